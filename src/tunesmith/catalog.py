@@ -1,0 +1,162 @@
+"""Base models: their names, windows, limits and prices, and where their weights are on this machine.
+
+A base is named by its entry in catalog.toml, by a local folder (written with a slash), or as organisation/name of the
+hub. Nothing is ever downloaded: the weights are bundled, in the home's `bases/`, in the hub's own cache, or in a folder.
+"""
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Self
+
+from tunesmith.errors import UnknownBaseModel, UnsafeBaseModel, WeightsNotHere, closest
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    name: str
+    task: str = "causal_lm"
+    hub_id: str = ""
+    bundled: bool = False
+    parameters: int = 0
+    """0 where it is not known before the weights are read."""
+    context: int = 0
+    """Inference window in tokens, prompt and answer together."""
+    prompt_window: int = 0
+    """Longest prompt when tuning, in tokens, the template's included."""
+    completion_window: int = 0
+    """Longest completion when tuning, in tokens, the stop id included."""
+    row_limit: int = 200_000
+    """Training rows at one epoch; at e epochs row_limit / e (Snowflake, cortex-finetuning)."""
+    pretraining_rate: float | None = None
+    licence: str = "unknown"
+    about: str = ""
+    folder: str = ""
+    """Where the weights are; empty while they are not here."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: v for k, v in data.items() if k in known})
+
+    @property
+    def public_name(self) -> str:
+        """What is written into files that leave the machine: never a local path."""
+        return self.hub_id or (Path(self.name).name if "/" in self.name else self.name)
+
+
+@cache
+def entries() -> dict[str, ModelSpec]:
+    """The catalogue, by name."""
+    table = tomllib.loads(files("tunesmith").joinpath("catalog.toml").read_text())
+    return {name: ModelSpec(name=name, **facts) for name, facts in table.items()}
+
+
+def find(name: str, home: Path) -> ModelSpec:
+    """The base called `name`, its weights located; UnknownBaseModel or WeightsNotHere otherwise."""
+    spec = entries().get(name.lower())
+    if spec is None and ("/" in name or os.sep in name):
+        folder = Path(name).expanduser()
+        if folder.is_dir() or name.startswith((".", "/", "~")):
+            return _of_folder(name, folder.absolute())
+        spec = ModelSpec(name=name, hub_id=name)
+    if spec is None:
+        raise UnknownBaseModel(name=name, closest=closest(name, entries()))
+    folder_here = locate(spec, home)
+    if folder_here is None:
+        raise WeightsNotHere(name=name, hub_id=spec.hub_id, folder=str(home / "bases" / spec.name))
+    return _completed(spec, folder_here)
+
+
+def locate(spec: ModelSpec, home: Path) -> Path | None:
+    """The folder with the weights of a catalogue entry or hub id, if they are on this machine."""
+    if spec.bundled:
+        return Path(str(files("tunesmith.bases").joinpath(spec.name)))
+    candidates = [home / "bases" / spec.name]
+    hub = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser() / "hub"
+    repository = hub / ("models--" + spec.hub_id.replace("/", "--"))
+    revision = repository / "refs" / "main"
+    if spec.hub_id and revision.is_file():
+        candidates.append(repository / "snapshots" / revision.read_text().strip())
+    return next((c for c in candidates if (c / "config.json").is_file()), None)
+
+
+def _of_folder(name: str, folder: Path) -> ModelSpec:
+    if not (folder / "config.json").is_file():
+        raise UnknownBaseModel(name=name, closest=closest(folder.name, entries()))
+    return _completed(ModelSpec(name=name), folder)
+
+
+def _completed(spec: ModelSpec, folder: Path) -> ModelSpec:
+    """The spec with its folder, and with windows from config.json where the catalogue gives none."""
+    config = read_json(folder, "config.json")
+    if config.get("auto_map"):
+        raise UnsafeBaseModel(folder=str(folder), reason="its config.json asks to run its own code (auto_map)")
+    if not (folder / "tokenizer.json").is_file():
+        raise UnsafeBaseModel(
+            folder=str(folder),
+            reason="there is no tokenizer.json; write one with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
+        )
+    if not list(folder.glob("*.safetensors")):
+        raise UnsafeBaseModel(folder=str(folder), reason="there is no .safetensors file; save the model once with save_pretrained")
+    positions = int(config.get("max_position_embeddings") or config.get("n_positions") or 2048)
+    context = min(spec.context or positions, positions)
+    completion = spec.completion_window or context // 4
+    return replace(
+        spec, folder=str(folder), context=context, completion_window=min(completion, context),
+        prompt_window=min(spec.prompt_window or context - completion, context - min(completion, context)),
+        parameters=spec.parameters or _parameters(folder),
+    )  # fmt: skip
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object in a base's folder; {} where the file is missing, UnsafeBaseModel where it cannot be read."""
+    try:
+        value = json.loads((folder / name).read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, OSError) as e:
+        raise UnsafeBaseModel(folder=str(folder), reason=f"{name} cannot be read: {e}") from None
+    if not isinstance(value, dict):
+        raise UnsafeBaseModel(folder=str(folder), reason=f"{name} holds no object")
+    return value
+
+
+def _parameters(folder: Path) -> int:
+    """Weights in the folder, counted from the headers of its safetensors files."""
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as f:
+            header = json.loads(f.read(min(int.from_bytes(f.read(8), "little"), 100_000_000)))
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                size = 1
+                for d in tensor["shape"]:
+                    size *= d
+                total += size
+    return total
+
+
+def prices(home: Path) -> dict[str, dict[str, float]]:
+    """Credits per million tokens: the user's table over the shipped one."""
+    table: dict[str, dict[str, float]] = tomllib.loads(files("tunesmith").joinpath("prices.toml").read_text())
+    own = home / "prices.toml"
+    if own.is_file():
+        for name, row in tomllib.loads(own.read_text()).items():
+            table[name] = {**table.get(name, {}), **row}
+    return table
+
+
+def credits(home: Path, base_model: str, kind: str, tokens: int) -> float:
+    """The price of `tokens` of `training` or `inference` on a base, in credits."""
+    table = prices(home)
+    rate = table.get(base_model, {}).get(kind, table["default"][kind])
+    return tokens * rate / 1e6

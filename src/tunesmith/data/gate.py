@@ -1,0 +1,77 @@
+"""What a training query may be: one SELECT, judged on DuckDB's own syntax tree.
+
+Embedded, the query then runs on the user's own connection with his own rights; files are allowed. A statement's type alone
+proves little: WITH x AS (DELETE … RETURNING *) SELECT … counts as a SELECT.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import duckdb
+
+from tunesmith.errors import CreateNotTopLevel, QueryRefused
+
+_QUERY_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "CTE_NODE", "RECURSIVE_CTE_NODE"}
+_ACTING = {"finetune", "tunesmith_finetune", "nextval"}
+
+
+def check_query(connection: duckdb.DuckDBPyConnection, sql: str, part: str) -> str:
+    """The query without its semicolon, if it is one SELECT that changes nothing; QueryRefused otherwise."""
+    text = sql.strip().rstrip(";").strip()
+    if not text:
+        raise QueryRefused(part=part, reason="it is empty", query=sql)
+    try:
+        tree = _tree(connection, text)
+    except ValueError as e:
+        raise QueryRefused(part=part, reason=str(e), query=sql) from None
+    if len(tree["statements"]) != 1:
+        raise QueryRefused(part=part, reason=f"it holds {len(tree['statements'])} statements", query=sql)
+    for node in _nodes(tree):
+        kind = str(node.get("type", ""))
+        if kind.endswith("_NODE") and kind not in _QUERY_NODES:
+            raise QueryRefused(part=part, reason=f"it changes data ({kind.split('_')[0]})", query=sql)
+        if kind == "SHOW_REF":
+            raise QueryRefused(part=part, reason="it is no SELECT", query=sql)
+        if str(node.get("function_name", "")).lower() in _ACTING:
+            raise QueryRefused(part=part, reason=f"it calls {node['function_name']}", query=sql)
+    return text
+
+
+def check_top_level(connection: duckdb.DuckDBPyConnection, statement: str, verb: str) -> None:
+    """CreateNotTopLevel unless the statement is nothing but SELECT FINETUNE(…), so that it can run only once."""
+    try:
+        statements = _tree(connection, statement.strip().rstrip(";"))["statements"]
+    except ValueError:
+        statements = []
+    node = statements[0]["node"] if len(statements) == 1 else {}
+    alone = (
+        node.get("type") == "SELECT_NODE"
+        and node["from_table"]["type"] == "EMPTY"
+        and not node["cte_map"]["map"]
+        and node["where_clause"] is None
+        and len(node["select_list"]) == 1
+        and str(node["select_list"][0].get("function_name", "")).lower() == "finetune"
+    )
+    if not alone:
+        raise CreateNotTopLevel(verb=verb, statement=statement)
+
+
+def _tree(connection: duckdb.DuckDBPyConnection, text: str) -> dict[str, Any]:
+    """DuckDB's syntax tree of a SELECT; ValueError with its reason for anything else."""
+    [(serialized,)] = connection.execute("SELECT json_serialize_sql(?)", [text]).fetchall()
+    tree: dict[str, Any] = json.loads(serialized)
+    if tree["error"]:
+        raise ValueError(str(tree.get("error_message", "it cannot be parsed")))
+    return tree
+
+
+def _nodes(value: Any) -> Iterator[dict[str, Any]]:
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, dict):
+            yield item
+            todo += item.values()
+        elif isinstance(item, list):
+            todo += item

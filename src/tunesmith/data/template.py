@@ -1,0 +1,212 @@
+"""PromptTemplate: the one function from messages to token ids, used by training, evaluation and COMPLETE alike.
+
+It is made from the base's own chat template at CREATE, stored with the model, and needs no torch. Text of users is tokenised with
+special tokens switched off, so a prompt can never write <|end|>; the stop id is appended as an id, never as text.
+A base without a chat template gets the plain form: start token, prompt, newline, completion, end token.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from tunesmith.catalog import read_json
+from tunesmith.errors import InvalidPrompt, UnsafeBaseModel
+
+Messages = Sequence[Mapping[str, str]]
+_SLOT = re.compile("\ue000(\\d+)\ue001")      # private use characters: no template writes them
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    chat_template: str
+    """Jinja source of the base, or "" for the plain form."""
+    bos: str
+    eos: str
+    end_id: int
+    """Appended to every completion; the model learns to write it."""
+    stop_ids: tuple[int, ...]
+    """An answer ends at the first of these."""
+    frozen_on: str
+    """The date that templates with a date see, in training and in every later answer."""
+
+    @classmethod
+    def of_base(cls, folder: Path) -> Self:
+        """From the JSON files of a base's folder. UnsafeBaseModel where no end token can be found."""
+        tokenizer, config = read_json(folder, "tokenizer_config.json"), read_json(folder, "config.json")
+        added = _added_tokens(folder, tokenizer)
+        source = _chat_template(folder, tokenizer)
+        eos = _text_of(tokenizer.get("eos_token")) or next((t for t, i in added.items() if i == config.get("eos_token_id")), "")
+        bos = _text_of(tokenizer.get("bos_token"))
+        stops = {*_ids(config.get("eos_token_id")), *_ids(read_json(folder, "generation_config.json").get("eos_token_id"))}
+        if eos in added:
+            stops.add(added[eos])
+        template = cls(source, bos, eos, -1, (), date.today().isoformat())
+        end = template._end_of_turn(added)
+        end_id = added[end] if end else added.get(eos, min(stops, default=-1))
+        if end_id < 0:
+            raise UnsafeBaseModel(folder=str(folder), reason="no end token in tokenizer_config.json, config.json or the chat template")
+        return cls(source, bos, eos, end_id, tuple(sorted({end_id, *stops})), template.frozen_on)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(**{**data, "stop_ids": tuple(data["stop_ids"])})
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    def pieces(self, messages: Messages) -> list[str | int]:
+        """The prompt as template text and, as numbers, the messages whose content stands between."""
+        if not self.chat_template:
+            return _plain_pieces(self.bos, messages)
+        rendered = _render(self, tuple(m["role"] for m in messages), True)
+        parts: list[str | int] = list(_SLOT.split(rendered))
+        return [int(p) if i % 2 else p for i, p in enumerate(parts) if p != ""]
+
+    def _end_of_turn(self, added: Mapping[str, int]) -> str | None:
+        """The special token that the chat template writes after an answer."""
+        if not self.chat_template:
+            return None
+        after = _render(self, ("user", "assistant"), False).partition("\ue0001\ue001")[2]
+        found = [(after.index(t), -len(t), t) for t in added if t in after]
+        return min(found)[2] if found else None
+
+
+@lru_cache(maxsize=256)
+def _render(template: PromptTemplate, roles: tuple[str, ...], prompt_only: bool) -> str:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment.globals.update(
+        raise_exception=_raise, strftime_now=date.fromisoformat(template.frozen_on).strftime,
+    )  # fmt: skip
+    environment.filters["tojson"] = lambda v, **k: json.dumps(v, ensure_ascii=False, **k)
+    messages = [{"role": r, "content": f"\ue000{i}\ue001"} for i, r in enumerate(roles)]
+    try:
+        return environment.from_string(template.chat_template).render(
+            messages=messages, add_generation_prompt=prompt_only, bos_token=template.bos, eos_token=template.eos
+        )
+    except jinja2.TemplateError as e:
+        raise InvalidPrompt(reason=f"the base's chat template refuses the roles {', '.join(roles)}: {e}") from None
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _plain_pieces(bos: str, messages: Messages) -> list[str | int]:
+    pieces: list[str | int] = [bos] if bos else []
+    for i, _ in enumerate(messages):
+        pieces += [i, "\n"]
+    return pieces
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A row as ids: the prompt, then (when training) the completion and the stop id."""
+
+    ids: list[int]
+    n_prompt: int
+
+    @property
+    def n_completion(self) -> int:
+        return len(self.ids) - self.n_prompt
+
+
+class Encoder:
+    """A prompt template bound to its base's tokenizer."""
+
+    def __init__(self, template: PromptTemplate, base_folder: Path) -> None:
+        self.template = template
+        file = str(base_folder / "tokenizer.json")
+        self._text, self._control = Tokenizer.from_file(file), Tokenizer.from_file(file)
+        for tokenizer in (self._text, self._control):
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+        self._text.encode_special_tokens = True       # special tokens in a user's text are plain text
+        self._longest_token = max(len(t.encode()) for t in self._text.get_vocab())
+        self._control_ids = lru_cache(maxsize=1024)(lambda text: self._control.encode(text, add_special_tokens=False).ids)
+
+    def prompt(self, messages: Messages) -> list[int]:
+        ids: list[int] = []
+        for piece in self.template.pieces(messages):
+            ids += self._control_ids(piece) if isinstance(piece, str) else self.text(messages[piece]["content"])
+        return ids
+
+    def row(self, messages: Messages, completion: str) -> Encoded:
+        """A training row: prompt, completion and the stop id."""
+        prompt = self.prompt(messages)
+        return Encoded([*prompt, *self.text(completion), self.template.end_id], len(prompt))
+
+    def text(self, text: str) -> list[int]:
+        return self._text.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._control.decode(list(ids), skip_special_tokens=True)
+
+    def surely_longer(self, text: str, tokens: int) -> bool:
+        """Whether a text is over a number of tokens whatever its tokens are: spares tokenising a 10 MB row."""
+        return len(text.encode(errors="replace")) > tokens * self._longest_token
+
+    def cut(self, messages: Messages, over: int) -> list[dict[str, str]]:
+        """The messages with `over` tokens taken from the start of the last one; the rest stands whole."""
+        last = messages[-1]["content"]
+        ids = self._text.encode(last, add_special_tokens=False)
+        offset = ids.offsets[over][0] if over < len(ids.ids) else len(last)
+        return [*map(dict, messages[:-1]), {"role": messages[-1]["role"], "content": last[offset:]}]
+
+
+def parse_messages(value: Any) -> list[dict[str, str]]:
+    """A prompt as COMPLETE takes it (a text, or messages) in one form; InvalidPrompt says what is wrong."""
+    if isinstance(value, str):
+        return [{"role": "user", "content": value}]
+    if not isinstance(value, list) or not value:
+        raise InvalidPrompt(reason=f"{value!r:.100} is neither a text nor a list of messages")
+    for n, message in enumerate(value):
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            raise InvalidPrompt(reason=f"message {n + 1} has no content")
+        role = message.setdefault("role", "user")
+        if role not in ROLES:
+            raise InvalidPrompt(reason=f"message {n + 1} has the role {role!r}")
+    turns = [m["role"] for m in value if m["role"] != "system"]
+    system = [n for n, m in enumerate(value) if m["role"] == "system"]
+    if system not in ([], [0]) or turns != [("user", "assistant")[i % 2] for i in range(len(turns))] or len(turns) % 2 == 0:
+        raise InvalidPrompt(reason="the roles are " + ", ".join(m["role"] for m in value))
+    return [{"role": m["role"], "content": m["content"]} for m in value]
+
+
+def _added_tokens(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, int]:
+    added = {t["content"]: int(t["id"]) for t in read_json(folder, "tokenizer.json").get("added_tokens", [])}
+    for number, token in tokenizer_config.get("added_tokens_decoder", {}).items():
+        added.setdefault(token["content"], int(number))
+    return added
+
+
+def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text("utf-8")
+    found = tokenizer_config.get("chat_template") or ""
+    if isinstance(found, list):      # several named ones: the default is meant
+        found = next((t["template"] for t in found if t["name"] == "default"), "")
+    return str(found)
+
+
+def _text_of(token: Any) -> str:
+    return str(token["content"] if isinstance(token, dict) else token or "")
+
+
+def _ids(value: Any) -> list[int]:
+    return [] if value is None else [value] if isinstance(value, int) else list(value)

@@ -1,0 +1,125 @@
+"""The only module that writes durable files.
+
+A folder is built in staging, then published: every file synced, a manifest of sizes and SHA-256 digests written, the
+folder renamed to its final name and the parent synced. What is not renamed does not exist; what does not match its
+manifest is not loaded. Libraries write only into a folder that `staging` opened.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import DamagedFiles, DiskFull
+
+MANIFEST = "MANIFEST.json"
+FORMAT = 1
+RESERVE_MB = 64      # kept free, so that the store itself can still be written
+
+
+def open_home(home: Path) -> None:
+    """Make the home folder and its tmp/ (same file system, so that a rename is atomic)."""
+    (home / "tmp").mkdir(parents=True, exist_ok=True, mode=0o700)
+    marker = home / "FORMAT"
+    if not marker.exists():
+        write_json(marker, {"format": FORMAT})
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """DiskFull unless `needed` bytes and the reserve are free where `folder` is or will be."""
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < needed + RESERVE_MB * 2**20:
+        raise DiskFull(path=str(folder), needed_mb=(needed >> 20) + RESERVE_MB, free_mb=free >> 20)
+
+
+@contextmanager
+def staging(home: Path) -> Iterator[Path]:
+    """An empty folder to write into; whatever was not published from it is removed at the end."""
+    open_home(home)
+    folder = Path(tempfile.mkdtemp(dir=home / "tmp"))
+    try:
+        yield folder
+    except OSError as e:
+        if e.errno == 28:
+            raise DiskFull(path=str(folder), needed_mb=RESERVE_MB, free_mb=shutil.disk_usage(home).free >> 20) from e
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(staged: Path, final: Path, facts: dict[str, Any] | None = None) -> str:
+    """Make the staged folder durable under its final name, at once and whole; returns the manifest's digest."""
+    listed = {}
+    for file in sorted(p for p in staged.rglob("*") if p.is_file()):
+        _sync(file)
+        listed[str(file.relative_to(staged))] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+    text = json.dumps({"format": FORMAT, "files": listed, **(facts or {})}, indent=1, sort_keys=True, allow_nan=False)
+    _write_synced(staged / MANIFEST, text)
+    for folder in [*(p for p in staged.rglob("*") if p.is_dir()), staged]:
+        _sync(folder)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(staged, final)
+    _sync(final.parent)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def verify(folder: Path, digest: str | None = None) -> dict[str, Any]:
+    """The manifest of a published folder, after every file was compared with it; DamagedFiles otherwise."""
+    try:
+        text = (folder / MANIFEST).read_bytes()
+        manifest: dict[str, Any] = json.loads(text)
+        listed = manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise DamagedFiles(folder=str(folder), reason=f"no readable {MANIFEST} ({e})") from None
+    if digest is not None and hashlib.sha256(text).hexdigest() != digest:
+        raise DamagedFiles(folder=str(folder), reason=f"{MANIFEST} is not the one that was recorded")
+    present = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir()} - {MANIFEST}
+    if present != set(listed):
+        raise DamagedFiles(folder=str(folder), reason=f"files {sorted(present ^ set(listed))} are missing or foreign")
+    for name, facts in listed.items():
+        file = folder / name
+        if file.is_symlink() or file.stat().st_size != facts["bytes"] or sha256(file) != facts["sha256"]:
+            raise DamagedFiles(folder=str(folder), reason=f"{name} does not match its digest")
+    return manifest
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace one small file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    _write_synced(part, json.dumps(value, indent=1, allow_nan=False))
+    os.replace(part, path)
+    _sync(path.parent)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder that nothing refers to any more."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

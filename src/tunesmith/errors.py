@@ -1,0 +1,256 @@
+"""Every exception of Tunesmith. Nothing else defines one.
+
+A class's docstring is its message: it names the thing, the value and the way out, and its `{fields}` are the
+keyword arguments of the constructor. An error travels as JSON between processes and through the store
+(`to_json`, `from_json`). A door needs only the families: the CLI exits with `exit_code`, SQL shows the sentence.
+
+To add one: subclass a family, write the sentence, raise it with its fields.
+"""
+
+import difflib
+import inspect
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+
+class TunesmithError(Exception):
+    """Something went wrong in Tunesmith: {reason}"""
+
+    exit_code: ClassVar[int] = 1
+    code: ClassVar[str] = "tunesmith_error"
+
+    def __init__(self, **fields: Any) -> None:
+        self.fields = fields
+        super().__init__(inspect.cleandoc(type(self).__doc__ or "").format_map({k: _shown(v) for k, v in fields.items()}))
+
+    def __init_subclass__(cls) -> None:
+        cls.code = "".join("_" + c.lower() if c.isupper() else c for c in cls.__name__).lstrip("_")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (from_json, (self.to_json(),))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"code": self.code, "message": str(self), "fields": self.fields}
+
+
+def from_json(data: dict[str, Any]) -> TunesmithError:
+    kind = _by_code().get(data["code"])
+    if kind is None:
+        return TunesmithError(reason=data["message"])
+    return kind(**data["fields"])
+
+
+def _by_code() -> dict[str, type[TunesmithError]]:
+    found: dict[str, type[TunesmithError]] = {}
+    todo: list[type[TunesmithError]] = [TunesmithError]
+    while todo:
+        kind = todo.pop()
+        found[kind.code] = kind
+        todo += kind.__subclasses__()
+    return found
+
+
+def _shown(value: Any) -> Any:
+    """Long values are shortened in the sentence; the fields keep them whole."""
+    if isinstance(value, str) and len(value) > 300:
+        return value[:200] + f"… ({len(value)} characters)"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(v) for v in value[:10]) + (f", … ({len(value)} in all)" if len(value) > 10 else "")
+    return value
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """The nearest known name, for "did you mean"; the first one where nothing is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1, cutoff=0.0)
+    return next((n for n in names if near and n.lower() == near[0]), "(there are none)")
+
+
+# ---------------------------------------------------------------- families
+
+
+class NotFound(TunesmithError):
+    """{what} was not found."""
+
+    exit_code = 3
+
+
+class Invalid(TunesmithError):
+    """{what} is not valid."""
+
+    exit_code = 2
+
+
+class Conflict(TunesmithError):
+    """{what} is not possible in this state."""
+
+
+class Forbidden(TunesmithError):
+    """{principal} may not {privilege} {object}. Ask its owner for the privilege."""
+
+
+class Failed(TunesmithError):
+    """{what} failed."""
+
+
+# ---------------------------------------------------------------- not found
+
+
+class UnknownBaseModel(NotFound):
+    """No base model named {name!r}. Did you mean {closest!r}? `tunesmith model list --bases` shows all; a local
+    folder is written with a slash (./my-model), a model of the hub as organisation/name."""
+
+
+class WeightsNotHere(NotFound):
+    """The weights of base model {name!r} are not on this machine, and Tunesmith never downloads by itself. Bring them with
+    `hf download {hub_id}` (from any machine; then copy that folder to {folder}), or name a local folder as
+    the base model. Nothing was read and no job was created."""
+
+
+class UnknownJob(NotFound):
+    """No fine-tuning job {id!r}. Did you mean {closest!r}? `tunesmith job list` or FINETUNE('SHOW') shows all."""
+
+
+class UnknownModel(NotFound):
+    """unknown model "{name}". Did you mean {closest!r}? `tunesmith model list` shows the tuned models and
+    `tunesmith model list --bases` the base models; a model answers once its job has succeeded."""
+
+
+# ---------------------------------------------------------------- invalid input
+
+
+class InvalidOption(Invalid):
+    """Unknown option {name!r} = {value!r}. Did you mean {closest!r}? Options: {known}."""
+
+
+class InvalidOptionValue(Invalid):
+    """Option {name} = {value!r} is out of range: {allowed}."""
+
+
+class InvalidOptions(Invalid):
+    """invalid options object {value!r}: {reason}. Give JSON such as {{"max_epochs": 3}}."""
+
+
+class InvalidModelName(Invalid):
+    """{name!r} is not a model name: letters, digits, _ and -, beginning with a letter, at most 63 each, optionally
+    as database.schema.name; anything else in double quotes."""
+
+
+class QueryRefused(Invalid):
+    """The {part} query was refused: {reason}. Give one SELECT (tables, views, CTEs, files) with the columns prompt and
+    completion, or messages. The query: {query}"""
+
+
+class QueryFailed(Invalid):
+    """The {part} query failed: {reason}. The query: {query}"""
+
+
+class NoSuchTable(Invalid):
+    """The {part} query names a table that cannot be seen: {reason}. A temporary table, or one that is not committed yet, is
+    invisible here: write an ordinary table and COMMIT first. The query: {query}"""
+
+
+class MissingColumns(Invalid):
+    """The {part} query gives no column {missing}; it gives: {found}. Nearest: {nearest}. Name or alias
+    the columns: SELECT … AS prompt, … AS completion."""
+
+
+class NoUsableRows(Invalid):
+    """No usable row in the {part} query: {rows} rows, all rejected ({reasons}). Every row needs a non-empty prompt
+    and a non-empty completion."""
+
+
+class TooManyRows(Invalid):
+    """{rows} training rows are more than {base_model} takes: {limit} at {epochs} epochs. Sample the query (a few hundred
+    good rows often do), or lower max_epochs."""
+
+
+class DatabaseBusy(Invalid):
+    """The database {path} is held open by another process ({reason}). Close it there, or run the query through that process's own
+    connection (tunesmith.connect), or export the rows to Parquet and name the file."""
+
+
+class NotADataSource(Invalid):
+    """{value} is not training data: give a query, a .parquet, .csv or .jsonl file, rows as dictionaries,
+    or a table of pandas or Arrow."""
+
+
+class CreateNotTopLevel(Invalid):
+    """FINETUNE('{verb}', …) acts, so it runs only as a statement of its own: SELECT FINETUNE('{verb}', …), with no FROM, no
+    EXPLAIN, no view and no other column. Nothing was done. From Python, use connection.execute(…). The statement: {statement}"""
+
+
+class InvalidCall(Invalid):
+    """FINETUNE takes ('CREATE', name, base_model, training_query [, validation_query [, options]]), ('SHOW'), ('DESCRIBE', id)
+    or ('CANCEL', id), not {call}."""
+
+
+class InvalidPrompt(Invalid):
+    """invalid prompt object: {reason}. Give a text, or a list of {{"role": …, "content": …}} with roles system (first), user and
+    assistant in turn, the last one user."""
+
+
+class PromptTooLong(Invalid):
+    """max tokens of {window} exceeded: the prompt has {tokens} tokens, {model!r} takes {window} with its answer.
+    Shorten the prompt ({prompt!r})."""
+
+
+class RowsTooLong(Invalid):
+    """{count} rows are longer than {base_model} takes when tuning ({window} prompt tokens, {completion_window} completion tokens), and
+    on_long is 'fail': rows {rows}. Shorten them, or say on_long = 'reject' or 'cut_prompt'."""
+
+
+class UnsafeBaseModel(Invalid):
+    """The base model in {folder} was refused: {reason}. Tunesmith reads safetensors and JSON only and runs no code of a model."""
+
+
+class ReservedDatabaseName(Invalid):
+    """A database file named {name!r} hides the functions of the same name. Rename the file, for example to my_{name}.duckdb."""
+
+
+# ---------------------------------------------------------------- conflict
+
+
+class JobAlreadyFinished(Conflict):
+    """Job {id} has already ended as {status}; it cannot be cancelled. `tunesmith job show {id}` shows its result."""
+
+
+class IdempotencyConflict(Conflict):
+    """The idempotency key {key!r} was used before, for job {id} with other arguments. Use a new key for a new job."""
+
+
+class LeaseLost(Conflict):
+    """Attempt {attempt} of job {id} has lost its lease; another worker has taken over. This attempt stops and changes nothing."""
+
+
+class StoreTooNew(Conflict):
+    """The store {store} was written by a newer Tunesmith (schema {found}, this one knows {known}). Upgrade: pip install -U tunesmith."""
+
+
+# ---------------------------------------------------------------- things that went wrong
+
+
+class DiskFull(Failed):
+    """No space on the disk of {path}: {needed_mb} MB needed, {free_mb} MB free. Free some space; nothing was lost."""
+
+
+class DamagedFiles(Failed):
+    """The files in {folder} are damaged or incomplete: {reason}. They were not loaded."""
+
+
+class ChildDied(Failed):
+    """The {phase} process of job {id} died {times} times without getting further (last: {reason}). The end of its log:
+    {log}"""
+
+
+class NonFiniteLoss(Failed):
+    """The loss or a gradient was not a finite number in {steps} steps in a row, also after going back to the last checkpoint at half
+    the learning rate. Rows of the last batch: {rows}. Look at them, or lower learning_rate (it was {learning_rate})."""
+
+
+class TrainingFailed(Failed):
+    """Job {id} failed while {phase}: {reason}"""
+
+
+class MissingExtra(Failed):
+    """{what} needs packages that are not installed. Install them: pip install 'tunesmith[{extra}]'"""

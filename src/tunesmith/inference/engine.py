@@ -1,0 +1,158 @@
+"""The engine behind complete(): many prompts in, one answer each.
+
+Prompts of like length are answered together with one key-value cache per batch; equal prompts are answered once when greedy. A batch is
+padded on the right, and each row's positions go on from its own end, so padding decides nothing. Models stay loaded, the last few used.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from tunesmith import durable
+from tunesmith.data.template import Encoder, Messages, PromptTemplate
+from tunesmith.errors import PromptTooLong
+from tunesmith.models import causal_lm
+from tunesmith.models.methods import METHODS, Model
+from tunesmith.registry import TunedModel
+from tunesmith.tuning.batches import micro_batches
+
+BATCH_TOKENS = 8192      # padded prompt tokens answered together
+LOADED_LIMIT = 2         # models kept in memory
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen (Snowflake, complete-snowflake-cortex). Temperature 0 is greedy."""
+
+    temperature: float = 0.0
+    top_p: float = 0.0
+    """0 and 1 both mean: all tokens."""
+    max_tokens: int = 4096
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    """The stop id, where one was written, is not counted."""
+    stopped: bool
+    """Ended by a stop id, not by max_tokens or the window."""
+
+
+class Engine:
+    """A loaded model with its prompt template."""
+
+    def __init__(self, model: Model, encoder: Encoder, name: str, context: int) -> None:
+        self._model, self.encoder, self._name, self._context = model, encoder, name, context
+        self._device = next(model.parameters()).device
+
+    @classmethod
+    def load(cls, tuned: TunedModel, device: str) -> "Engine":
+        """DamagedFiles unless the tuned model's files are those that were published."""
+        base_folder, place = Path(tuned.base.folder), causal_lm.device_of(device)
+        if not tuned.folder:
+            template = PromptTemplate.of_base(base_folder)
+            return cls(causal_lm.load(base_folder, place), Encoder(template, base_folder), tuned.name, tuned.base.context)
+        folder = Path(tuned.folder)
+        durable.verify(folder, tuned.digest or None)
+        method = METHODS[tuned.method]
+        model = method.load(causal_lm.load(folder if method.whole else base_folder, place), folder)
+        template = PromptTemplate.from_json(json.loads((folder / "prompt_template.json").read_text()))
+        return cls(model.eval(), Encoder(template, base_folder), tuned.name, tuned.base.context)
+
+    def generate(self, prompts: Sequence[Messages], sampling: Sampling) -> list[Completion]:
+        """One completion per prompt, in order. PromptTooLong before anything is computed."""
+        encoded = [self._prompt_ids(p) for p in prompts]
+        wanted: dict[tuple[int, ...], list[int]] = {}
+        for i, ids in enumerate(encoded):
+            key = tuple(ids) if sampling.temperature == 0 else (*ids, -1 - i)
+            wanted.setdefault(key, []).append(i)
+        asked = [encoded[places[0]] for places in wanted.values()]
+        answers: list[Completion | None] = [None] * len(prompts)
+        for group, completions in self._batches(asked, sampling):
+            for g, completion in zip(group, completions, strict=True):
+                for i in list(wanted.values())[g]:
+                    answers[i] = completion
+        return [a for a in answers if a is not None]
+
+    def _prompt_ids(self, messages: Messages) -> list[int]:
+        content = max((m["content"] for m in messages), key=len)
+        too_long = self.encoder.surely_longer(content, self._context)
+        ids = [] if too_long else self.encoder.prompt(messages)
+        if too_long or len(ids) >= self._context:
+            raise PromptTooLong(window=self._context, tokens=len(ids) or f"over {self._context}", model=self._name, prompt=content[:60] + "…")
+        return ids
+
+    def _batches(self, asked: list[list[int]], sampling: Sampling) -> Iterator[tuple[list[int], list[Completion]]]:
+        generator = torch.Generator(self._device)
+        generator.manual_seed(sampling.seed) if sampling.seed is not None else generator.seed()
+        for group in micro_batches([len(ids) for ids in asked], BATCH_TOKENS):
+            yield group, self._answer([asked[g] for g in group], sampling, generator)
+
+    @torch.inference_mode()
+    def _answer(self, prompts: list[list[int]], sampling: Sampling, generator: torch.Generator) -> list[Completion]:
+        lengths = torch.tensor([len(p) for p in prompts], device=self._device)
+        B, T = len(prompts), int(lengths.max())
+        budget = min(sampling.max_tokens, self._context - T)
+        ids = torch.zeros(B, T, dtype=torch.long, device=self._device)
+        mask = torch.zeros(B, T, dtype=torch.long, device=self._device)
+        for b, p in enumerate(prompts):
+            ids[b, : len(p)] = torch.tensor(p)
+            mask[b, : len(p)] = 1
+        cache = DynamicCache(config=self._model.config)
+        hidden = self._model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+        logits = hidden.logits[torch.arange(B), lengths - 1]
+        stops = torch.tensor(self.encoder.template.stop_ids, device=self._device)
+        written: list[Tensor] = []
+        running = torch.ones(B, dtype=torch.bool, device=self._device)
+        for n in range(budget):
+            token_B = choose(logits, sampling, generator)
+            running = running & ~torch.isin(token_B, stops)
+            written.append(torch.where(running, token_B, -1))
+            if not running.any() or n + 1 == budget:
+                break
+            mask = torch.cat([mask, mask.new_ones(B, 1)], 1)
+            step = self._model(
+                input_ids=token_B[:, None], attention_mask=mask, position_ids=(lengths + n)[:, None], past_key_values=cache, use_cache=True
+            )
+            logits = step.logits[:, -1]
+        out = torch.stack(written, 1).tolist() if written else [[]] * B
+        return [self._completion(len(p), row, not bool(r)) for p, row, r in zip(prompts, out, running.tolist(), strict=True)]
+
+    def _completion(self, n_prompt: int, tokens: list[int], stopped: bool) -> Completion:
+        answer = tokens[: tokens.index(-1)] if -1 in tokens else tokens
+        return Completion(self.encoder.decode(answer), n_prompt, len(answer), stopped)
+
+
+def choose(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    """The next token of each row: the best one, or drawn at `temperature` from the smallest set that holds `top_p`."""
+    if sampling.temperature == 0:
+        return logits_BV.argmax(-1)
+    p_BV = torch.softmax(logits_BV.float() / sampling.temperature, -1)
+    if 0 < sampling.top_p < 1:
+        ordered, index = p_BV.sort(-1, descending=True)
+        outside = ordered.cumsum(-1) - ordered >= sampling.top_p      # the token that crosses top_p stays
+        p_BV = p_BV.scatter(-1, index, ordered.masked_fill(outside, 0.0))
+    return torch.multinomial(p_BV, 1, generator=generator).squeeze(-1)
+
+
+_loaded: OrderedDict[tuple[str, str, str], Engine] = OrderedDict()
+
+
+def engine_for(tuned: TunedModel, device: str) -> Engine:
+    """The engine of a model, loaded once and kept while it is among the last used."""
+    key = (tuned.base.folder, tuned.folder, tuned.digest)
+    if key not in _loaded:
+        _loaded[key] = Engine.load(tuned, device)
+        while len(_loaded) > LOADED_LIMIT:
+            _loaded.popitem(last=False)
+    _loaded.move_to_end(key)
+    return _loaded[key]

@@ -1,0 +1,84 @@
+"""The task `causal_lm`: load a base, put rows into tensors, and the loss of every supervised token.
+
+B rows, T positions, K kept positions, N supervised tokens, V vocabulary.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from tunesmith.data.template import Encoded
+from tunesmith.models.methods import Model
+
+transformers_logging.disable_progress_bar()
+
+
+def device_of(setting: str) -> torch.device:
+    if setting == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(setting)
+
+
+def load(folder: Path, device: torch.device) -> PreTrainedModel:
+    """A base or a whole tuned model: safetensors only, no code of its own, float32 (bfloat16 on a GPU keeps the file's type)."""
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32 if device.type == "cpu" else "auto", local_files_only=True, use_safetensors=True,
+        trust_remote_code=False,
+    )  # fmt: skip
+    model.config.use_cache = False
+    return model.to(device).eval()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows padded on the right. Padding decides nothing: it is masked as input and never a target."""
+
+    ids_BT: Tensor
+    mask_BT: Tensor
+    keep_K: Tensor
+    """Positions whose next token is supervised in any row: the head runs only there."""
+    where_BK: Tensor
+    targets_N: Tensor
+    row_N: Tensor
+    """Which of the B rows a supervised token belongs to."""
+
+
+def collate(rows: Sequence[Encoded], device: torch.device) -> Batch:
+    B, T = len(rows), max(len(r.ids) for r in rows)
+    ids = torch.zeros(B, T, dtype=torch.long)
+    mask = torch.zeros(B, T, dtype=torch.long)
+    supervised = torch.zeros(B, T, dtype=torch.bool)
+    for b, row in enumerate(rows):
+        n = len(row.ids)
+        ids[b, :n] = torch.tensor(row.ids)
+        mask[b, :n] = 1
+        supervised[b, row.n_prompt - 1 : n - 1] = True      # the position before each completion token predicts it
+    keep = supervised.any(0).nonzero().squeeze(1)
+    where = supervised[:, keep]
+    b_N, k_N = where.nonzero(as_tuple=True)
+    targets = ids[b_N, keep[k_N] + 1]
+    return Batch(*(t.to(device) for t in (ids, mask, keep, where, targets, b_N)))
+
+
+def token_losses(model: Model, batch: Batch) -> Tensor:
+    """Cross-entropy of each supervised token, (N,), in nats; not averaged."""
+    keeps = "logits_to_keep" in inspect.signature(_decoder(model).forward).parameters
+    wanted = {"logits_to_keep": batch.keep_K} if keeps else {}
+    logits_BKV = model(input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False, **wanted).logits
+    if not keeps:
+        logits_BKV = logits_BKV[:, batch.keep_K]
+    logits_NV = logits_BKV[batch.where_BK]
+    if logits_NV.dtype in (torch.float16, torch.bfloat16):
+        logits_NV = logits_NV.float()
+    return F.cross_entropy(logits_NV, batch.targets_N, reduction="none")
+
+
+def _decoder(model: Model) -> PreTrainedModel:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[return-value, operator]

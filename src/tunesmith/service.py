@@ -1,0 +1,241 @@
+"""Tunesmith, the service: the few verbs that every door calls. Embedded, a user's queries run on his own connection."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+
+from tunesmith import access, catalog, registry, worker
+from tunesmith.data.dataset import snapshot
+from tunesmith.data.template import Encoder, PromptTemplate, parse_messages
+from tunesmith.errors import DatabaseBusy, InvalidOptionValue, MissingExtra, NotADataSource, TooManyRows
+from tunesmith.jobs import Job, Options, model_key
+from tunesmith.registry import TunedModel
+from tunesmith.settings import Settings
+from tunesmith.store import JobStore
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from tunesmith.inference.engine import Completion
+
+DEFAULT_EPOCHS = 3      # Snowflake's default; decides the row limit where max_epochs is auto
+
+Data = Any
+"""Training data: a query, a file (.parquet, .csv, .jsonl; also as @path), rows as dictionaries, or a pandas or Arrow table."""
+
+
+class Tunesmith:
+    """Tune models on the rows of a query, and ask them.
+
+    `database` is a DuckDB file or an open connection: where training queries run. `home` keeps jobs and models.
+    """
+
+    def __init__(
+        self, database: str | os.PathLike[str] | duckdb.DuckDBPyConnection = ":memory:", *, home: str | os.PathLike[str] | None = None
+    ) -> None:
+        self.settings = Settings.read(home)
+        self._database = database
+        self._store: JobStore | None = None
+
+    @property
+    def store(self) -> JobStore:
+        if self._store is None:
+            self._store = JobStore(self.settings.store_url)
+        return self._store
+
+    # ------------------------------------------------------------ jobs
+
+    def create(
+        self, name: str, base_model: str, training_data: Data, validation_data: Data = None, *, idempotency_key: str | None = None,
+        **options: Any,
+    ) -> Job:  # fmt: skip
+        """Freeze the rows and accept a job; durable before it returns. The job runs in a worker of its own.
+
+        `options` are those of `Options`. A taken name gets a suffix; the same idempotency key gives the same job.
+        """
+        access.require(access.principal(), "CREATE MODEL", name)
+        model_key(name)      # InvalidModelName before anything is read
+        parsed = Options.parse(options)
+        spec = catalog.find(base_model, self.settings.home)
+        template = PromptTemplate.of_base(Path(spec.folder))
+        job = Job(
+            id=Job.new_id(), name=name, base_model=spec.name, task=spec.task, training_data=_described(training_data),
+            validation_data=_described(validation_data), options=parsed, owner=access.principal(), template=template.to_json(),
+            base=spec.to_json(),
+        )  # fmt: skip
+        if idempotency_key is not None and self.store.find_request(idempotency_key) is not None:
+            return self._hand_out(self.store.add(job, idempotency_key))
+        with self._source() as connection:
+            queries = {"training": training_data, "validation": validation_data, "test": parsed.test_data}
+            texts = {part: _query(connection, part, data) for part, data in queries.items()}
+            frozen = snapshot(connection, texts, self.settings.job_folder(job.id) / "data", home=self.settings.home, seed=parsed.seed)
+        self._check_row_limit(spec, parsed, sum(frozen.rows[p] for p in ("train", "validation", "verdict")))
+        job = self.store.add(replace(job, data_digest=frozen.digest, rows=frozen.rows, warnings=frozen.warnings), idempotency_key)
+        worker.ensure(self.settings, self.store)
+        return self._hand_out(job)
+
+    def show(self) -> list[Job]:
+        """All jobs, the oldest first."""
+        worker.ensure(self.settings, self.store)
+        return [self._hand_out(j) for j in self.store.all_jobs()]
+
+    def describe(self, job_id: str) -> Job:
+        """One job as it stands now; UnknownJob otherwise."""
+        worker.ensure(self.settings, self.store)
+        return self._hand_out(self.store.get(job_id))
+
+    def cancel(self, job_id: str) -> Job:
+        """Ask a job to stop: a waiting one stops now, a working one within a step. No model will appear."""
+        access.require(access.principal(), "OPERATE", job_id)
+        return self._hand_out(self.store.request_cancel(job_id))
+
+    def wait(self, job_id: str, *, timeout_s: float | None = None, on_change: Callable[[Job], None] | None = None) -> Job:
+        """Block until the job has ended (or `timeout_s` is over) and return it; `on_change` sees every look."""
+        began = time.monotonic()
+        while True:
+            job = self.describe(job_id)
+            if on_change is not None:
+                on_change(job)
+            if job.status.is_final or (timeout_s is not None and time.monotonic() - began >= timeout_s):
+                return job
+            time.sleep(0.25)
+
+    def metrics(self, job_id: str) -> "pyarrow.Table":
+        """The recorded steps of a job as an Arrow table."""
+        try:
+            import pyarrow
+        except ImportError:
+            raise MissingExtra(what="an Arrow table", extra="train") from None
+        self.store.get(job_id)
+        return pyarrow.Table.from_pylist(self.store.rows("metrics", job_id))
+
+    # ------------------------------------------------------------ models
+
+    def models(self) -> list[TunedModel]:
+        return registry.listing(self.store, self.settings.home)
+
+    def model(self, name: str) -> TunedModel:
+        """The tuned or base model of this name; UnknownModel otherwise."""
+        return registry.resolve(self.store, self.settings.home, name)
+
+    def complete(self, name: str, prompts: Sequence[Any], **options: Any) -> "list[Completion]":
+        """One answer per prompt, in order. A prompt is a text or a list of messages; options: temperature, top_p, max_tokens.
+
+        Greedy by default. PromptTooLong or InvalidPrompt before anything is computed.
+        """
+        tuned = self.model(name)
+        access.require(access.principal(), "USAGE", tuned.name)
+        messages = [parse_messages(p) for p in prompts]
+        sampling = _sampling(options)
+        # The one late import of the house: answering needs torch, and `tunesmith job list` must not wait for it.
+        try:
+            from tunesmith.inference.engine import Sampling, engine_for
+        except ImportError as e:
+            raise MissingExtra(what=f"answering ({e.name})", extra="train") from None
+        began = time.time()
+        found = engine_for(tuned, self.settings.device).generate(messages, Sampling(**sampling))
+        used = sum(c.prompt_tokens for c in found), sum(c.completion_tokens for c in found)
+        self.store.add_usage(
+            kind="complete", model=tuned.name, base_model=tuned.base.name, job_id=tuned.job_id or None, input_tokens=used[0],
+            output_tokens=used[1], started_at=began, ended_at=time.time(),
+            credits=catalog.credits(self.settings.home, tuned.base.name, "inference", sum(used)),
+        )  # fmt: skip
+        return found
+
+    def count_tokens(self, name: str, text: str) -> int:
+        """Tokens of a text for this model, its template left out."""
+        return len(self._encoder(name).text(text))
+
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        """A table of the store: jobs, metrics, models, rejections, row_losses, usage or events."""
+        return self.store.rows(table)
+
+    # ------------------------------------------------------------ inside
+
+    def _hand_out(self, job: Job) -> Job:
+        return replace(job, service=self)
+
+    def _encoder(self, name: str) -> Encoder:
+        folder = Path(self.model(name).base.folder)
+        return Encoder(PromptTemplate.of_base(folder), folder)
+
+    def _check_row_limit(self, spec: catalog.ModelSpec, options: Options, rows: int) -> None:
+        epochs = DEFAULT_EPOCHS if options.max_epochs == "auto" else int(options.max_epochs)
+        limit = spec.row_limit // epochs
+        if rows > limit:
+            raise TooManyRows(rows=f"{rows:,}", base_model=spec.name, limit=f"{limit:,}", epochs=epochs)
+
+    @contextmanager
+    def _source(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A cursor of the user's connection, or the database file opened for reading only."""
+        if isinstance(self._database, duckdb.DuckDBPyConnection):
+            with self._database.cursor() as cursor:
+                yield cursor
+            return
+        path = os.fspath(self._database)
+        try:
+            connection = duckdb.connect(path, read_only=path != ":memory:")
+        except duckdb.IOException as e:
+            raise DatabaseBusy(path=path, reason=str(e).splitlines()[0]) from None
+        with connection:
+            yield connection
+
+
+def _described(data: Data) -> str:
+    """Training data as text, for DESCRIBE."""
+    if data is None:
+        return ""
+    return data if isinstance(data, str) else f"<{type(data).__module__.partition('.')[0]} {type(data).__name__}>"
+
+
+def _query(connection: duckdb.DuckDBPyConnection, part: str, data: Data) -> str:
+    """Training data as a query on this connection."""
+    if data is None or data == "":
+        return ""
+    if isinstance(data, str) and not data.lstrip().startswith("@") and not data.lower().endswith((".parquet", ".csv", ".jsonl", ".json")):
+        return data
+    if isinstance(data, (str, os.PathLike)):
+        file = os.fspath(data).strip().removeprefix("@")
+        return "SELECT * FROM '" + file.replace("'", "''") + "'"
+    if isinstance(data, Sequence) and data and isinstance(data[0], Mapping):
+        import json
+        import tempfile
+
+        with tempfile.NamedTemporaryFile("w", suffix=".jsonl", delete=False) as f:
+            f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in data)
+        return f"SELECT * FROM '{f.name}'"
+    try:
+        connection.register(f"tunesmith_{part}", data)
+    except Exception:
+        raise NotADataSource(value=repr(data)) from None
+    return f"SELECT * FROM tunesmith_{part}"
+
+
+_LIMITS = {"temperature": (0.0, 1.0), "top_p": (0.0, 1.0), "max_tokens": (1, 8192)}
+
+
+def _sampling(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of COMPLETE (Snowflake, complete-snowflake-cortex), checked; numbers may come as text."""
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        if value is None or name in ("guardrails", "seed"):
+            if name == "seed":
+                found[name] = int(value)
+            continue
+        if name not in _LIMITS:
+            raise InvalidOptionValue(name=name, value=value, allowed="COMPLETE takes temperature, top_p, max_tokens")
+        low, high = _LIMITS[name]
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = float("nan")
+        if not low <= number <= high:
+            raise InvalidOptionValue(name=name, value=value, allowed=f"a number from {low} to {high}")
+        found[name] = int(number) if name == "max_tokens" else number
+    return found

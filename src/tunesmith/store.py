@@ -1,0 +1,416 @@
+"""JobStore: the only code that writes SQL about jobs and models. SQLite by default, PostgreSQL by URL.
+
+SQLite runs with the rollback journal and synchronous=FULL: releases 3.7.0 to 3.51.2 can lose a commit in WAL mode when
+two connections checkpoint at once. Every change by a worker names its attempt (the fencing number) in the WHERE; zero rows changed
+means that another worker has taken over (LeaseLost). Leases are told by the boot clock, which no clock step moves.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Column, Float, ForeignKey, Index, Integer, String, Table, Text
+from sqlalchemy.engine import Connection
+
+from tunesmith import catalog
+from tunesmith.errors import IdempotencyConflict, JobAlreadyFinished, LeaseLost, StoreTooNew, UnknownJob, closest
+from tunesmith.jobs import MOVES, WORKING, Job, JobStatus, Options, ResolvedOptions, model_key
+
+SCHEMA = 1
+LEASE_S = 30.0      # six heartbeats; a worker that says nothing for so long has lost its job
+
+metadata = sa.MetaData()
+_JSON = sa.JSON(none_as_null=True)
+
+jobs = Table(
+    "jobs", metadata,
+    Column("id", String, primary_key=True),
+    Column("sequence", Integer, nullable=False),
+    Column("name", String, nullable=False),
+    Column("model_key", String, nullable=False),
+    Column("task", String, nullable=False),
+    Column("base_model", String, nullable=False),
+    Column("training_data", Text, nullable=False),
+    Column("validation_data", Text, nullable=False),
+    Column("options", _JSON, nullable=False),
+    Column("resolved", _JSON),
+    Column("base", _JSON, nullable=False),
+    Column("template", _JSON, nullable=False),
+    Column("data_digest", String, nullable=False),
+    Column("status", String, nullable=False),
+    Column("step", Integer, nullable=False, default=0),
+    Column("total_steps", Integer, nullable=False, default=0),
+    Column("rows", _JSON, nullable=False),
+    Column("input_tokens", Integer, nullable=False, default=0),
+    Column("trained_tokens", Integer, nullable=False, default=0),
+    Column("training_loss", Float),
+    Column("validation_loss", Float),
+    Column("verdict", _JSON),
+    Column("warnings", _JSON, nullable=False),
+    Column("error", _JSON),
+    Column("created_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("finished_at", Float),
+    Column("owner", String, nullable=False),
+    Column("attempt", Integer, nullable=False, default=0),
+    Column("holder", String, nullable=False, default=""),
+    Column("boot", String, nullable=False, default=""),
+    Column("lease_until", Float, nullable=False, default=0.0),
+    Column("idempotency_key", String, unique=True),
+    Column("request_digest", String, nullable=False, default=""),
+)  # fmt: skip
+_NAME_TAKEN = sa.text("status NOT IN ('FAILED', 'CANCELLED')")
+Index("one_job_per_name", jobs.c.model_key, unique=True, sqlite_where=_NAME_TAKEN, postgresql_where=_NAME_TAKEN)
+
+metrics = Table(
+    "metrics", metadata,
+    Column("job_id", ForeignKey("jobs.id"), primary_key=True),
+    Column("step", Integer, primary_key=True),
+    Column("epoch", Integer, nullable=False),
+    Column("training_loss", Float),
+    Column("validation_loss", Float),
+    Column("learning_rate", Float),
+    Column("grad_norm", Float),
+    Column("tokens", Integer),
+    Column("tokens_per_second", Float),
+    Column("seconds", Float),
+)  # fmt: skip
+rejections = Table(
+    "rejections", metadata,
+    Column("job_id", ForeignKey("jobs.id"), primary_key=True),
+    Column("part", String, primary_key=True),
+    Column("row", Integer, primary_key=True),
+    Column("reason", String, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("context", Text, nullable=False),
+)  # fmt: skip
+row_losses = Table(
+    "row_losses", metadata,
+    Column("job_id", ForeignKey("jobs.id"), primary_key=True),
+    Column("part", String, primary_key=True),
+    Column("epoch", Integer, primary_key=True),
+    Column("row", Integer, primary_key=True),
+    Column("loss", Float),
+    Column("tokens", Integer, nullable=False),
+)  # fmt: skip
+models = Table(
+    "models", metadata,
+    Column("id", String, primary_key=True),
+    Column("name", String, nullable=False),
+    Column("model_key", String, nullable=False, unique=True),
+    Column("version", Integer, nullable=False),
+    Column("job_id", ForeignKey("jobs.id"), nullable=False),
+    Column("base_model", String, nullable=False),
+    Column("base", _JSON, nullable=False),
+    Column("task", String, nullable=False),
+    Column("method", String, nullable=False),
+    Column("folder", String, nullable=False),
+    Column("digest", String, nullable=False),
+    Column("verdict", _JSON),
+    Column("created_at", Float, nullable=False),
+    Column("owner", String, nullable=False),
+)  # fmt: skip
+usage = Table(
+    "usage", metadata,
+    Column("id", Integer, primary_key=True),
+    Column("kind", String, nullable=False),
+    Column("model", String, nullable=False),
+    Column("base_model", String, nullable=False),
+    Column("job_id", String),
+    Column("input_tokens", Integer, nullable=False),
+    Column("output_tokens", Integer, nullable=False),
+    Column("credits", Float, nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("ended_at", Float, nullable=False),
+)  # fmt: skip
+events = Table(
+    "events", metadata,
+    Column("id", Integer, primary_key=True),
+    Column("job_id", ForeignKey("jobs.id"), nullable=False, index=True),
+    Column("at", Float, nullable=False),
+    Column("level", String, nullable=False),
+    Column("message", Text, nullable=False),
+)  # fmt: skip
+_schema = Table("schema", metadata, Column("version", Integer, nullable=False))
+TABLES = {t.name: t for t in (jobs, metrics, rejections, row_losses, models, usage, events)}
+
+
+@dataclass(frozen=True)
+class BootClock:
+    """Seconds since this machine started; `boot` tells two starts apart."""
+
+    boot: str
+
+    @classmethod
+    def here(cls) -> "BootClock":
+        file = Path("/proc/sys/kernel/random/boot_id")
+        return cls(file.read_text().strip() if file.exists() else "")
+
+    def now(self) -> float:
+        return time.clock_gettime(time.CLOCK_BOOTTIME) if self.boot else time.time()
+
+
+class JobStore:
+    def __init__(self, url: str, clock: BootClock | None = None, wall: Callable[[], float] = time.time) -> None:
+        if url.startswith("sqlite:///"):
+            Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        self._engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
+        self._clock, self._wall = clock or BootClock.here(), wall
+        if self._engine.dialect.name == "sqlite":
+            sa.event.listen(self._engine, "connect", _prepare_sqlite)
+            sa.event.listen(self._engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE"))
+        self._open()
+
+    def _open(self) -> None:
+        with self._engine.begin() as c:
+            if sa.inspect(c).has_table("schema"):
+                found = c.scalar(sa.select(_schema.c.version))
+                if found is not None and found > SCHEMA:
+                    raise StoreTooNew(store=self._engine.url.render_as_string(), found=found, known=SCHEMA)
+                return
+            metadata.create_all(c)
+            c.execute(_schema.insert().values(version=SCHEMA))
+
+    # ------------------------------------------------------------ jobs, as users see them
+
+    def add(self, job: Job, idempotency_key: str | None = None) -> Job:
+        """Accept a job. A taken name gets a suffix; a repeated idempotency key gives the job it made before."""
+        request = _request_digest(job)
+        with self._engine.begin() as c:
+            if idempotency_key is not None:
+                before = c.execute(sa.select(jobs).where(jobs.c.idempotency_key == idempotency_key)).one_or_none()
+                if before is not None:
+                    if before.request_digest != request:
+                        raise IdempotencyConflict(key=idempotency_key, id=before.id)
+                    return _job(before)
+            job = replace(job, name=_free_name(c, job.name))
+            c.execute(jobs.insert().values(
+                id=job.id, name=job.name, model_key=model_key(job.name), task=job.task, base_model=job.base_model,
+                sequence=sa.select(sa.func.coalesce(sa.func.max(jobs.c.sequence), 0) + 1).scalar_subquery(),
+                training_data=job.training_data, validation_data=job.validation_data, options=job.options.to_json(),
+                base=dict(job.base), template=dict(job.template), data_digest=job.data_digest, status=job.status.value,
+                rows=dict(job.rows), warnings=list(job.warnings), created_at=job.created_at, owner=job.owner,
+                idempotency_key=idempotency_key, request_digest=request,
+            ))  # fmt: skip
+        return job
+
+    def find_request(self, idempotency_key: str) -> Job | None:
+        with self._engine.begin() as c:
+            row = c.execute(sa.select(jobs).where(jobs.c.idempotency_key == idempotency_key)).one_or_none()
+        return _job(row) if row else None
+
+    def get(self, job_id: str) -> Job:
+        with self._engine.begin() as c:
+            return _job(_row(c, job_id))
+
+    def all_jobs(self) -> list[Job]:
+        """All jobs, the newest last."""
+        with self._engine.begin() as c:
+            return [_job(r) for r in c.execute(sa.select(jobs).order_by(jobs.c.sequence))]
+
+    def request_cancel(self, job_id: str) -> Job:
+        """A waiting job is cancelled now; a working one is told by its next heartbeat. Cancelling twice is one cancel."""
+        with self._engine.begin() as c:
+            row = _row(c, job_id)
+            status = JobStatus(row.status)
+            if status in (JobStatus.CANCELLED, JobStatus.CANCELLING):
+                return _job(row)
+            if status.is_final:
+                raise JobAlreadyFinished(id=job_id, status=status)
+            after = JobStatus.CANCELLING if status.is_working else JobStatus.CANCELLED
+            ended = {} if after is JobStatus.CANCELLING else {"finished_at": self._wall()}
+            c.execute(jobs.update().where(jobs.c.id == row.id).values(status=after.value, **ended))
+            return _job(_row(c, job_id))
+
+    # ------------------------------------------------------------ jobs, as workers see them
+
+    def claim(self, holder: str, lease_s: float = LEASE_S) -> Job | None:
+        """Take the oldest job that waits, or whose worker is gone; its attempt number grows by one.
+
+        `holder` names this machine's one worker: what it held before, it held in an earlier life, so it is free at once.
+        """
+        now = self._clock.now()
+        lost = jobs.c.status.in_([s.value for s in WORKING]) & (
+            (jobs.c.holder == holder) | (jobs.c.boot != self._clock.boot) | (jobs.c.lease_until < now)
+        )
+        with self._engine.begin() as c:
+            c.execute(
+                jobs.update().where(lost, jobs.c.status == JobStatus.CANCELLING.value)
+                .values(status=JobStatus.CANCELLED.value, attempt=jobs.c.attempt + 1, finished_at=self._wall())
+            )  # fmt: skip
+            row = c.execute(
+                sa.select(jobs).where(lost | (jobs.c.status == JobStatus.PENDING.value)).order_by(jobs.c.sequence).limit(1).with_for_update()
+            ).one_or_none()
+            if row is None:
+                return None
+            status = JobStatus.VALIDATING.value if row.status == JobStatus.PENDING.value else row.status
+            c.execute(
+                jobs.update().where(jobs.c.id == row.id).values(
+                    status=status, attempt=row.attempt + 1, holder=holder, boot=self._clock.boot,
+                    lease_until=now + lease_s, started_at=row.started_at or self._wall(),
+                )
+            )  # fmt: skip
+            return _job(_row(c, row.id))
+
+    def has_work(self) -> bool:
+        """Whether a worker would find anything: a waiting job, or one that somebody holds (perhaps no longer)."""
+        wanted = [s.value for s in WORKING] + [JobStatus.PENDING.value]
+        with self._engine.begin() as c:
+            return bool(c.scalar(sa.select(sa.func.count()).select_from(jobs).where(jobs.c.status.in_(wanted))))
+
+    def has_waiting(self) -> bool:
+        with self._engine.begin() as c:
+            return bool(c.scalar(sa.select(sa.func.count()).select_from(jobs).where(jobs.c.status == JobStatus.PENDING.value)))
+
+    def renew(self, job: Job, lease_s: float = LEASE_S) -> JobStatus:
+        """Heartbeat: keep the lease and read the state, which tells of a cancel."""
+        with self._fenced(job) as (c, row):
+            c.execute(jobs.update().where(jobs.c.id == job.id).values(lease_until=self._clock.now() + lease_s))
+            return JobStatus(row.status)
+
+    def retry(self, job: Job) -> Job:
+        """The next attempt by the same worker, after its child process died."""
+        with self._fenced(job) as (c, row):
+            c.execute(jobs.update().where(jobs.c.id == job.id).values(attempt=row.attempt + 1))
+            return _job(_row(c, job.id))
+
+    def move(self, job: Job, status: JobStatus, **changes: Any) -> Job:
+        """One step in the state machine, by the worker that holds the job. A cancel that came first wins."""
+        with self._fenced(job) as (c, row):
+            if status not in MOVES[JobStatus(row.status)]:
+                return _job(row)
+            if status.is_final:
+                changes["finished_at"] = self._wall()
+            c.execute(jobs.update().where(jobs.c.id == job.id).values(status=status.value, **changes))
+            return _job(_row(c, job.id))
+
+    def succeed(self, job: Job, model: Mapping[str, Any], used: Mapping[str, Any]) -> Job:
+        """The compare-and-set that makes a model appear: EVALUATING and still ours, or nothing happens."""
+        with self._fenced(job) as (c, row):
+            if row.status != JobStatus.EVALUATING.value:
+                return _job(row)
+            at = self._wall()
+            c.execute(models.insert().values(created_at=at, **model))
+            c.execute(usage.insert().values(ended_at=at, **used))
+            c.execute(jobs.update().where(jobs.c.id == job.id).values(status=JobStatus.SUCCEEDED.value, finished_at=at))
+            return _job(_row(c, job.id))
+
+    def record(self, job: Job, **changes: Any) -> None:
+        """Store facts about the job: progress, losses, decided options."""
+        with self._fenced(job) as (c, _):
+            c.execute(jobs.update().where(jobs.c.id == job.id).values(**changes))
+
+    def record_step(self, job: Job, metric: Mapping[str, Any], **changes: Any) -> None:
+        """A recorded step and the job's progress, in one commit; a step run again replaces its first record."""
+        with self._fenced(job) as (c, _):
+            _replace_rows(c, metrics, [{"job_id": job.id, **metric}])
+            if changes:
+                c.execute(jobs.update().where(jobs.c.id == job.id).values(**changes))
+
+    def record_rows(self, job: Job, table: Table, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Rejections or per-row losses; rows recorded before under the same key are replaced."""
+        with self._fenced(job) as (c, _):
+            _replace_rows(c, table, [{"job_id": job.id, **r} for r in rows])
+
+    def warn(self, job: Job, message: str, level: str = "warn") -> None:
+        """An event; a warning is also shown with the job, once."""
+        with self._fenced(job) as (c, row):
+            c.execute(events.insert().values(job_id=job.id, at=self._wall(), level=level, message=message))
+            if level == "warn" and message not in row.warnings:
+                c.execute(jobs.update().where(jobs.c.id == job.id).values(warnings=[*row.warnings, message]))
+
+    @contextmanager
+    def _fenced(self, job: Job) -> Iterator[tuple[Connection, Any]]:
+        with self._engine.begin() as c:
+            row = c.execute(sa.select(jobs).where(jobs.c.id == job.id, jobs.c.attempt == job.attempt).with_for_update()).one_or_none()
+            if row is None:
+                raise LeaseLost(id=job.id, attempt=job.attempt)
+            yield c, row
+
+    # ------------------------------------------------------------ models, usage, tables
+
+    def all_models(self) -> list[Any]:
+        with self._engine.begin() as c:
+            return list(c.execute(sa.select(models).order_by(models.c.created_at)))
+
+    def model(self, key: str) -> Any | None:
+        """The model under this key; a bare name also finds database.schema.name where only one ends so."""
+        with self._engine.begin() as c:
+            found = c.execute(sa.select(models).where(models.c.model_key == key)).one_or_none()
+            if found is None and "." not in key:
+                ends = c.execute(sa.select(models).where(models.c.model_key.endswith("." + key, autoescape=True))).all()
+                found = ends[0] if len(ends) == 1 else None
+        return found
+
+    def add_usage(self, **facts: Any) -> None:
+        with self._engine.begin() as c:
+            c.execute(usage.insert().values(**facts))
+
+    def rows(self, table: str, job_id: str | None = None) -> list[dict[str, Any]]:
+        """A table of the store as it is, for the SQL views and the exports."""
+        query = sa.select(TABLES[table])
+        if job_id is not None:
+            query = query.where(TABLES[table].c.job_id == job_id)
+        with self._engine.begin() as c:
+            return [dict(r._mapping) for r in c.execute(query.order_by(*TABLES[table].primary_key))]
+
+
+def _prepare_sqlite(connection: Any, _: Any) -> None:
+    connection.isolation_level = None      # transactions are begun by us, not by the driver
+    for pragma in ("busy_timeout=30000", "journal_mode=DELETE", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _row(c: Connection, job_id: str) -> Any:
+    row = c.execute(sa.select(jobs).where(jobs.c.id == job_id)).one_or_none()
+    if row is None:
+        raise UnknownJob(id=job_id, closest=closest(job_id, c.scalars(sa.select(jobs.c.id))))
+    return row
+
+
+def _free_name(c: Connection, name: str) -> str:
+    """The name itself, or with the first suffix that is free. The names of base models are taken."""
+    taken = {*c.scalars(sa.select(jobs.c.model_key).where(_NAME_TAKEN)), *catalog.entries()}
+    if model_key(name) not in taken:
+        return name
+    stem, quote = (name[:-1], '"') if name.endswith('"') else (name, "")
+    return next(n for i in range(2, len(taken) + 3) if model_key(n := f"{stem}_{i}{quote}") not in taken)
+
+
+def _replace_rows(c: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    if c.dialect.name == "sqlite":
+        c.execute(table.insert().prefix_with("OR REPLACE"), rows)
+        return
+    from sqlalchemy.dialects.postgresql import insert
+
+    statement = insert(table)
+    keys = [k.name for k in table.primary_key]
+    c.execute(statement.on_conflict_do_update(
+        index_elements=keys, set_={k: statement.excluded[k] for k in rows[0] if k not in keys}
+    ), rows)  # fmt: skip
+
+
+def _request_digest(job: Job) -> str:
+    asked = [job.name, job.base_model, job.training_data, job.validation_data, job.options.to_json()]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def _job(row: Any) -> Job:
+    return Job(
+        id=row.id, name=row.name, base_model=row.base_model, task=row.task, training_data=row.training_data,
+        validation_data=row.validation_data, options=Options.parse(row.options),
+        resolved=ResolvedOptions.from_json(row.resolved) if row.resolved else None, status=JobStatus(row.status),
+        step=row.step, total_steps=row.total_steps, rows=row.rows, input_tokens=row.input_tokens,
+        trained_tokens=row.trained_tokens, training_loss=row.training_loss, validation_loss=row.validation_loss,
+        verdict=row.verdict, warnings=tuple(row.warnings), error=row.error, created_at=row.created_at,
+        started_at=row.started_at, finished_at=row.finished_at, attempt=row.attempt, owner=row.owner,
+        data_digest=row.data_digest, template=row.template, base=row.base,
+    )  # fmt: skip

@@ -1,0 +1,196 @@
+"""The one training loop. What varies is passed in: model, rows, options, where to save, whom to tell.
+
+The loss is the sum over the supervised tokens of an optimizer step divided by their count in that whole step, whatever the
+micro-batches: the gradient does not depend on how rows are cut.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tunesmith.data.examples import Example
+from tunesmith.errors import NonFiniteLoss
+from tunesmith.jobs import ResolvedOptions
+from tunesmith.models.causal_lm import collate, token_losses
+from tunesmith.models.methods import Model, trained_tensors
+from tunesmith.tuning import checkpoints
+from tunesmith.tuning.batches import micro_batches, rows_of_step, steps_per_epoch
+from tunesmith.tuning.checkpoints import Position
+
+MICRO_TOKENS = 4096           # padded tokens per micro-batch; more gains nothing on two cores and costs memory
+CHECKPOINT_SECONDS = 60.0     # besides every epoch's end: what a kill can cost
+NON_FINITE_LIMIT = 5          # steps in a row
+RECORD_SECONDS = 0.2          # at most five recorded steps a second, and every epoch's last
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run saves and whom it tells."""
+
+    attempts: list[Path]
+    """Folders of this attempt (first, written to) and of earlier ones (resumed from)."""
+    home: Path
+    bound_to: dict[str, object]
+    report: Callable[..., None]
+
+
+def train(model: Model, train_rows: Sequence[Example], validation_rows: Sequence[Example], options: ResolvedOptions, run: Run) -> Position:
+    """Train until the last step and leave the best epoch's weights in the model; returns the last position."""
+    trained = trained_tensors(model)
+    optimizer = torch.optim.AdamW(trained.values(), lr=options.learning_rate, weight_decay=options.weight_decay)
+    per_epoch = steps_per_epoch(len(train_rows), options.batch_size)
+    total = per_epoch * options.max_epochs
+    at = _start(trained, optimizer, run)
+    run.report("started", step=at.step, total_steps=total, epochs=options.max_epochs)
+    saved, told, bad = time.monotonic(), 0.0, 0
+    while at.step < total:
+        began = time.monotonic()
+        rows = [train_rows[i] for i in rows_of_step(len(train_rows), options.batch_size, options.seed, at.step)]
+        rate = options.learning_rate * at.rate_scale * schedule(at.step, total, options.warmup)
+        loss, row_losses, norm = optimizer_step(model, trained, optimizer, rows, rate, options.max_grad_norm)
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            bad += 1
+            run.report("warning", message=f"step {at.step + 1} gave a loss or gradient that is no finite number; it was skipped")
+            if bad >= NON_FINITE_LIMIT:
+                at, bad = _go_back(at, rows, options, trained, optimizer, run), 0
+                continue
+        else:
+            bad = 0
+        at = replace(at, step=at.step + 1, training_loss=loss if math.isfinite(loss) else at.training_loss)
+        epoch, epoch_ends = (at.step - 1) // per_epoch + 1, at.step % per_epoch == 0
+        if math.isfinite(loss):
+            run.report("row_losses", part="train", epoch=epoch, rows=_losses_of(rows, row_losses))
+        if epoch_ends and validation_rows:
+            at = _validate(model, validation_rows, at, epoch, run)
+        now = time.monotonic()
+        if epoch_ends or now - saved > CHECKPOINT_SECONDS:
+            checkpoints.save(run.attempts[0], run.home, at, trained, optimizer)
+            checkpoints.collect(run.attempts, at.best_step)
+            saved = now
+        if epoch_ends or now - told > RECORD_SECONDS:
+            tokens = sum(len(r.encoded.ids) for r in rows)
+            run.report(
+                "step", step=at.step, epoch=epoch, training_loss=at.training_loss, learning_rate=rate,
+                validation_loss=at.validation_loss if epoch_ends and validation_rows else None,
+                grad_norm=norm if math.isfinite(norm) else None, tokens=tokens, tokens_per_second=tokens / (now - began),
+                seconds=now - began,
+            )  # fmt: skip
+            told = now
+    _take_best(at, trained, run)
+    return at
+
+
+def optimizer_step(
+    model: Model, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, rows: Sequence[Example], rate: float,
+    max_grad_norm: float,
+) -> tuple[float, list[tuple[float, int]], float]:  # fmt: skip
+    """One update. Returns the loss, each row's (sum of token losses, tokens), and the gradient norm before clipping."""
+    model.train()
+    optimizer.zero_grad(set_to_none=True)
+    loss, row_losses = accumulate(model, rows)
+    norm = float(nn.utils.clip_grad_norm_(trained.values(), max_grad_norm))
+    if math.isfinite(loss) and math.isfinite(norm):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+    return loss, row_losses, norm
+
+
+def accumulate(
+    model: Model, rows: Sequence[Example], *, max_tokens: int = MICRO_TOKENS, max_rows: int | None = None
+) -> tuple[float, list[tuple[float, int]]]:
+    """Add the gradient of sum(token losses) / count(tokens of all rows) to the model, micro-batch by micro-batch."""
+    count = sum(r.encoded.n_completion for r in rows)
+    losses: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+    for group in micro_batches([len(r.encoded.ids) for r in rows], max_tokens, max_rows):
+        per_row = _backward(model, [rows[i] for i in group], count)
+        for i, value in zip(group, per_row, strict=True):
+            losses[i] = (value, rows[i].encoded.n_completion)
+    return sum(v for v, _ in losses) / count, losses
+
+
+def _backward(model: Model, rows: Sequence[Example], count: int) -> list[float]:
+    batch = collate([r.encoded for r in rows], next(model.parameters()).device)
+    losses_N = token_losses(model, batch)
+    (losses_N.sum() / count).backward()
+    return _per_row(losses_N, batch.row_N, len(rows))
+
+
+@torch.no_grad()
+def evaluate(model: Model, rows: Sequence[Example]) -> list[tuple[float, int]]:
+    """Each row's (sum of token losses, tokens), in the order of `rows`; keeps counters, never logits."""
+    model.eval()
+    found: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+    for group in micro_batches([len(r.encoded.ids) for r in rows], MICRO_TOKENS):
+        batch = collate([rows[i].encoded for i in group], next(model.parameters()).device)
+        for i, value in zip(group, _per_row(token_losses(model, batch), batch.row_N, len(group)), strict=True):
+            found[i] = (value, rows[i].encoded.n_completion)
+    return found
+
+
+def mean_loss(losses: Sequence[tuple[float, int]]) -> float:
+    """Nats per supervised token over all rows."""
+    return sum(v for v, _ in losses) / max(1, sum(n for _, n in losses))
+
+
+def schedule(step: int, total: int, warmup: float) -> float:
+    """Share of the peak rate at `step` (from 0): linear rise over the warm-up, then linear fall towards zero."""
+    rising = max(1, round(total * warmup))
+    if step < rising:
+        return (step + 1) / rising
+    return (total - step) / max(1, total - rising)
+
+
+def _start(trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, run: Run) -> Position:
+    found = checkpoints.newest(run.attempts, run.bound_to)
+    if found is not None:
+        return checkpoints.restore(found, trained, optimizer)
+    at = Position(bound_to=run.bound_to)
+    checkpoints.save(run.attempts[0], run.home, at, trained, optimizer)
+    return at
+
+
+def _validate(model: Model, rows: Sequence[Example], at: Position, epoch: int, run: Run) -> Position:
+    losses = evaluate(model, rows)
+    loss = mean_loss(losses)
+    run.report("row_losses", part="validation", epoch=epoch, rows=_losses_of(rows, losses))
+    at = replace(at, validation_loss=loss if math.isfinite(loss) else None)
+    if math.isfinite(loss) and (at.best_loss is None or loss < at.best_loss):
+        at = replace(at, best_step=at.step, best_loss=loss)
+    return at
+
+
+def _go_back(
+    at: Position, rows: Sequence[Example], options: ResolvedOptions, trained: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer, run: Run,
+) -> Position:  # fmt: skip
+    """To the last checkpoint, once, at half the rate; the second time the job fails with the rows it stumbled over."""
+    found = checkpoints.newest(run.attempts, run.bound_to)
+    if at.rate_scale < 1 or found is None:
+        raise NonFiniteLoss(steps=NON_FINITE_LIMIT, rows=[r.row.row for r in rows], learning_rate=options.learning_rate)
+    run.report("warning", message=f"{NON_FINITE_LIMIT} non-finite steps in a row: back to step {found.position.step} at half the learning rate")
+    return replace(checkpoints.restore(found, trained, optimizer), rate_scale=0.5)
+
+
+def _take_best(at: Position, trained: dict[str, nn.Parameter], run: Run) -> None:
+    if at.best_step in (-1, at.step):
+        return
+    for attempt in run.attempts:
+        folder = attempt / f"step-{at.best_step:08d}"
+        if folder.exists():
+            checkpoints.load_weights(folder, trained)
+            return
+
+
+def _per_row(losses_N: torch.Tensor, row_N: torch.Tensor, n_rows: int) -> list[float]:
+    sums = torch.zeros(n_rows, dtype=losses_N.dtype, device=losses_N.device)
+    return [float(v) for v in sums.index_add_(0, row_N, losses_N.detach())]
+
+
+def _losses_of(rows: Sequence[Example], losses: Sequence[tuple[float, int]]) -> list[list[float | int]]:
+    return [[r.row.row, v / n if math.isfinite(v) else None, n] for r, (v, n) in zip(rows, losses, strict=True)]  # type: ignore[list-item]

@@ -1,0 +1,49 @@
+"""VALIDATING, in a child process of the worker: count the tokens, refuse rows by id, decide every `auto`. No torch."""
+
+from typing import Any
+
+from tunesmith.catalog import ModelSpec
+from tunesmith.data.dataset import PARTS
+from tunesmith.data.examples import encode
+from tunesmith.errors import NoUsableRows, RowsTooLong
+from tunesmith.tuning import child
+from tunesmith.tuning.recipe import Facts, resolve
+
+
+def run(assignment: child.Assignment, report: child.Report) -> None:
+    dataset, encoder, spec, asked = assignment.dataset(), assignment.encoder(), assignment.spec, assignment.asked
+    parts = {part: encode(dataset, part, encoder, spec, asked.on_long) for part in PARTS}
+    too_long = [r for p in parts.values() for r in p.rejected]
+    if too_long and asked.on_long == "fail":
+        raise RowsTooLong(
+            count=len(too_long), base_model=spec.name, window=spec.prompt_window, completion_window=spec.completion_window,
+            rows=[f"{r['part']} {r['row']}" for r in too_long],
+        )  # fmt: skip
+    rejected = dataset.rejected() + too_long
+    report("rejections", rows=rejected)
+    train = parts["train"].accepted
+    if not train:
+        raise NoUsableRows(part="training", rows=len(too_long), reasons=f"{len(too_long)} x too long")
+    resolved = resolve(asked, Facts(spec, len(train)))
+    for warning in warnings(spec, resolved.learning_rate, too_long):
+        report("warning", message=warning)
+    report(
+        "prepared", resolved=resolved.to_json(), input_tokens=parts["train"].tokens,
+        rows={**{p: len(e.accepted) for p, e in parts.items()}, "rejected": len(rejected),
+              "cut": sum(x.was_cut for e in parts.values() for x in e.accepted)},
+    )  # fmt: skip
+
+
+def warnings(spec: ModelSpec, learning_rate: float, too_long: list[dict[str, Any]]) -> list[str]:
+    found = []
+    if spec.pretraining_rate and learning_rate > spec.pretraining_rate:
+        found.append(
+            f"learning_rate {learning_rate:g} is above the rate {spec.name} was pretrained with ({spec.pretraining_rate:g}): it will forget"
+        )
+    if too_long:
+        found.append(f"{len(too_long)} rows are over the window and were rejected; tunesmith.rejections lists them, on_long changes the rule")
+    return found
+
+
+if __name__ == "__main__":
+    child.main("validating", run)

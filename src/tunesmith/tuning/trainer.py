@@ -1,0 +1,40 @@
+"""RUNNING, in a child process of the worker: load the base, train, save. Writes only into its attempt's folder."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from tunesmith import durable
+from tunesmith.data.examples import encode
+from tunesmith.models import causal_lm
+from tunesmith.models.methods import METHODS
+from tunesmith.tuning import child
+from tunesmith.tuning.loop import Run, train
+
+RESULT = "result"      # the finished model inside the attempt's folder
+
+
+def run(assignment: child.Assignment, report: child.Report) -> None:
+    options, spec, method = assignment.decided, assignment.spec, METHODS[assignment.decided.method]
+    home, folder = Path(assignment.home), Path(assignment.folder)
+    torch.set_num_threads(assignment.threads)
+    torch.manual_seed(options.seed)
+    dataset, encoder = assignment.dataset(), assignment.encoder()
+    rows = {part: encode(dataset, part, encoder, spec, options.on_long).accepted for part in ("train", "validation")}
+    base = causal_lm.load(Path(spec.folder), causal_lm.device_of(assignment.device))
+    model = method.prepare(base, options)
+    bound_to = {"data": assignment.data_digest, "options": {k: r.value for k, r in options.decided.items()}}
+    at = train(model, rows["train"], rows["validation"], options, Run(assignment.attempts, home, bound_to, report))
+    with durable.staging(home) as outer:
+        staged = outer / RESULT
+        staged.mkdir()
+        method.save(model, staged, spec)
+        durable.write_json(staged / "prompt_template.json", asdict(encoder.template))
+        if not (folder / RESULT).exists():
+            durable.publish(staged, folder / RESULT, {"job": assignment.job_id, "method": options.method, "step": at.step})
+    report("trained", step=at.step, training_loss=at.training_loss, validation_loss=at.best_loss)
+
+
+if __name__ == "__main__":
+    child.main("training", run)

@@ -1,0 +1,354 @@
+"""The worker: claims a job, renews its lease, runs its three phases in child processes, publishes the model.
+
+It never imports torch, so an out-of-memory kill or a crash of the trainer spares it. One worker runs per home folder and machine, held by a
+file lock that dies with it. Files first, then one compare-and-set makes the model appear.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tunesmith import catalog, durable
+from tunesmith.errors import ChildDied, DiskFull, LeaseLost, TunesmithError, from_json
+from tunesmith.jobs import Job, JobStatus, model_key
+from tunesmith.settings import Settings
+from tunesmith.store import JobStore, rejections, row_losses
+from tunesmith.tuning import child
+
+log = logging.getLogger("tunesmith.worker")
+
+IDLE_S = 60.0             # without work the worker goes home
+HEARTBEAT_S = 1.0         # renews the lease and reads a cancel
+POLL_S = 0.5              # between looks for work
+STOP_S = 10.0             # a child that does not end by itself is killed after this
+DEATHS_LIMIT = 3          # child deaths without a further step
+SPACE_POLL_S = 5.0
+
+_Phase = tuple[str, str]
+VALIDATE: _Phase = ("validating", "tunesmith.tuning.prepare")
+TRAIN: _Phase = ("training", "tunesmith.tuning.trainer")
+EVALUATE: _Phase = ("evaluating", "tunesmith.evaluation.evaluator")
+
+_started: list[subprocess.Popen[bytes]] = []      # kept, so that a worker that ended is reaped with its parent
+
+
+def ensure(settings: Settings, store: JobStore) -> None:
+    """Start a detached worker if there is work and none is alive on this machine."""
+    if not store.has_work() or is_alive(settings.home):
+        return
+    durable.open_home(settings.home)
+    with (settings.home / "worker.log").open("ab") as out:
+        _started.append(subprocess.Popen(
+            child.command("tunesmith.worker"), stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=settings.home,
+            env={**os.environ, **settings.environment()}, start_new_session=True,
+        ))  # fmt: skip
+    for process in _started[:]:
+        if process.poll() is not None:
+            _started.remove(process)
+
+
+def is_alive(home: Path) -> bool:
+    try:
+        with _lock(home):
+            return False
+    except BlockingIOError:
+        return True
+
+
+@contextmanager
+def _lock(home: Path) -> Iterator[None]:
+    """The lock of this home's one worker; BlockingIOError while another holds it. It ends with its process, however that ends."""
+    durable.open_home(home)
+    descriptor = os.open(home / "worker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.truncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class Worker:
+    def __init__(self, settings: Settings, store: JobStore, idle_s: float = IDLE_S) -> None:
+        self._settings, self._store, self._idle_s = settings, store, idle_s
+        self._holder = f"{os.uname().nodename}:{settings.home}"
+
+    def run(self) -> None:
+        """Work until there was nothing to do for a while."""
+        idle_since = time.monotonic()
+        while time.monotonic() - idle_since < self._idle_s:
+            job = self._store.claim(self._holder)
+            if job is None:
+                time.sleep(POLL_S)
+                continue
+            self.work(job)
+            idle_since = time.monotonic()
+
+    def work(self, job: Job) -> None:
+        """One claimed job, from where it stands to its end."""
+        log.info("%s %s attempt %d", job.id, job.status, job.attempt)
+        try:
+            while not job.status.is_final:
+                job = self._advance(job)
+                log.info("%s %s", job.id, job.status)
+        except LeaseLost as e:
+            log.warning("%s", e)
+        except TunesmithError as e:
+            job = self._store.get(job.id)
+            if not job.status.is_final:
+                job = self._store.move(job, JobStatus.FAILED, error=e.to_json())
+                log.info("%s %s: %s", job.id, job.status, e)
+
+    def _advance(self, job: Job) -> Job:
+        """Do what the job's state asks for; returns the job in its next state."""
+        match job.status:
+            case JobStatus.VALIDATING:
+                return self._after(self._run_phase(VALIDATE, job), JobStatus.RUNNING)
+            case JobStatus.RUNNING:
+                return self._after(self._run_phase(TRAIN, job), JobStatus.EVALUATING)
+            case JobStatus.WAITING_SPACE:
+                return self._wait_for_space(job)
+            case JobStatus.EVALUATING:
+                return self._publish(self._run_phase(EVALUATE, job))
+            case JobStatus.CANCELLING:
+                return self._cancelled(job)
+        raise AssertionError(f"a worker holds no job in state {job.status}")
+
+    def _after(self, job: Job, status: JobStatus) -> Job:
+        return job if job.status in (JobStatus.CANCELLING, JobStatus.WAITING_SPACE) else self._store.move(job, status)
+
+    # ------------------------------------------------------------ one phase
+
+    def _run_phase(self, phase: _Phase, job: Job) -> Job:
+        """Run a phase's child until it is done. A child that dies is started again, from its last checkpoint."""
+        deaths, furthest = 0, self._store.get(job.id).step
+        while True:
+            ended = self._run_child(phase, job)
+            job = self._store.get(job.id)
+            if ended is None or job.status is JobStatus.CANCELLING:
+                return job
+            if isinstance(ended, DiskFull) and job.status is JobStatus.RUNNING:
+                return self._store.move(job, JobStatus.WAITING_SPACE)
+            if isinstance(ended, TunesmithError):
+                raise ended
+            deaths = deaths + 1 if job.step <= furthest else 1
+            furthest = max(furthest, job.step)
+            if deaths >= DEATHS_LIMIT:
+                raise ChildDied(phase=phase[0], id=job.id, times=deaths, reason=ended, log=self._log_tail(job))
+            self._store.warn(job, f"the {phase[0]} process ended ({ended}); started again from its last checkpoint", level="info")
+            job = self._store.retry(job)
+
+    def _run_child(self, phase: _Phase, job: Job) -> TunesmithError | str | None:
+        """None when the phase is done or was cancelled, the error that the child told, or how it died."""
+        folder = self._settings.job_folder(job.id) / f"attempt-{job.attempt}"
+        folder.mkdir(parents=True, exist_ok=True)
+        assignment = child.Assignment.of(
+            self._store.get(job.id), home=self._settings.home, job_folder=folder.parent, device=self._settings.device,
+            threads=self._settings.threads,
+        )  # fmt: skip
+        with (folder / "log.txt").open("ab") as errors:
+            process = subprocess.Popen(
+                child.command(phase[1]), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
+                env={**os.environ, **self._settings.environment(), "TUNESMITH_WORKER_PID": str(os.getpid())},
+            )  # fmt: skip
+        try:
+            return self._listen(process, job, assignment)
+        finally:
+            _stop(process)
+
+    def _listen(self, process: subprocess.Popen[bytes], job: Job, assignment: child.Assignment) -> TunesmithError | str | None:
+        lines = _lines(process, child.send(assignment))
+        scribe, ended, beat = _Scribe(self._store, job), None, 0.0
+        while True:
+            if time.monotonic() - beat > HEARTBEAT_S:
+                beat = time.monotonic()
+                if self._store.renew(job) is JobStatus.CANCELLING:
+                    return None
+            try:
+                line = lines.get(timeout=HEARTBEAT_S)
+            except queue.Empty:
+                continue
+            if line is None:
+                break
+            message = json.loads(line)
+            ended = scribe.hear(message) or ended
+        code = process.wait(STOP_S)
+        if ended == "done":
+            return None
+        return ended or (f"killed by signal {-code}" if code < 0 else f"exit code {code}")
+
+    # ------------------------------------------------------------ ends
+
+    def _publish(self, job: Job) -> Job:
+        """The tuned model's files into their final place, then the compare-and-set."""
+        if job.status is not JobStatus.EVALUATING or job.resolved is None:
+            return job
+        final = Path("models") / job.id.removeprefix("ft_") / "v1"
+        target = self._settings.home / final
+        if not target.exists():      # else a worker before us died between this rename and the next statement
+            attempts = sorted(self._settings.job_folder(job.id).glob("attempt-*/result"), key=lambda p: -int(p.parent.name[8:]))
+            durable.verify(attempts[0])
+            with durable.staging(self._settings.home) as outer:
+                staged = outer / "v1"      # hard links: no second copy of the weights
+                shutil.copytree(attempts[0], staged, copy_function=os.link, ignore=shutil.ignore_patterns(durable.MANIFEST))
+                durable.publish(staged, target, {"job": job.id, "name": job.name})
+        durable.verify(target)
+        model = dict(
+            id=job.id.removeprefix("ft_"), name=job.name, model_key=model_key(job.name), version=1, job_id=job.id,
+            base_model=job.base_model, base=dict(job.base), task=job.task, method=job.resolved.method, folder=str(final),
+            digest=durable.sha256(target / durable.MANIFEST), verdict=dict(job.verdict) if job.verdict else None, owner=job.owner,
+        )  # fmt: skip
+        used = dict(
+            kind="training", model=job.name, base_model=job.base_model, job_id=job.id, input_tokens=job.trained_tokens,
+            output_tokens=0, started_at=job.started_at,
+            credits=catalog.credits(self._settings.home, job.base_model, "training", job.trained_tokens),
+        )  # fmt: skip
+        job = self._store.succeed(job, model, used)
+        if job.status is JobStatus.SUCCEEDED:
+            self._collect(job)
+        return job
+
+    def _cancelled(self, job: Job) -> Job:
+        job = self._store.move(job, JobStatus.CANCELLED)
+        self._collect(job)
+        return job
+
+    def _collect(self, job: Job) -> None:
+        """Checkpoints and results of a finished job; its rows and its logs stay."""
+        for folder in self._settings.job_folder(job.id).glob("attempt-*/*"):
+            if folder.is_dir():
+                durable.remove(folder)
+
+    def _wait_for_space(self, job: Job) -> Job:
+        needed = 4 * int(job.base.get("parameters") or 0) * 4
+        while self._store.renew(job) is not JobStatus.CANCELLING:
+            try:
+                durable.check_space(self._settings.home, needed)
+            except DiskFull:
+                time.sleep(SPACE_POLL_S)
+                continue
+            return self._store.move(job, JobStatus.RUNNING)
+        return self._store.get(job.id)
+
+    def _log_tail(self, job: Job) -> str:
+        logs = sorted(self._settings.job_folder(job.id).glob("attempt-*/log.txt"), key=lambda p: p.stat().st_mtime)
+        return logs[-1].read_text(errors="replace")[-2000:] if logs else ""
+
+
+class _Scribe:
+    """Writes down what a child reports."""
+
+    def __init__(self, store: JobStore, job: Job) -> None:
+        self._store, self._job, self._row_losses, self._epochs = store, job, [], 0
+
+    def hear(self, message: dict[str, Any]) -> TunesmithError | str | None:
+        """The end of the child, where the message tells it."""
+        kind = message.pop("kind")
+        match kind:
+            case "done":
+                return "done"
+            case "error":
+                return from_json(message["error"])
+            case "warning":
+                self._store.warn(self._job, message["message"])
+            case "rejections":
+                self._store.record_rows(self._job, rejections, message["rows"])
+            case "row_losses":
+                part, epoch = message["part"], message["epoch"]
+                self._row_losses += [{"part": part, "epoch": epoch, "row": r, "loss": v, "tokens": n} for r, v, n in message["rows"]]
+            case "started":
+                self._epochs = message["epochs"]
+                self._store.record(self._job, step=message["step"], total_steps=message["total_steps"])
+            case "step":
+                self._step(message)
+            case "prepared":
+                self._store.record(self._job, resolved=message["resolved"], input_tokens=message["input_tokens"], rows=message["rows"])
+            case "trained":
+                self._store.record(self._job, step=message["step"], training_loss=message["training_loss"], validation_loss=message["validation_loss"])
+            case "verdict":
+                self._store.record(self._job, verdict=message["verdict"])
+            case _:
+                raise AssertionError(f"a child reported {kind!r}")
+        return None
+
+    def _step(self, metric: dict[str, Any]) -> None:
+        job = self._store.get(self._job.id)
+        trained = round(job.input_tokens * self._epochs * metric["step"] / max(1, job.total_steps))
+        losses = {"training_loss": metric["training_loss"]}
+        if metric["validation_loss"] is not None:
+            losses["validation_loss"] = metric["validation_loss"]
+        self._store.record_step(self._job, metric, step=metric["step"], trained_tokens=trained, **losses)
+        self._store.record_rows(self._job, row_losses, self._row_losses)
+        self._row_losses = []
+
+
+def _lines(process: subprocess.Popen[bytes], assignment: bytes) -> "queue.Queue[bytes | None]":
+    """The child's output, line by line, then None."""
+    assert process.stdin is not None and process.stdout is not None
+    found: queue.Queue[bytes | None] = queue.Queue()
+    stdout = process.stdout
+
+    def read() -> None:
+        for line in stdout:
+            if line.endswith(b"\n"):      # a child killed while writing leaves half a line
+                found.put(line)
+        found.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        process.stdin.write(assignment)
+        process.stdin.close()
+    except BrokenPipeError:
+        pass      # it died at once; the reader tells
+    return found
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a child and everything it started."""
+    if process.poll() is None:
+        _signal(process, signal.SIGTERM)
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            _signal(process, signal.SIGKILL)
+            process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    settings = Settings.read()
+    store = JobStore(settings.store_url)
+    try:
+        while True:
+            with _lock(settings.home):
+                Worker(settings, store, float(os.environ.get("TUNESMITH_IDLE_S") or IDLE_S)).run()
+            if not store.has_waiting():      # a job that came while the lock was still held would find no worker
+                break
+    except BlockingIOError:
+        log.info("another worker is alive in %s", settings.home)
+
+
+if __name__ == "__main__":
+    main()
