@@ -46,7 +46,10 @@ _started: list[subprocess.Popen[bytes]] = []      # kept, so that a worker that 
 
 def ensure(settings: Settings, store: JobStore) -> None:
     """Start a detached worker if there is work and none is alive on this machine."""
-    if not store.has_work() or is_alive(settings.home):
+    for process in _started[:]:
+        if process.poll() is not None:
+            _started.remove(process)
+    if _started or not store.has_work() or is_alive(settings.home):      # one that we started may not hold the lock yet
         return
     durable.open_home(settings.home)
     with (settings.home / "worker.log").open("ab") as out:
@@ -54,9 +57,6 @@ def ensure(settings: Settings, store: JobStore) -> None:
             child.command("tunesmith.worker"), stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=settings.home,
             env={**os.environ, **settings.environment()}, start_new_session=True,
         ))  # fmt: skip
-    for process in _started[:]:
-        if process.poll() is not None:
-            _started.remove(process)
 
 
 def is_alive(home: Path) -> bool:

@@ -17,8 +17,8 @@ from transformers import DynamicCache
 from tunesmith import durable
 from tunesmith.data.template import Encoder, Messages, PromptTemplate
 from tunesmith.errors import PromptTooLong
-from tunesmith.models import causal_lm
-from tunesmith.models.methods import METHODS, Model
+from tunesmith.models import causal_lm, methods
+from tunesmith.models.methods import Model
 from tunesmith.registry import TunedModel
 from tunesmith.tuning.batches import micro_batches
 
@@ -63,8 +63,8 @@ class Engine:
             return cls(causal_lm.load(base_folder, place), Encoder(template, base_folder), tuned.name, tuned.base.context)
         folder = Path(tuned.folder)
         durable.verify(folder, tuned.digest or None)
-        method = METHODS[tuned.method]
-        model = method.load(causal_lm.load(folder if method.whole else base_folder, place), folder)
+        method = methods.load(tuned.method)
+        model = method.load(causal_lm.load(folder if method.WHOLE else base_folder, place), folder)
         template = PromptTemplate.from_json(json.loads((folder / "prompt_template.json").read_text()))
         return cls(model.eval(), Encoder(template, base_folder), tuned.name, tuned.base.context)
 

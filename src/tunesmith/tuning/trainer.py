@@ -7,8 +7,7 @@ import torch
 
 from tunesmith import durable
 from tunesmith.data.examples import encode
-from tunesmith.models import causal_lm
-from tunesmith.models.methods import METHODS
+from tunesmith.models import causal_lm, methods
 from tunesmith.tuning import child
 from tunesmith.tuning.loop import Run, train
 
@@ -16,7 +15,7 @@ RESULT = "result"      # the finished model inside the attempt's folder
 
 
 def run(assignment: child.Assignment, report: child.Report) -> None:
-    options, spec, method = assignment.decided, assignment.spec, METHODS[assignment.decided.method]
+    options, spec, method = assignment.decided, assignment.spec, methods.load(assignment.decided.method)
     home, folder = Path(assignment.home), Path(assignment.folder)
     torch.set_num_threads(assignment.threads)
     torch.manual_seed(options.seed)

@@ -1,0 +1,256 @@
+"""SQL in DuckDB: `connect` opens a database with FINETUNE, COMPLETE and the tunesmith.* tables in it.
+
+DuckDB's Python functions are registered under plain internal names; macros in two attached in-memory databases (`snowflake`,
+`tunesmith`) and in the connection's temporary schema give them the names that users write, so nothing is stored in the user's file.
+Every argument crosses as JSON text, which makes texts, lists, objects and NULLs alike.
+"""
+
+import atexit
+import json
+import os
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from tunesmith.data.gate import check_top_level
+from tunesmith.errors import Invalid, InvalidCall, ReservedDatabaseName, TunesmithError
+from tunesmith.interfaces.contract import cancelled, completion_object, description, listing
+from tunesmith.service import Tunesmith
+
+_VARCHAR = "VARCHAR"
+
+
+def connect(
+    database: str | os.PathLike[str] = ":memory:", *, home: str | os.PathLike[str] | None = None, **options: Any
+) -> duckdb.DuckDBPyConnection:  # fmt: skip
+    """A DuckDB connection in which models are tuned and asked by SQL; `options` go to duckdb.connect.
+
+    Use it as a context manager, or close it; left open, it is closed when Python ends. On a `cursor()`, write the
+    qualified names (SNOWFLAKE.CORTEX.FINETUNE): the short ones belong to the connection itself.
+    """
+    name = Path(os.fspath(database)).stem.lower()
+    if name in ("snowflake", "tunesmith", "temp", "system"):
+        raise ReservedDatabaseName(name=Path(os.fspath(database)).name)
+    connection = duckdb.connect(os.fspath(database), **options)
+    _close_at_exit(connection)
+    _Functions(connection, Tunesmith(connection, home=home)).register()
+    return connection
+
+
+def _close_at_exit(connection: duckdb.DuckDBPyConnection) -> None:
+    """DuckDB prints what it calls leaks when a connection with Python functions is still open at exit."""
+    reference = weakref.ref(connection)
+
+    def close() -> None:
+        still = reference()
+        if still is not None:
+            still.close()
+
+    atexit.register(close)
+
+
+class _Functions:
+    """The functions of one connection."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, service: Tunesmith) -> None:
+        self._connection, self._service = connection, service
+
+    def register(self) -> None:
+        scalar = dict(null_handling="special", side_effects=True)
+        self._connection.create_function("tunesmith_finetune", self._finetune, None, _VARCHAR, **scalar)  # type: ignore[arg-type]
+        self._connection.create_function("tunesmith_table", self._table, [_VARCHAR], _VARCHAR, **scalar)  # type: ignore[arg-type, list-item]
+        self._connection.create_function("tunesmith_count_tokens", self._count_tokens, [_VARCHAR, _VARCHAR], "BIGINT", **scalar)  # type: ignore[arg-type, list-item]
+        for name, answer in (("tunesmith_complete", self._complete), ("tunesmith_try_complete", self._try_complete)):
+            self._connection.create_function(name, answer, [_VARCHAR] * 4, _VARCHAR, type="arrow", **scalar)  # type: ignore[arg-type, list-item]
+        for statement in _macros():
+            self._connection.execute(statement)
+
+    # ------------------------------------------------------------ FINETUNE
+
+    def _finetune(self, statement: str, *given: Any) -> str:
+        arguments = [None if a is None else json.loads(a) for a in given]
+        verb = str(arguments[0]).upper() if arguments else ""
+        match verb, len(arguments):
+            case "CREATE", n if 4 <= n <= 6:
+                self._must_stand_alone(statement, verb)
+                return self._create(*arguments[1:])
+            case "SHOW", 1:
+                return listing(self._service.show())
+            case "DESCRIBE", 2:
+                return description(self._service.describe(str(arguments[1])))
+            case "CANCEL", 2:
+                self._must_stand_alone(statement, verb)
+                return cancelled(self._service.cancel(str(arguments[1])))
+        raise InvalidCall(call=tuple(arguments))
+
+    def _create(self, name: str, base_model: str, training: str, validation: str | None = None, options: Any = None) -> str:
+        if isinstance(options, str):
+            from tunesmith.jobs import Options
+
+            options = Options.parse(options).to_json()
+        return self._service.create(name, base_model, training, validation or None, **(options or {})).id
+
+    def _must_stand_alone(self, statement: str, verb: str) -> None:
+        with self._connection.cursor() as cursor:
+            check_top_level(cursor, statement, verb)
+
+    # ------------------------------------------------------------ COMPLETE
+
+    def _complete(self, model: Any, prompt: Any, options: Any, details: Any) -> Any:
+        return self._answer((model, prompt, options, details), lambda e: (_ for _ in ()).throw(e))
+
+    def _try_complete(self, model: Any, prompt: Any, options: Any, details: Any) -> Any:
+        return self._answer((model, prompt, options, details), lambda e: None)
+
+    def _answer(self, columns: Any, on_error: Callable[[TunesmithError], Any]) -> Any:
+        """One vector: columns model, prompt, options, details as JSON text. Rows of one model and one set of options go together."""
+        import pyarrow
+
+        rows = list(zip(*(c.to_pylist() for c in columns), strict=True))
+        answers: list[str | None] = [None] * len(rows)
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for i, (model, prompt, options, details) in enumerate(rows):
+            if model is not None and prompt is not None and prompt != "null":
+                groups.setdefault((model, options, details), []).append(i)
+        for (model, options, details), places in groups.items():
+            prompts = [json.loads(rows[i][1]) for i in places]
+            for i, answer in zip(places, self._ask(str(model), prompts, options, bool(details == "true"), on_error), strict=True):
+                answers[i] = answer
+        return pyarrow.array(answers, pyarrow.string())
+
+    def _ask(self, model: str, prompts: list[Any], options: str | None, details: bool, on_error: Any) -> list[str | None]:
+        def ask(some: list[Any]) -> list[str | None]:
+            found = self._service.complete(model, some, **parse_completion_options(options))
+            return [completion_object(model, c) if details else c.text for c in found]
+
+        try:
+            return ask(prompts)
+        except TunesmithError as e:
+            if len(prompts) == 1:
+                return [on_error(e)]
+            on_error(e)      # raises, unless each row is to be tried by itself
+        return [self._ask(model, [p], options, details, on_error)[0] for p in prompts]
+
+    def _count_tokens(self, model: str | None, text: str | None) -> int | None:
+        return None if model is None or text is None else self._service.count_tokens(model, text)
+
+    # ------------------------------------------------------------ tables
+
+    def _table(self, name: str) -> str:
+        return json.dumps([TABLES[name][1](row) for row in self._service.rows(TABLES[name][0])], default=str)
+
+
+def parse_completion_options(text: str | None) -> dict[str, Any]:
+    """The options of COMPLETE as sent: an object, or a text that holds one."""
+    value = json.loads(text) if text else {}
+    if isinstance(value, str):
+        value = json.loads(value)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise Invalid(what=f"the options object {text}")
+    return {str(k).lower(): v for k, v in value.items()}
+
+
+def _macros() -> list[str]:
+    """The statements that give the functions their public names."""
+    made = ["ATTACH ':memory:' AS snowflake", "CREATE SCHEMA snowflake.cortex", "CREATE SCHEMA snowflake.account_usage",
+            "ATTACH ':memory:' AS tunesmith"]  # fmt: skip
+    for kind, place in (("MACRO", "snowflake.cortex."), ("TEMP MACRO", "")):
+        for name, overloads in MACROS.items():
+            made.append(f"CREATE {kind} {place}{name} " + ", ".join(overloads))
+    for name, (_, _, columns) in TABLES.items():
+        made.append(f"CREATE VIEW tunesmith.main.{name} AS {_view(name, columns)}")
+    made.append(f"CREATE VIEW snowflake.account_usage.cortex_fine_tuning_usage_history AS {_USAGE_HISTORY}")
+    return made
+
+
+def _json(name: str) -> str:
+    return f"to_json({name})::VARCHAR"
+
+
+def _overload(parameters: list[str], body: str) -> str:
+    return f"({', '.join(parameters)}) AS {body}"
+
+
+_FINETUNE_ARGUMENTS = ["verb", "name", "base_model", "training_data", "validation_data", "options"]
+_COMPLETE = {
+    name: [
+        _overload(["model", "prompt"], f"{function}(model, {_json('prompt')}, NULL, 'false')"),
+        _overload(["model", "prompt", "options"], f"{function}(model, {_json('prompt')}, {_json('options')}, 'true')"),
+    ]
+    for name, function in (("complete", "tunesmith_complete"), ("try_complete", "tunesmith_try_complete"))
+}
+MACROS: dict[str, list[str]] = {
+    "finetune": [
+        _overload(_FINETUNE_ARGUMENTS[:n], f"tunesmith_finetune(current_query(), {', '.join(map(_json, _FINETUNE_ARGUMENTS[:n]))})")
+        for n in range(1, 7)
+    ],
+    **_COMPLETE,
+    "ai_complete": [_overload(
+        ["model", "prompt", "model_parameters := NULL", "response_format := NULL", "show_details := false"],
+        f"tunesmith_complete(model, {_json('prompt')}, {_json('model_parameters')}, {_json('show_details')})",
+    )],
+    "count_tokens": [_overload(["model", "content"], "tunesmith_count_tokens(model, content)")],
+}  # fmt: skip
+
+
+def _job_row(row: dict[str, Any]) -> dict[str, Any]:
+    total = row["total_steps"]
+    progress = 1.0 if row["status"] == "SUCCEEDED" else row["step"] / total if total else 0.0
+    error = (row["error"] or {}).get("message")
+    return {**row, **_times(row, "created_at", "started_at", "finished_at"), "progress": progress, "error": error}
+
+
+def _times(row: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Seconds since 1970 as DuckDB reads timestamps."""
+    return {n: None if row[n] is None else f"{np.datetime64(round(row[n] * 1e6), 'us')}" for n in names}
+
+
+# view: (table of the store, what its rows become, columns with their types)
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]], dict[str, str]]] = {
+    "jobs": ("jobs", _job_row, {
+        "id": "VARCHAR", "name": "VARCHAR", "base_model": "VARCHAR", "status": "VARCHAR", "progress": "DOUBLE", "step": "BIGINT",
+        "total_steps": "BIGINT", "input_tokens": "BIGINT", "trained_tokens": "BIGINT", "training_loss": "DOUBLE", "validation_loss": "DOUBLE",
+        "training_data": "VARCHAR", "validation_data": "VARCHAR", "options": "JSON", "resolved": "JSON", "rows": "JSON", "verdict": "JSON",
+        "warnings": "JSON", "error": "VARCHAR", "created_at": "TIMESTAMP", "started_at": "TIMESTAMP", "finished_at": "TIMESTAMP",
+        "attempt": "BIGINT", "owner": "VARCHAR",
+    }),
+    "metrics": ("metrics", dict, {
+        "job_id": "VARCHAR", "step": "BIGINT", "epoch": "BIGINT", "training_loss": "DOUBLE", "validation_loss": "DOUBLE",
+        "learning_rate": "DOUBLE", "grad_norm": "DOUBLE", "tokens": "BIGINT", "tokens_per_second": "DOUBLE", "seconds": "DOUBLE",
+    }),
+    "models": ("models", lambda r: {**r, **_times(r, "created_at")}, {
+        "name": "VARCHAR", "version": "BIGINT", "base_model": "VARCHAR", "method": "VARCHAR", "job_id": "VARCHAR", "verdict": "JSON",
+        "created_at": "TIMESTAMP", "owner": "VARCHAR",
+    }),
+    "rejections": ("rejections", dict, {
+        "job_id": "VARCHAR", "part": "VARCHAR", "row": "BIGINT", "reason": "VARCHAR", "detail": "VARCHAR", "context": "JSON",
+    }),
+    "row_losses": ("row_losses", dict, {
+        "job_id": "VARCHAR", "part": "VARCHAR", "epoch": "BIGINT", "row": "BIGINT", "loss": "DOUBLE", "tokens": "BIGINT",
+    }),
+    "usage": ("usage", lambda r: {**r, **_times(r, "started_at", "ended_at")}, {
+        "kind": "VARCHAR", "model": "VARCHAR", "base_model": "VARCHAR", "job_id": "VARCHAR", "input_tokens": "BIGINT",
+        "output_tokens": "BIGINT", "credits": "DOUBLE", "started_at": "TIMESTAMP", "ended_at": "TIMESTAMP",
+    }),
+}  # fmt: skip
+
+
+def _view(name: str, columns: dict[str, str]) -> str:
+    shape = json.dumps([columns]).replace("'", "''")
+    return f"SELECT unnest(from_json(tunesmith_table('{name}'), '{shape}'), recursive := true)"
+
+
+# Snowflake, account-usage/cortex_fine_tuning_usage_history: training only, by base model and the hour in which jobs ended.
+_USAGE_HISTORY = """
+SELECT date_trunc('hour', ended_at) AS START_TIME, date_trunc('hour', ended_at) + INTERVAL 1 HOUR AS END_TIME, base_model AS MODEL_NAME,
+       sum(credits) AS TOKEN_CREDITS, sum(input_tokens)::BIGINT AS TOKENS
+FROM tunesmith.main.usage WHERE kind = 'training' AND ended_at > now()::TIMESTAMP - INTERVAL 1 YEAR GROUP BY ALL
+"""
+
+

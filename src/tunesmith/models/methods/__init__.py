@@ -1,0 +1,39 @@
+"""Methods: how weights may change. A method is a module with three functions, and a line in METHODS.
+
+`prepare(model, options)` gives the model with exactly its trained tensors requiring gradients; `save(model, folder, spec)` writes what a
+plain library loads (PEFT, transformers); `load(base, folder)` brings a saved one back onto its base. `WHOLE` says that the
+folder holds a whole model, which is loaded in place of the base. A module is imported when it is asked for: PEFT takes seven seconds.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from transformers import PreTrainedModel
+
+from tunesmith.catalog import ModelSpec
+from tunesmith.jobs import ResolvedOptions
+
+Model = PreTrainedModel      # or PEFT's wrapper around one, which answers the same calls
+
+METHODS = {
+    "full": "tunesmith.models.methods.full",
+    "lora": "tunesmith.models.methods.lora",
+}
+
+
+class Method(Protocol):
+    WHOLE: bool
+
+    def prepare(self, model: Any, options: ResolvedOptions) -> Any: ...
+    def save(self, model: Any, folder: Path, spec: ModelSpec) -> None: ...
+    def load(self, base: Any, folder: Path) -> Any: ...
+
+
+def load(name: str) -> Method:
+    return cast(Method, import_module(METHODS[name]))
+
+
+def trained_tensors(model: Model) -> dict[str, torch.nn.Parameter]:
+    return {n: p for n, p in model.named_parameters() if p.requires_grad}
