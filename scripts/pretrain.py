@@ -33,7 +33,7 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-HELD_OUT = 200          # the last rows of each source are never trained on
+HELD_OUT = 200  # the last rows of each source are never trained on
 
 
 def main() -> None:
@@ -111,10 +111,12 @@ def trained_tokenizer(path: Path, prose: list[str], tasks: list[tuple[str, str]]
     if path.exists():
         return Tokenizer.from_file(str(path))
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Digits(individual_digits=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -276,13 +278,13 @@ def bits_per_byte(model: LlamaForCausalLM, tokenizer: Tokenizer, documents: list
     for document, ids in zip(documents, token_ids(tokenizer, documents), strict=True):
         target = len(tokenizer.encode(document[-1], add_special_tokens=False).ids)
         for start in range(0, len(ids), context):
-            piece = torch.tensor([ids[max(0, start - 1): start + context]])
+            piece = torch.tensor([ids[max(0, start - 1) : start + context]])
             if piece.shape[1] < 2:
                 continue
             losses = nn.functional.cross_entropy(model(piece).logits[0, :-1], piece[0, 1:], reduction="none")
-            if len(document) > 1:                      # a task: only its completion, the end mark left out
+            if len(document) > 1:  # a task: only its completion, the end mark left out
                 first = len(ids) - 1 - target - max(0, start - 1) - 1
-                losses = losses[max(0, first): len(ids) - 1 - max(0, start - 1) - 1]
+                losses = losses[max(0, first) : len(ids) - 1 - max(0, start - 1) - 1]
             nats += losses.sum().item()
         size += len(document[-1].encode())
     return round(nats / math.log(2) / size, 4)

@@ -9,7 +9,7 @@ def principal() -> str:
     """The user of this process."""
     try:
         return getpass.getuser()
-    except (KeyError, OSError):      # a user id without an entry, as in some containers
+    except (KeyError, OSError):  # a user id without an entry, as in some containers
         return "unknown"
 
 

@@ -19,7 +19,7 @@ from tunesmith.errors import DamagedFiles, DiskFull
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
-RESERVE_MB = 64      # kept free, so that the store itself can still be written
+RESERVE_MB = 64  # kept free, so that the store itself can still be written
 
 
 def open_home(home: Path) -> None:
@@ -66,7 +66,7 @@ def publish(staged: Path, final: Path, facts: dict[str, Any] | None = None) -> s
     for folder in [*(p for p in staged.rglob("*") if p.is_dir()), staged]:
         _sync(folder)
     final.parent.mkdir(parents=True, exist_ok=True)
-    os.rename(staged, final)
+    staged.rename(final)
     _sync(final.parent)
     return hashlib.sha256(text.encode()).hexdigest()
 

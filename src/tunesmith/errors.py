@@ -8,7 +8,6 @@ To add one: subclass a family, write the sentence, raise it with its fields.
 """
 
 import difflib
-import inspect
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -21,7 +20,7 @@ class TunesmithError(Exception):
 
     def __init__(self, **fields: Any) -> None:
         self.fields = fields
-        super().__init__(inspect.cleandoc(type(self).__doc__ or "").format_map({k: _shown(v) for k, v in fields.items()}))
+        super().__init__(" ".join((type(self).__doc__ or "").split()).format_map({k: _shown(v) for k, v in fields.items()}))
 
     def __init_subclass__(cls) -> None:
         cls.code = "".join("_" + c.lower() if c.isupper() else c for c in cls.__name__).lstrip("_")
@@ -102,9 +101,9 @@ class UnknownBaseModel(NotFound):
 
 
 class WeightsNotHere(NotFound):
-    """The weights of base model {name!r} are not on this machine, and Tunesmith never downloads by itself. Bring them with
-    `hf download {hub_id}` (from any machine; then copy that folder to {folder}), or name a local folder as
-    the base model. Nothing was read and no job was created."""
+    """The weights of base model {name!r} are not on this machine, and Tunesmith never downloads by itself. Bring them:
+    `hf download {hub_id} --local-dir {folder}` (or on another machine, and copy that folder), or name a local folder as the base
+    model. Nothing was read and no job was created."""
 
 
 class UnknownJob(NotFound):

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class JobStatus(StrEnum):
-    PENDING = "PENDING"                   # accepted, its rows frozen; waits for a worker
-    VALIDATING = "VALIDATING"             # tokens counted, rows checked, every `auto` decided
-    RUNNING = "RUNNING"                   # the trainer is at work
-    WAITING_SPACE = "WAITING_SPACE"       # the disk is full; goes on by itself
-    PAUSED = "PAUSED"                     # stopped on request; goes back to PENDING on resume
-    EVALUATING = "EVALUATING"             # the tuned model answers the verdict rows
-    CANCELLING = "CANCELLING"             # cancel accepted; no model will appear
+    PENDING = "PENDING"  # accepted, its rows frozen; waits for a worker
+    VALIDATING = "VALIDATING"  # tokens counted, rows checked, every `auto` decided
+    RUNNING = "RUNNING"  # the trainer is at work
+    WAITING_SPACE = "WAITING_SPACE"  # the disk is full; goes on by itself
+    PAUSED = "PAUSED"  # stopped on request; goes back to PENDING on resume
+    EVALUATING = "EVALUATING"  # the tuned model answers the verdict rows
+    CANCELLING = "CANCELLING"  # cancel accepted; no model will appear
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
@@ -169,7 +169,10 @@ def allowed_values(f: Any) -> list[str]:
         return words + list(limits["choices"])
     if "low" in limits:
         kind = "a whole number" if "int" in str(f.type) else "a number"
-        return [*words, f"{kind} from {limits['low']:g} to {limits['high']:g}" if limits["high"] < 1e9 else f"{kind} from {limits['low']:g}"]
+        return [
+            *words,
+            f"{kind} from {limits['low']:g} to {limits['high']:g}" if limits["high"] < 1e9 else f"{kind} from {limits['low']:g}",
+        ]
     return ["a query"]
 
 
@@ -320,7 +323,9 @@ class Job:
         rows = "".join(
             f"<tr><th style='text-align:left'>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in facts.items() if v is not None
         )
-        return f"<b>{escape(self.name)}</b> <code>{escape(self.id)}</code><progress value='{self.progress}'></progress><table>{rows}</table>"
+        return (
+            f"<b>{escape(self.name)}</b> <code>{escape(self.id)}</code><progress value='{self.progress}'></progress><table>{rows}</table>"
+        )
 
 
 def defaults() -> dict[str, Any]:

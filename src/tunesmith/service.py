@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from tunesmith.inference.engine import Completion
 
-DEFAULT_EPOCHS = 3      # Snowflake's default; decides the row limit where max_epochs is auto
+DEFAULT_EPOCHS = 3  # Snowflake's default; decides the row limit where max_epochs is auto
 
 Data = Any
 """Training data: a query, a file (.parquet, .csv, .jsonl; also as @path), rows as dictionaries, or a pandas or Arrow table."""
@@ -60,7 +60,7 @@ class Tunesmith:
         `options` are those of `Options`. A taken name gets a suffix; the same idempotency key gives the same job.
         """
         access.require(access.principal(), "CREATE MODEL", name)
-        model_key(name)      # InvalidModelName before anything is read
+        model_key(name)  # InvalidModelName before anything is read
         parsed = Options.parse(options)
         spec = catalog.find(base_model, self.settings.home)
         template = PromptTemplate.of_base(Path(spec.folder))
@@ -204,12 +204,11 @@ def _query(connection: duckdb.DuckDBPyConnection, part: str, data: Data) -> str:
         file = os.fspath(data).strip().removeprefix("@")
         return "SELECT * FROM '" + file.replace("'", "''") + "'"
     if isinstance(data, Sequence) and data and isinstance(data[0], Mapping):
-        import json
-        import tempfile
-
-        with tempfile.NamedTemporaryFile("w", suffix=".jsonl", delete=False) as f:
-            f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in data)
-        return f"SELECT * FROM '{f.name}'"
+        try:
+            import pyarrow
+        except ImportError:
+            raise MissingExtra(what="tuning on rows in memory", extra="train") from None
+        data = pyarrow.Table.from_pylist(data)
     try:
         connection.register(f"tunesmith_{part}", data)
     except Exception:

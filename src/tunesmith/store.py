@@ -23,7 +23,7 @@ from tunesmith.errors import IdempotencyConflict, JobAlreadyFinished, LeaseLost,
 from tunesmith.jobs import MOVES, WORKING, Job, JobStatus, Options, ResolvedOptions, model_key
 
 SCHEMA = 1
-LEASE_S = 30.0      # six heartbeats; a worker that says nothing for so long has lost its job
+LEASE_S = 30.0  # six heartbeats; a worker that says nothing for so long has lost its job
 
 metadata = sa.MetaData()
 _JSON = sa.JSON(none_as_null=True)
@@ -245,7 +245,11 @@ class JobStore:
                 .values(status=JobStatus.CANCELLED.value, attempt=jobs.c.attempt + 1, finished_at=self._wall())
             )  # fmt: skip
             row = c.execute(
-                sa.select(jobs).where(lost | (jobs.c.status == JobStatus.PENDING.value)).order_by(jobs.c.sequence).limit(1).with_for_update()
+                sa.select(jobs)
+                .where(lost | (jobs.c.status == JobStatus.PENDING.value))
+                .order_by(jobs.c.sequence)
+                .limit(1)
+                .with_for_update()
             ).one_or_none()
             if row is None:
                 return None
@@ -352,6 +356,11 @@ class JobStore:
         with self._engine.begin() as c:
             c.execute(usage.insert().values(**facts))
 
+    def last_metric(self, job_id: str) -> dict[str, Any] | None:
+        with self._engine.begin() as c:
+            row = c.execute(sa.select(metrics).where(metrics.c.job_id == job_id).order_by(metrics.c.step.desc()).limit(1)).one_or_none()
+        return dict(row._mapping) if row else None
+
     def rows(self, table: str, job_id: str | None = None) -> list[dict[str, Any]]:
         """A table of the store as it is, for the SQL views and the exports."""
         query = sa.select(TABLES[table])
@@ -362,7 +371,7 @@ class JobStore:
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:
-    connection.isolation_level = None      # transactions are begun by us, not by the driver
+    connection.isolation_level = None  # transactions are begun by us, not by the driver
     for pragma in ("busy_timeout=30000", "journal_mode=DELETE", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
 

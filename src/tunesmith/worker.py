@@ -29,11 +29,11 @@ from tunesmith.tuning import child
 
 log = logging.getLogger("tunesmith.worker")
 
-IDLE_S = 60.0             # without work the worker goes home
-HEARTBEAT_S = 1.0         # renews the lease and reads a cancel
-POLL_S = 0.5              # between looks for work
-STOP_S = 10.0             # a child that does not end by itself is killed after this
-DEATHS_LIMIT = 3          # child deaths without a further step
+IDLE_S = 60.0  # without work the worker goes home
+HEARTBEAT_S = 1.0  # renews the lease and reads a cancel
+POLL_S = 0.5  # between looks for work
+STOP_S = 10.0  # a child that does not end by itself is killed after this
+DEATHS_LIMIT = 3  # child deaths without a further step
 SPACE_POLL_S = 5.0
 
 _Phase = tuple[str, str]
@@ -41,7 +41,7 @@ VALIDATE: _Phase = ("validating", "tunesmith.tuning.prepare")
 TRAIN: _Phase = ("training", "tunesmith.tuning.trainer")
 EVALUATE: _Phase = ("evaluating", "tunesmith.evaluation.evaluator")
 
-_started: list[subprocess.Popen[bytes]] = []      # kept, so that a worker that ended is reaped with its parent
+_started: list[subprocess.Popen[bytes]] = []  # kept, so that a worker that ended is reaped with its parent
 
 
 def ensure(settings: Settings, store: JobStore) -> None:
@@ -49,7 +49,7 @@ def ensure(settings: Settings, store: JobStore) -> None:
     for process in _started[:]:
         if process.poll() is not None:
             _started.remove(process)
-    if _started or not store.has_work() or is_alive(settings.home):      # one that we started may not hold the lock yet
+    if _started or not store.has_work() or is_alive(settings.home):  # one that we started may not hold the lock yet
         return
     durable.open_home(settings.home)
     with (settings.home / "worker.log").open("ab") as out:
@@ -198,11 +198,11 @@ class Worker:
             return job
         final = Path("models") / job.id.removeprefix("ft_") / "v1"
         target = self._settings.home / final
-        if not target.exists():      # else a worker before us died between this rename and the next statement
+        if not target.exists():  # else a worker before us died between this rename and the next statement
             attempts = sorted(self._settings.job_folder(job.id).glob("attempt-*/result"), key=lambda p: -int(p.parent.name[8:]))
             durable.verify(attempts[0])
             with durable.staging(self._settings.home) as outer:
-                staged = outer / "v1"      # hard links: no second copy of the weights
+                staged = outer / "v1"  # hard links: no second copy of the weights
                 shutil.copytree(attempts[0], staged, copy_function=os.link, ignore=shutil.ignore_patterns(durable.MANIFEST))
                 durable.publish(staged, target, {"job": job.id, "name": job.name})
         durable.verify(target)
@@ -252,7 +252,8 @@ class _Scribe:
     """Writes down what a child reports."""
 
     def __init__(self, store: JobStore, job: Job) -> None:
-        self._store, self._job, self._row_losses, self._epochs = store, job, [], 0
+        self._store, self._job, self._epochs = store, job, 0
+        self._row_losses: list[dict[str, Any]] = []
 
     def hear(self, message: dict[str, Any]) -> TunesmithError | str | None:
         """The end of the child, where the message tells it."""
@@ -277,7 +278,9 @@ class _Scribe:
             case "prepared":
                 self._store.record(self._job, resolved=message["resolved"], input_tokens=message["input_tokens"], rows=message["rows"])
             case "trained":
-                self._store.record(self._job, step=message["step"], training_loss=message["training_loss"], validation_loss=message["validation_loss"])
+                self._store.record(
+                    self._job, step=message["step"], training_loss=message["training_loss"], validation_loss=message["validation_loss"]
+                )
             case "verdict":
                 self._store.record(self._job, verdict=message["verdict"])
             case _:
@@ -303,7 +306,7 @@ def _lines(process: subprocess.Popen[bytes], assignment: bytes) -> "queue.Queue[
 
     def read() -> None:
         for line in stdout:
-            if line.endswith(b"\n"):      # a child killed while writing leaves half a line
+            if line.endswith(b"\n"):  # a child killed while writing leaves half a line
                 found.put(line)
         found.put(None)
 
@@ -312,7 +315,7 @@ def _lines(process: subprocess.Popen[bytes], assignment: bytes) -> "queue.Queue[
         process.stdin.write(assignment)
         process.stdin.close()
     except BrokenPipeError:
-        pass      # it died at once; the reader tells
+        pass  # it died at once; the reader tells
     return found
 
 
@@ -344,7 +347,7 @@ def main() -> None:
         while True:
             with _lock(settings.home):
                 Worker(settings, store, float(os.environ.get("TUNESMITH_IDLE_S") or IDLE_S)).run()
-            if not store.has_waiting():      # a job that came while the lock was still held would find no worker
+            if not store.has_waiting():  # a job that came while the lock was still held would find no worker
                 break
     except BlockingIOError:
         log.info("another worker is alive in %s", settings.home)

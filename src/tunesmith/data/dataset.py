@@ -19,9 +19,9 @@ from tunesmith.data.gate import check_query
 from tunesmith.errors import MissingColumns, NoSuchTable, NoUsableRows, QueryFailed, closest
 
 PARTS = ("train", "validation", "verdict")
-HELD_OUT_SHARE = 0.1      # of a table without a validation query: as much again for the verdict
-HELD_OUT_LIMIT = 500      # rows; more would cost time and hardly narrow an interval
-FEW_ROWS = 10             # below it nothing is held out, and the job warns
+HELD_OUT_SHARE = 0.1  # of a table without a validation query: as much again for the verdict
+HELD_OUT_LIMIT = 500  # rows; more would cost time and hardly narrow an interval
+FEW_ROWS = 10  # below it nothing is held out, and the job warns
 
 Query = str
 
@@ -73,7 +73,7 @@ class Dataset:
                 "SELECT row, prompt, completion, context FROM read_parquet(?) ORDER BY row", [str(self.folder / f"{part}.parquet")]
             )
             while batch := found.fetchmany(4096):
-                yield from (Row(*values, chat=self.chat[part]) for values in batch)
+                yield from (Row(row, p, c, context, self.chat[part]) for row, p, c, context in batch)
 
     def rejected(self) -> list[dict[str, Any]]:
         """Rows that were unusable at CREATE: query, row, reason, context."""
@@ -82,9 +82,7 @@ class Dataset:
             return [{"part": p, "row": r, "reason": why, "detail": "", "context": c} for p, r, why, c in found.fetchall()]
 
 
-def snapshot(
-    connection: duckdb.DuckDBPyConnection, queries: Mapping[str, Query], final: Path, *, home: Path, seed: int
-) -> Snapshot:
+def snapshot(connection: duckdb.DuckDBPyConnection, queries: Mapping[str, Query], final: Path, *, home: Path, seed: int) -> Snapshot:
     """Freeze the rows of the training, validation and test query (those given) into the folder `final`."""
     checked = {name: check_query(connection, sql, name) for name, sql in queries.items() if sql}
     with durable.staging(home) as outer:
@@ -114,7 +112,7 @@ def snapshot(
 
 def _warnings(rows: Mapping[str, int]) -> Iterator[str]:
     if sum(rows.values()) < FEW_ROWS:
-        yield f"only {sum(rows.values())} usable rows: start with a few hundred; below {FEW_ROWS} none is held out, so nothing can be measured"
+        yield f"only {sum(rows.values())} usable rows: a few hundred are a good start; below {FEW_ROWS} none is held out to measure on"
     elif not rows["verdict"]:
         yield "no verdict rows: the tuned model will not be compared with its base"
 
@@ -131,10 +129,11 @@ def _freeze(connection: duckdb.DuckDBPyConnection, part: str, sql: str, file: Pa
             raise MissingColumns(part=part, missing=" and no column ".join(missing), found=found.columns,
                                  nearest=[closest(m, found.columns) for m in missing])  # fmt: skip
         values = ", ".join(f"{_as_text(*names[w])} AS {w}, {_name(names[w][0])} IS NULL AS {w}_null" for w in wanted)
-        context = ", ".join(f"{_text(c)}: {_plain(c, t)}" for n, (c, t) in names.items() if n not in wanted)
-        found.query("source_rows", f"SELECT row_number() OVER () AS row, {values}, to_json({{{context}}})::VARCHAR AS context FROM source_rows"
-                    if context else f"SELECT row_number() OVER () AS row, {values}, '{{}}' AS context FROM source_rows"
-                    ).write_parquet(str(file))  # fmt: skip
+        others = ", ".join(f"{_text(c)}: {_plain(c, t)}" for n, (c, t) in names.items() if n not in wanted)
+        context = f"to_json({{{others}}})::VARCHAR" if others else "'{}'"
+        rows = found.query("source_rows", f"SELECT row_number() OVER () AS row, {values}, {context} AS context FROM source_rows")
+        assert rows is not None  # a SELECT gives a relation
+        rows.write_parquet(str(file))
     except duckdb.CatalogException as e:
         raise NoSuchTable(part=part, reason=_first_line(e), query=sql) from None
     except duckdb.Error as e:
@@ -204,7 +203,9 @@ def _split(own: duckdb.DuckDBPyConnection, sources: set[str], seed: int) -> dict
 
 
 def _raise_no_rows(own: duckdb.DuckDBPyConnection, source: str) -> None:
-    counted = own.execute("SELECT coalesce(reason, 'held out'), count(*) FROM rows WHERE source = ? GROUP BY 1 ORDER BY 1", [source]).fetchall()
+    counted = own.execute(
+        "SELECT coalesce(reason, 'held out'), count(*) FROM rows WHERE source = ? GROUP BY 1 ORDER BY 1", [source]
+    ).fetchall()
     reasons = "; ".join(f"{n} x {reason}" for reason, n in counted) or "the query gives no rows"
     raise NoUsableRows(part=source, rows=sum(n for _, n in counted), reasons=reasons)
 

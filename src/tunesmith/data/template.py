@@ -23,7 +23,7 @@ from tunesmith.catalog import read_json
 from tunesmith.errors import InvalidPrompt, UnsafeBaseModel
 
 Messages = Sequence[Mapping[str, str]]
-_SLOT = re.compile("\ue000(\\d+)\ue001")      # private use characters: no template writes them
+_SLOT = re.compile("\ue000(\\d+)\ue001")  # private use characters: no template writes them
 ROLES = ("system", "user", "assistant")
 
 
@@ -135,7 +135,7 @@ class Encoder:
         for tokenizer in (self._text, self._control):
             tokenizer.no_padding()
             tokenizer.no_truncation()
-        self._text.encode_special_tokens = True       # special tokens in a user's text are plain text
+        self._text.encode_special_tokens = True  # special tokens in a user's text are plain text
         self._longest_token = max(len(t.encode()) for t in self._text.get_vocab())
         self._control_ids = lru_cache(maxsize=1024)(lambda text: self._control.encode(text, add_special_tokens=False).ids)
 
@@ -199,7 +199,7 @@ def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
     if file.is_file():
         return file.read_text("utf-8")
     found = tokenizer_config.get("chat_template") or ""
-    if isinstance(found, list):      # several named ones: the default is meant
+    if isinstance(found, list):  # several named ones: the default is meant
         found = next((t["template"] for t in found if t["name"] == "default"), "")
     return str(found)
 

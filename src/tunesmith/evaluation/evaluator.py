@@ -3,8 +3,6 @@
 Three arms answer the same verdict rows: the base, always the commonest completion of the training rows, and the tuned model.
 """
 
-from pathlib import Path
-
 import torch
 
 from tunesmith.data.examples import Example, encode
@@ -15,7 +13,7 @@ from tunesmith.registry import TunedModel
 from tunesmith.tuning import child
 from tunesmith.tuning.trainer import RESULT
 
-ROOM = 2      # an answer may be this many times as long as the longest wanted one before it is cut
+ROOM = 2  # an answer may be this many times as long as the longest wanted one before it is cut
 
 
 def run(assignment: child.Assignment, report: child.Report) -> None:

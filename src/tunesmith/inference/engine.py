@@ -22,8 +22,8 @@ from tunesmith.models.methods import Model
 from tunesmith.registry import TunedModel
 from tunesmith.tuning.batches import micro_batches
 
-BATCH_TOKENS = 8192      # padded prompt tokens answered together
-LOADED_LIMIT = 2         # models kept in memory
+BATCH_TOKENS = 8192  # padded prompt tokens answered together
+LOADED_LIMIT = 2  # models kept in memory
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ class Engine:
         too_long = self.encoder.surely_longer(content, self._context)
         ids = [] if too_long else self.encoder.prompt(messages)
         if too_long or len(ids) >= self._context:
-            raise PromptTooLong(window=self._context, tokens=len(ids) or f"over {self._context}", model=self._name, prompt=content[:60] + "…")
+            raise PromptTooLong(
+                window=self._context, tokens=len(ids) or f"over {self._context}", model=self._name, prompt=content[:60] + "…"
+            )
         return ids
 
     def _batches(self, asked: list[list[int]], sampling: Sampling) -> Iterator[tuple[list[int], list[Completion]]]:
@@ -139,7 +141,7 @@ def choose(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator) ->
     p_BV = torch.softmax(logits_BV.float() / sampling.temperature, -1)
     if 0 < sampling.top_p < 1:
         ordered, index = p_BV.sort(-1, descending=True)
-        outside = ordered.cumsum(-1) - ordered >= sampling.top_p      # the token that crosses top_p stays
+        outside = ordered.cumsum(-1) - ordered >= sampling.top_p  # the token that crosses top_p stays
         p_BV = p_BV.scatter(-1, index, ordered.masked_fill(outside, 0.0))
     return torch.multinomial(p_BV, 1, generator=generator).squeeze(-1)
 

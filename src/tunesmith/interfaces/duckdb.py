@@ -19,9 +19,8 @@ import numpy as np
 from tunesmith.data.gate import check_top_level
 from tunesmith.errors import Invalid, InvalidCall, ReservedDatabaseName, TunesmithError
 from tunesmith.interfaces.contract import cancelled, completion_object, description, listing
+from tunesmith.jobs import Options
 from tunesmith.service import Tunesmith
-
-_VARCHAR = "VARCHAR"
 
 
 def connect(
@@ -60,12 +59,17 @@ class _Functions:
         self._connection, self._service = connection, service
 
     def register(self) -> None:
-        scalar = dict(null_handling="special", side_effects=True)
-        self._connection.create_function("tunesmith_finetune", self._finetune, None, _VARCHAR, **scalar)  # type: ignore[arg-type]
-        self._connection.create_function("tunesmith_table", self._table, [_VARCHAR], _VARCHAR, **scalar)  # type: ignore[arg-type, list-item]
-        self._connection.create_function("tunesmith_count_tokens", self._count_tokens, [_VARCHAR, _VARCHAR], "BIGINT", **scalar)  # type: ignore[arg-type, list-item]
-        for name, answer in (("tunesmith_complete", self._complete), ("tunesmith_try_complete", self._try_complete)):
-            self._connection.create_function(name, answer, [_VARCHAR] * 4, _VARCHAR, type="arrow", **scalar)  # type: ignore[arg-type, list-item]
+        def scalar(name: str, function: Callable[..., Any], parameters: int | None, result: str, kind: Any = "native") -> None:
+            self._connection.create_function(  # type: ignore[call-overload]
+                name, function, None if parameters is None else ["VARCHAR"] * parameters, result, type=kind,
+                null_handling="special", side_effects=True,    
+            )  # fmt: skip
+
+        scalar("tunesmith_finetune", self._finetune, None, "VARCHAR")
+        scalar("tunesmith_table", self._table, 1, "VARCHAR")
+        scalar("tunesmith_count_tokens", self._count_tokens, 2, "BIGINT")
+        scalar("tunesmith_complete", self._complete, 4, "VARCHAR", "arrow")
+        scalar("tunesmith_try_complete", self._try_complete, 4, "VARCHAR", "arrow")
         for statement in _macros():
             self._connection.execute(statement)
 
@@ -75,9 +79,10 @@ class _Functions:
         arguments = [None if a is None else json.loads(a) for a in given]
         verb = str(arguments[0]).upper() if arguments else ""
         match verb, len(arguments):
-            case "CREATE", n if 4 <= n <= 6:
+            case "CREATE", 4 | 5 | 6:
                 self._must_stand_alone(statement, verb)
-                return self._create(*arguments[1:])
+                name, base_model, training, validation, options = (*arguments[1:], None, None)[:5]
+                return self._create(str(name), str(base_model), str(training), validation, options)
             case "SHOW", 1:
                 return listing(self._service.show())
             case "DESCRIBE", 2:
@@ -87,12 +92,9 @@ class _Functions:
                 return cancelled(self._service.cancel(str(arguments[1])))
         raise InvalidCall(call=tuple(arguments))
 
-    def _create(self, name: str, base_model: str, training: str, validation: str | None = None, options: Any = None) -> str:
-        if isinstance(options, str):
-            from tunesmith.jobs import Options
-
-            options = Options.parse(options).to_json()
-        return self._service.create(name, base_model, training, validation or None, **(options or {})).id
+    def _create(self, name: str, base_model: str, training: str, validation: str | None, options: Any) -> str:
+        """`options` is JSON text, as SQL users write it, or an object, as Snowflake's Python client sends it."""
+        return self._service.create(name, base_model, training, validation or None, **Options.parse(options or {}).to_json()).id
 
     def _must_stand_alone(self, statement: str, verb: str) -> None:
         with self._connection.cursor() as cursor:
@@ -132,7 +134,7 @@ class _Functions:
         except TunesmithError as e:
             if len(prompts) == 1:
                 return [on_error(e)]
-            on_error(e)      # raises, unless each row is to be tried by itself
+            on_error(e)  # raises, unless each row is to be tried by itself
         return [self._ask(model, [p], options, details, on_error)[0] for p in prompts]
 
     def _count_tokens(self, model: str | None, text: str | None) -> int | None:
@@ -215,7 +217,8 @@ def _times(row: dict[str, Any], *names: str) -> dict[str, Any]:
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]], dict[str, str]]] = {
     "jobs": ("jobs", _job_row, {
         "id": "VARCHAR", "name": "VARCHAR", "base_model": "VARCHAR", "status": "VARCHAR", "progress": "DOUBLE", "step": "BIGINT",
-        "total_steps": "BIGINT", "input_tokens": "BIGINT", "trained_tokens": "BIGINT", "training_loss": "DOUBLE", "validation_loss": "DOUBLE",
+        "total_steps": "BIGINT", "input_tokens": "BIGINT", "trained_tokens": "BIGINT", "training_loss": "DOUBLE",
+        "validation_loss": "DOUBLE",
         "training_data": "VARCHAR", "validation_data": "VARCHAR", "options": "JSON", "resolved": "JSON", "rows": "JSON", "verdict": "JSON",
         "warnings": "JSON", "error": "VARCHAR", "created_at": "TIMESTAMP", "started_at": "TIMESTAMP", "finished_at": "TIMESTAMP",
         "attempt": "BIGINT", "owner": "VARCHAR",
@@ -252,5 +255,3 @@ SELECT date_trunc('hour', ended_at) AS START_TIME, date_trunc('hour', ended_at) 
        sum(credits) AS TOKEN_CREDITS, sum(input_tokens)::BIGINT AS TOKENS
 FROM tunesmith.main.usage WHERE kind = 'training' AND ended_at > now()::TIMESTAMP - INTERVAL 1 YEAR GROUP BY ALL
 """
-
-

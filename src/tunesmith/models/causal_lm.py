@@ -59,7 +59,7 @@ def collate(rows: Sequence[Encoded], device: torch.device) -> Batch:
         n = len(row.ids)
         ids[b, :n] = torch.tensor(row.ids)
         mask[b, :n] = 1
-        supervised[b, row.n_prompt - 1 : n - 1] = True      # the position before each completion token predicts it
+        supervised[b, row.n_prompt - 1 : n - 1] = True  # the position before each completion token predicts it
     keep = supervised.any(0).nonzero().squeeze(1)
     where = supervised[:, keep]
     b_N, k_N = where.nonzero(as_tuple=True)
@@ -81,4 +81,4 @@ def token_losses(model: Model, batch: Batch) -> Tensor:
 
 
 def _decoder(model: Model) -> PreTrainedModel:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[return-value, operator]
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tunesmith import durable
 from tunesmith.errors import DamagedFiles
 
-KEEP = 2      # newest checkpoints kept beside the best
+KEEP = 2  # newest checkpoints kept beside the best
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def save(
         save_file(tensors, staged / "model.safetensors")
         save_file(_optimizer_tensors(optimizer) | {"rng": torch.get_rng_state()}, staged / "optimizer.safetensors")
         durable.write_json(staged / "state.json", asdict(position))
-        if final.exists():      # the same step was saved already; what it holds is the same
+        if final.exists():  # the same step was saved already; what it holds is the same
             return Checkpoint(final, position)
         durable.publish(staged, final)
     return Checkpoint(final, position)
@@ -104,5 +104,3 @@ def collect(attempts: list[Path], best_step: int) -> None:
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     states = optimizer.state_dict()["state"]
     return {f"{i}.{k}": v.contiguous() for i, s in states.items() for k, v in s.items()}
-
-

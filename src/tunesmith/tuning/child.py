@@ -89,7 +89,7 @@ def main(phase: str, run: Callable[[Assignment, Report], None]) -> None:
     """The body of a child's `__main__`: run, and report how it ended."""
     _die_with_parent()
     lines = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)      # what libraries print goes to the log
+    os.dup2(2, 1)  # what libraries print goes to the log
 
     def report(kind: str, **facts: Any) -> None:
         lines.write(json.dumps({"kind": kind, **facts}, allow_nan=False) + "\n")
@@ -111,4 +111,4 @@ def _die_with_parent() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
         if os.getppid() == 1 and "TUNESMITH_WORKER_PID" in os.environ and os.environ["TUNESMITH_WORKER_PID"] != "1":
-            os._exit(1)      # the parent died before the call above
+            os._exit(1)  # the parent died before the call above

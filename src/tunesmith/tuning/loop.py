@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,10 +23,10 @@ from tunesmith.tuning import checkpoints
 from tunesmith.tuning.batches import micro_batches, rows_of_step, steps_per_epoch
 from tunesmith.tuning.checkpoints import Position
 
-MICRO_TOKENS = 4096           # padded tokens per micro-batch; more gains nothing on two cores and costs memory
-CHECKPOINT_SECONDS = 60.0     # besides every epoch's end: what a kill can cost
-NON_FINITE_LIMIT = 5          # steps in a row
-RECORD_SECONDS = 0.2          # at most five recorded steps a second, and every epoch's last
+MICRO_TOKENS = 4096  # padded tokens per micro-batch; more gains nothing on two cores and costs memory
+CHECKPOINT_SECONDS = 60.0  # besides every epoch's end: what a kill can cost
+NON_FINITE_LIMIT = 5  # steps in a row
+RECORD_SECONDS = 0.2  # at most five recorded steps a second, and every epoch's last
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Run:
     attempts: list[Path]
     """Folders of this attempt (first, written to) and of earlier ones (resumed from)."""
     home: Path
-    bound_to: dict[str, object]
+    bound_to: dict[str, Any]
     report: Callable[..., None]
 
 
@@ -53,6 +54,7 @@ def train(model: Model, train_rows: Sequence[Example], validation_rows: Sequence
         rows = [train_rows[i] for i in rows_of_step(len(train_rows), options.batch_size, options.seed, at.step)]
         rate = options.learning_rate * at.rate_scale * schedule(at.step, total, options.warmup)
         loss, row_losses, norm = optimizer_step(model, trained, optimizer, rows, rate, options.max_grad_norm)
+        seconds = time.monotonic() - began
         if not math.isfinite(loss) or not math.isfinite(norm):
             bad += 1
             run.report("warning", message=f"step {at.step + 1} gave a loss or gradient that is no finite number; it was skipped")
@@ -77,8 +79,8 @@ def train(model: Model, train_rows: Sequence[Example], validation_rows: Sequence
             run.report(
                 "step", step=at.step, epoch=epoch, training_loss=at.training_loss, learning_rate=rate,
                 validation_loss=at.validation_loss if epoch_ends and validation_rows else None,
-                grad_norm=norm if math.isfinite(norm) else None, tokens=tokens, tokens_per_second=tokens / (now - began),
-                seconds=now - began,
+                grad_norm=norm if math.isfinite(norm) else None, tokens=tokens, tokens_per_second=tokens / seconds,
+                seconds=seconds,
             )  # fmt: skip
             told = now
     _take_best(at, trained, run)
@@ -117,7 +119,7 @@ def accumulate(
 def _backward(model: Model, rows: Sequence[Example], count: int) -> list[float]:
     batch = collate([r.encoded for r in rows], next(model.parameters()).device)
     losses_N = token_losses(model, batch)
-    (losses_N.sum() / count).backward()
+    torch.autograd.backward(losses_N.sum() / count)
     return _per_row(losses_N, batch.row_N, len(rows))
 
 
@@ -173,7 +175,9 @@ def _go_back(
     found = checkpoints.newest(run.attempts, run.bound_to)
     if at.rate_scale < 1 or found is None:
         raise NonFiniteLoss(steps=NON_FINITE_LIMIT, rows=[r.row.row for r in rows], learning_rate=options.learning_rate)
-    run.report("warning", message=f"{NON_FINITE_LIMIT} non-finite steps in a row: back to step {found.position.step} at half the learning rate")
+    run.report(
+        "warning", message=f"{NON_FINITE_LIMIT} non-finite steps in a row: back to step {found.position.step} at half the learning rate"
+    )
     return replace(checkpoints.restore(found, trained, optimizer), rate_scale=0.5)
 
 

@@ -41,7 +41,9 @@ def warnings(spec: ModelSpec, learning_rate: float, too_long: list[dict[str, Any
             f"learning_rate {learning_rate:g} is above the rate {spec.name} was pretrained with ({spec.pretraining_rate:g}): it will forget"
         )
     if too_long:
-        found.append(f"{len(too_long)} rows are over the window and were rejected; tunesmith.rejections lists them, on_long changes the rule")
+        found.append(
+            f"{len(too_long)} rows are over the window and were rejected; tunesmith.rejections lists them, on_long changes the rule"
+        )
     return found
 
 

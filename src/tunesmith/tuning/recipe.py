@@ -8,7 +8,7 @@ from typing import Any
 from tunesmith.catalog import ModelSpec
 from tunesmith.jobs import Options, Resolved, ResolvedOptions
 
-SMALL = 50_000_000      # weights; below it tuning the whole model is cheap, and a low rank holds it back
+SMALL = 50_000_000  # weights; below it tuning the whole model is cheap, and a low rank holds it back
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,10 @@ def resolve(options: Options, facts: Facts) -> ResolvedOptions:
 
 def _method(facts: Facts, decided: dict[str, Resolved]) -> tuple[str, str]:
     if facts.spec.parameters < SMALL:
-        return "full", f"a base of {facts.spec.parameters / 1e6:.1f}M weights is better tuned whole: 47 % against 20 % with LoRA in a trial on banking77"
+        return (
+            "full",
+            f"{facts.spec.parameters / 1e6:.1f}M weights: tuned whole (a 5M base gave 47 % so, 20 % with LoRA, on banking77)",
+        )
     return "lora", f"{facts.spec.parameters / 1e6:,.0f}M weights: an adapter needs a fraction of the memory"
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,7 +12,7 @@ from tunesmith.models import causal_lm, methods
 from tunesmith.tuning import child
 from tunesmith.tuning.loop import Run, train
 
-RESULT = "result"      # the finished model inside the attempt's folder
+RESULT = "result"  # the finished model inside the attempt's folder
 
 
 def run(assignment: child.Assignment, report: child.Report) -> None:
@@ -23,7 +24,7 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
     rows = {part: encode(dataset, part, encoder, spec, options.on_long).accepted for part in ("train", "validation")}
     base = causal_lm.load(Path(spec.folder), causal_lm.device_of(assignment.device))
     model = method.prepare(base, options)
-    bound_to = {"data": assignment.data_digest, "options": {k: r.value for k, r in options.decided.items()}}
+    bound_to: dict[str, Any] = {"data": assignment.data_digest, "options": {k: r.value for k, r in options.decided.items()}}
     at = train(model, rows["train"], rows["validation"], options, Run(assignment.attempts, home, bound_to, report))
     with durable.staging(home) as outer:
         staged = outer / RESULT

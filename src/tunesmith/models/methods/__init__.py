@@ -7,7 +7,7 @@ folder holds a whole model, which is loaded in place of the base. A module is im
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from tunesmith.catalog import ModelSpec
 from tunesmith.jobs import ResolvedOptions
 
-Model = PreTrainedModel      # or PEFT's wrapper around one, which answers the same calls
+Model: TypeAlias = PreTrainedModel  # or PEFT's wrapper around one, which answers the same calls
 
 METHODS = {
     "full": "tunesmith.models.methods.full",

@@ -15,7 +15,7 @@ def prepare(model: PreTrainedModel, options: ResolvedOptions) -> PreTrainedModel
 
 
 def save(model: PreTrainedModel, folder: Path, spec: ModelSpec) -> None:
-    model.config._name_or_path = spec.public_name      # never a local path
+    model.config._name_or_path = spec.public_name  # never a local path
     model.save_pretrained(folder, safe_serialization=True)
 
 

@@ -21,9 +21,9 @@ def prepare(model: PreTrainedModel, options: ResolvedOptions) -> PeftModel:
 
 
 def save(model: PeftModel, folder: Path, spec: ModelSpec) -> None:
-    model.peft_config["default"].base_model_name_or_path = spec.public_name      # never a local path
+    model.peft_config["default"].base_model_name_or_path = spec.public_name  # never a local path
     model.save_pretrained(folder, safe_serialization=True)
-    (folder / "README.md").unlink(missing_ok=True)      # the library's unfilled card
+    (folder / "README.md").unlink(missing_ok=True)  # the library's unfilled card
 
 
 def load(base: PreTrainedModel, folder: Path) -> PeftModel:

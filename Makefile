@@ -1,0 +1,42 @@
+# make demo    install, then the main job on example data, every statement shown
+# make test    install, then format, lint, types, tests and docs
+# make fix     format and mend what the linter can
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check fix clean
+
+demo: .venv/train.done
+	$(BIN)/tunesmith demo
+
+test: check
+	$(BIN)/python -m pytest
+
+check: .venv/dev.done
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+fix: .venv/dev.done
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# torch alone and first: where pip would bring a GPU's packages to a machine without one, stop and say how to get the CPU build.
+.venv/torch.done: scripts/check_torch.py
+	$(PYTHON) -c 'import sys; sys.exit("Tunesmith needs Python 3.11 or newer; say make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python scripts/check_torch.py
+	$(BIN)/python -m pip install torch==2.13.0
+	touch $@
+
+.venv/train.done: .venv/torch.done pyproject.toml
+	$(BIN)/python -m pip install -e '.[train]'
+	touch $@
+
+.venv/dev.done: .venv/train.done pyproject.toml
+	$(BIN)/python -m pip install -e '.[train,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .tunesmith demo.duckdb

@@ -1,0 +1,367 @@
+"""The `tunesmith` command. Each command parses, makes one call to the service, and renders.
+
+Data goes to stdout, talk to stderr; `--json` gives machines a stable form. Exit codes: 0 done, 1 failed, 2 usage, 3 not found,
+5 the job failed or was cancelled, 130 interrupted. Nothing heavy is imported before a command runs.
+"""
+
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tunesmith.errors import TunesmithError
+from tunesmith.jobs import Job, JobStatus, Options, allowed_values
+
+if TYPE_CHECKING:
+    from tunesmith.registry import TunedModel
+    from tunesmith.service import Tunesmith
+
+JOB_FAILED = 5
+
+app = typer.Typer(
+    help="Fine-tune models where your tables are.", add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False
+)
+job_app = typer.Typer(help="Jobs: list, show, wait, cancel.", no_args_is_help=True)
+model_app = typer.Typer(help="Models: list, show.", no_args_is_help=True)
+app.add_typer(job_app, name="job")
+app.add_typer(model_app, name="model")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the id or the name.")]
+Database = Annotated[str, typer.Option("--database", "-d", envvar="TUNESMITH_DATABASE", help="DuckDB file where queries run.")]
+JobId = Annotated[str, typer.Argument(help="Id of a job (ft_…).")]
+
+
+def main() -> None:
+    """The console script: errors become one sentence and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except TunesmithError as e:
+        if "--json" in sys.argv:
+            print(json.dumps({"error": e.to_json()}, default=str))
+        print(f"tunesmith: {e}", file=sys.stderr)
+        sys.exit(e.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # `tunesmith job list | head`
+
+
+def _service(database: str = ":memory:") -> "Tunesmith":
+    from tunesmith.service import Tunesmith
+
+    return Tunesmith(database)
+
+
+# ---------------------------------------------------------------- start
+
+
+@app.callback(invoke_without_command=True)
+def start(context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from tunesmith import __version__
+
+        print(__version__)
+    elif context.invoked_subcommand is None:
+        print("Tunesmith tunes models where your tables are. Three next steps:\n\n"
+              "  tunesmith init --demo                     a DuckDB file with example messages\n"
+              "  tunesmith tune \"SELECT message AS prompt, team AS completion FROM tickets WHERE split = 'train'\" \\\n"
+              "      --name support_router --database demo.duckdb --wait\n"
+              "  tunesmith complete support_router \"The parcel is fine, the invoice is not.\"\n\n"
+              "`tunesmith --help` shows every command.")  # fmt: skip
+
+
+@app.command()
+def init(
+    path: Annotated[str, typer.Argument(help="The DuckDB file to write.")] = "demo.duckdb",
+    demo: Annotated[bool, typer.Option("--demo", help="With the demo's tables: tickets and new_tickets.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a DuckDB file and the home folder."""
+    import duckdb
+
+    from tunesmith import demo as demo_table
+    from tunesmith.errors import DatabaseBusy
+
+    service = _service()
+    service.store.has_work()  # opens the store, so that a home that cannot be written is told now
+    try:
+        duckdb.connect(path).close()
+        rows = demo_table.write(path) if demo else 0
+    except duckdb.IOException as e:
+        raise DatabaseBusy(path=path, reason=str(e).splitlines()[0]) from None
+    _print(as_json, {"database": path, "home": str(service.settings.home), "rows": rows},
+           f"{path}: {rows} rows in tickets, messages without a team in new_tickets" if rows else f"{path}: empty")  # fmt: skip
+
+
+# ---------------------------------------------------------------- tune
+
+
+def _tune(
+    training: Annotated[str, typer.Argument(help="A query with prompt and completion, or a .parquet, .csv or .jsonl file.")],
+    name: Annotated[str, typer.Option("--name", "-n", help="Name of the tuned model.")],
+    base: Annotated[str, typer.Option("--base", "-b", help="Base model: a name, a folder or organisation/name.")] = "tunesmith-tiny",
+    validation: Annotated[str, typer.Option("--validation", help="A query or file; default: a share of the training rows.")] = "",
+    database: Database = ":memory:",
+    wait: Annotated[bool, typer.Option("--wait", help="Watch until the job has ended.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    **options: Any,
+) -> None:
+    """Create a fine-tuning job. It runs by itself; this command returns at once unless --wait is given."""
+    given = {k: v for k, v in options.items() if v is not None}
+    job = _service(database).create(name, base, training, validation or None, **given)
+    if not wait:
+        _print_job(job, as_json, quiet, f"job {job.id} accepted, model {job.name}; `tunesmith job wait {job.id}` shows how it goes")
+        return
+    _watch(job, as_json, quiet)
+
+
+def _with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """One flag for every field of Options."""
+    signature = inspect.signature(command)
+    declared = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    flags = [
+        inspect.Parameter(
+            f.name, inspect.Parameter.KEYWORD_ONLY, default=None,
+            annotation=Annotated[str | None, typer.Option("--" + f.name.replace("_", "-"), help=f"{f.metadata['help']} {_range(f)}")],
+        )
+        for f in fields(Options)
+    ]  # fmt: skip
+    command.__signature__ = signature.replace(parameters=declared + flags)  # type: ignore[attr-defined]
+    command.__annotations__ |= {p.name: p.annotation for p in flags}
+    return command
+
+
+def _range(f: Any) -> str:
+    return f"[{'|'.join(allowed_values(f))}; default {f.default!r}]"
+
+
+app.command("tune")(_with_options(_tune))
+
+
+# ---------------------------------------------------------------- jobs
+
+
+@job_app.command("list")
+def job_list(as_json: Json = False, quiet: Quiet = False) -> None:
+    """All jobs, the newest last."""
+    jobs = _service().show()
+    if as_json:
+        print(json.dumps([job_facts(j) for j in jobs]))
+        return
+    for j in jobs:
+        print(j.id if quiet else f"{j.id}  {j.status.value:<13} {100 * j.progress:3.0f} %  {j.base_model:<16} {j.name}")
+    if not jobs and not quiet:
+        print("no jobs yet: tunesmith tune --help", file=sys.stderr)
+
+
+@job_app.command("show")
+def job_show(id: JobId, as_json: Json = False) -> None:
+    """Everything about a job: state, losses, decided options with their reasons, scores, warnings."""
+    job = _service().describe(id)
+    print(json.dumps(job_facts(job)) if as_json else job_page(job))
+
+
+@job_app.command("wait")
+def job_wait(id: JobId, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Watch a job until it has ended. Ctrl-C detaches; the job goes on."""
+    _watch(_service().describe(id), as_json, quiet)
+
+
+@job_app.command("cancel")
+def job_cancel(id: JobId, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Stop a job. No model will appear."""
+    job = _service().cancel(id)
+    _print_job(job, as_json, quiet, f"job {job.id}: {job.status.value}")
+
+
+def _watch(job: Job, as_json: bool, quiet: bool) -> None:
+    from tunesmith.interfaces.progress import watch
+
+    try:
+        job = watch(job.service, job.id)
+    except KeyboardInterrupt:
+        print(f"\ndetached; the job goes on: tunesmith job wait {job.id}", file=sys.stderr)
+        sys.exit(130)
+    _print_job(job, as_json, quiet, job_page(job))
+    if job.status is not JobStatus.SUCCEEDED:
+        sys.exit(JOB_FAILED)
+
+
+def job_facts(job: Job) -> dict[str, Any]:
+    """A job as JSON: the command line's contract."""
+    return {
+        "id": job.id, "name": job.name, "base_model": job.base_model, "task": job.task, "status": job.status.value,
+        "progress": job.progress, "step": job.step, "total_steps": job.total_steps, "rows": dict(job.rows),
+        "input_tokens": job.input_tokens, "trained_tokens": job.trained_tokens, "training_loss": job.training_loss,
+        "validation_loss": job.validation_loss, "verdict": job.verdict, "warnings": list(job.warnings), "error": job.error,
+        "training_data": job.training_data, "validation_data": job.validation_data, "options": job.options.to_json(),
+        "resolved": job.resolved.to_json() if job.resolved else None, "created_at": job.created_at, "started_at": job.started_at,
+        "finished_at": job.finished_at, "attempt": job.attempt, "owner": job.owner,
+    }  # fmt: skip
+
+
+def job_page(job: Job) -> str:
+    """A job for a reader, the scores first."""
+    lines = [*verdict_lines(job)]
+    lines.append(f"job {job.id}  {job.status.value}  model {job.name} on {job.base_model}")
+    if job.error is not None:
+        lines.append(f"error: {job.error['message']}")
+    lines += [f"warning: {w}" for w in job.warnings]
+    if job.rows:
+        lines.append("rows: " + ", ".join(f"{n} {part}" for part, n in job.rows.items()))
+    if job.total_steps:
+        lines.append(f"steps: {job.step} of {job.total_steps}; trained tokens: {job.trained_tokens:,}; attempts: {job.attempt}")
+    losses = [
+        f"{name} loss {value:.4f}"
+        for name, value in (("training", job.training_loss), ("validation", job.validation_loss))
+        if value is not None
+    ]
+    if losses:
+        lines.append(", ".join(losses))
+    if job.resolved is not None:
+        lines.append("options:")
+        lines += [f"  {name:<14} {r.value!s:<10} {r.origin}: {r.reason}" for name, r in job.resolved.decided.items() if r.value != ""]
+    return "\n".join(lines)
+
+
+def verdict_lines(job: Job) -> list[str]:
+    """The first numbers that matter: the arms on the verdict rows, n beside them."""
+    if not job.verdict:
+        return []
+    arms, n = job.verdict["arms"], job.verdict["n"]
+    words = {
+        "base": f"{job.base_model} as it is",
+        "commonest": f"always {job.verdict['commonest_answer']!r:.40}",
+        "tuned": f"{job.name}, tuned",
+    }
+    return [f"exact match on {n} verdict rows, which chose nothing:"] + [f"  {100 * arms[a]:5.1f} %  {words[a]}" for a in arms]
+
+
+# ---------------------------------------------------------------- models
+
+
+@model_app.command("list")
+def model_list(
+    bases: Annotated[bool, typer.Option("--bases", help="The base models, and whether their weights are here.")] = False,
+    as_json: Json = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Tuned models, or with --bases the catalogue."""
+    if bases:
+        _base_list(as_json, quiet)
+        return
+    models = _service().models()
+    if as_json:
+        print(json.dumps([model_facts(m) for m in models]))
+        return
+    for m in models:
+        print(m.name if quiet else f"{m.name:<32} v{m.version}  {m.method:<5} on {m.base.name}")
+    if not models and not quiet:
+        print("no tuned models yet: tunesmith tune --help", file=sys.stderr)
+
+
+def _base_list(as_json: bool, quiet: bool) -> None:
+    from tunesmith import catalog
+    from tunesmith.settings import Settings
+
+    home = Settings.read().home
+    found = [(spec, catalog.locate(spec, home)) for spec in catalog.entries().values()]
+    if as_json:
+        print(
+            json.dumps([{**asdict(spec), "folder": str(folder) if folder else None, "here": folder is not None} for spec, folder in found])
+        )
+        return
+    for spec, folder in found:
+        size = f"{spec.parameters / 1e9:.1f}B" if spec.parameters > 1e9 else f"{spec.parameters / 1e6:.0f}M"
+        here = "here" if folder else f"hf download {spec.hub_id}"
+        print(
+            spec.name
+            if quiet
+            else f"{spec.name:<16}{size:>6}  {spec.prompt_window:>6} + {spec.completion_window:<5} {spec.licence:<20} {here}"
+        )
+
+
+@model_app.command("show")
+def model_show(name: Annotated[str, typer.Argument(help="A tuned or base model.")], as_json: Json = False) -> None:
+    """Where a model comes from and where its files are."""
+    facts = model_facts(_service().model(name))
+    print(json.dumps(facts) if as_json else "\n".join(f"{k:<12} {v}" for k, v in facts.items() if v))
+
+
+def model_facts(model: "TunedModel") -> dict[str, Any]:
+    return {
+        "name": model.name, "version": model.version, "base_model": model.base.name, "method": model.method, "job_id": model.job_id,
+        "folder": model.folder or model.base.folder, "licence": model.base.licence, "verdict": model.verdict,
+        "created_at": model.created_at, "owner": model.owner,
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- answering, worker, doctor
+
+
+@app.command()
+def complete(
+    model: Annotated[str, typer.Argument(help="A tuned or base model.")],
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts; without any, one per line from standard input.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this share; 0: all.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 4096,
+    as_json: Json = False,
+) -> None:
+    """Answer each prompt, one line each."""
+    asked = prompts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    found = _service().complete(model, asked, temperature=temperature, top_p=top_p, max_tokens=max_tokens)
+    if as_json:
+        print(json.dumps([{"prompt": p, **asdict(c)} for p, c in zip(asked, found, strict=True)], ensure_ascii=False))
+        return
+    for c in found:
+        print(c.text.replace("\n", "\\n") if len(asked) > 1 else c.text)
+
+
+@app.command()
+def worker() -> None:
+    """Run a worker here until there is nothing to do. Usually one is started by itself."""
+    from tunesmith import worker as worker_module
+
+    worker_module.main()
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """What works on this machine, and what to do about what does not."""
+    from tunesmith.interfaces.doctor import examine
+
+    checks = examine()
+    if as_json:
+        print(json.dumps([c.__dict__ for c in checks]))
+    else:
+        for c in checks:
+            print(f"{'ok ' if c.ok else 'BAD'} {c.name:<14} {c.found}" + (f"\n      {c.advice}" if c.advice else ""))
+    if not all(c.ok for c in checks):
+        sys.exit(1)
+
+
+@app.command()
+def demo(path: Annotated[str, typer.Argument(help="The DuckDB file to write.")] = "demo.duckdb") -> None:
+    """The main job on example data, every statement shown. Exits 1 where tuning did not help."""
+    from tunesmith.interfaces.demo import run
+
+    sys.exit(run(path))
+
+
+def _print(as_json: bool, facts: dict[str, Any], text: str) -> None:
+    print(json.dumps(facts) if as_json else text)
+
+
+def _print_job(job: Job, as_json: bool, quiet: bool, text: str) -> None:
+    print(json.dumps(job_facts(job)) if as_json else job.id if quiet else text)
+
+
+if __name__ == "__main__":
+    main()
