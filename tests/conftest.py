@@ -1,0 +1,138 @@
+"""Shared by all tests: a home of its own, tiny real models, real data where it is at hand. Nothing is mocked, no network is reached."""
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TUNESMITH_THREADS": "1", "TUNESMITH_IDLE_S": "5", "TOKENIZERS_PARALLELISM": "false"}
+CI = bool(os.environ.get("CI"))
+DATA = Path(os.environ.get("TUNESMITH_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """With CI set, what is missing is a failure, not a skip."""
+    outcome: Any = yield
+    report = outcome.get_result()
+    if CI and report.skipped and not hasattr(report, "wasxfail") and "gpu" not in item.keywords:
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and CI is set: {report.longrepr}"
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = socket.socket.connect
+
+    def local_only(self: socket.socket, address: Any) -> None:
+        if isinstance(address, tuple) and not str(address[0]).startswith(("127.", "::1", "localhost")):
+            raise AssertionError(f"a test reached for the network: {address}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", local_only)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home folder of this test's own; the workers it started end with it."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("TUNESMITH_HOME", str(folder))
+    monkeypatch.delenv("TUNESMITH_STORE", raising=False)
+    yield folder
+    kill_worker(folder)
+
+
+def kill_worker(home: Path) -> int | None:
+    """Kill the worker of a home, as `kill -9` does; its process id, if there was one alive."""
+    from tunesmith.worker import is_alive
+
+    if not (home / "worker.lock").exists() or not is_alive(home):
+        return None
+    pid = int((home / "worker.lock").read_text() or 0)
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real rows and real small models; the test skips where they are absent."""
+    if not DATA.is_dir():
+        pytest.skip(f"no test data in {DATA}; set TUNESMITH_TEST_DATA")
+    return DATA
+
+
+WORDS = ("red", "green", "blue", "one", "two", "three", "cat", "dog", "bird", "stone")
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of two layers and width 32 with a byte-level tokenizer, saved as a Hugging Face folder."""
+    import torch
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("bases") / "tiny"
+    return make_base(folder)
+
+
+def make_base(folder: Path, **changes: Any) -> Path:
+    """Write a tiny base; `changes` go into its config."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    special = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(special + alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>", "chat_template": template}))
+    config = {
+        "vocab_size": len(special) + len(alphabet), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "eos_token_id": 0, "bos_token_id": None,
+        "tie_word_embeddings": True,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**{**config, **changes}))
+    model.generation_config = GenerationConfig(eos_token_id=0, pad_token_id=0)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tuned_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base after it has learnt to repeat a word: adapters on random weights learn nothing, so tests of learning start here."""
+    import shutil
+
+    import torch
+    from transformers import LlamaForCausalLM
+
+    from tunesmith.data.template import Encoder, PromptTemplate
+    from tunesmith.models.causal_lm import collate, token_losses
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("bases") / "repeats"
+    shutil.copytree(tiny_base, folder)
+    model = LlamaForCausalLM.from_pretrained(folder)
+    encoder = Encoder(PromptTemplate.of_base(folder), folder)
+    batch = collate([encoder.row([{"role": "user", "content": f"say {w}"}], w) for w in WORDS], torch.device("cpu"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        torch.autograd.backward(token_losses(model, batch).mean())
+        optimizer.step()
+    model.save_pretrained(folder)
+    return folder
+
+
+def next_word_rows(copies: int = 1) -> list[dict[str, str]]:
+    """A mapping to learn: each word is answered with the next one."""
+    return [{"prompt": f"say {w}", "completion": WORDS[(i + 1) % len(WORDS)]} for i, w in enumerate(WORDS)] * copies

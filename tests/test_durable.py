@@ -1,0 +1,78 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tunesmith import durable
+from tunesmith.errors import DamagedFiles, DiskFull
+
+
+def published(home: Path) -> tuple[Path, str]:
+    with durable.staging(home) as outer:
+        staged = outer / "thing"
+        staged.mkdir()
+        (staged / "a.bin").write_bytes(bytes(range(256)) * 8)
+        (staged / "b.json").write_text("{}")
+        digest = durable.publish(staged, home / "things" / "one", {"job": "x"})
+    return home / "things" / "one", digest
+
+
+def test_a_published_folder_verifies_and_nothing_is_left_in_staging(tmp_path: Path) -> None:
+    folder, digest = published(tmp_path)
+    assert durable.verify(folder, digest)["job"] == "x"
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_what_was_not_published_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), durable.staging(tmp_path) as outer:
+        (outer / "half").write_text("x")
+        raise RuntimeError
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def _cut(folder: Path) -> None:
+    (folder / "a.bin").write_bytes((folder / "a.bin").read_bytes()[:-1])
+
+
+def _flip(folder: Path) -> None:
+    data = bytearray((folder / "a.bin").read_bytes())
+    data[100] ^= 1
+    (folder / "a.bin").write_bytes(data)
+
+
+def _link(folder: Path) -> None:
+    target = folder.parent / "elsewhere"
+    (folder / "a.bin").rename(target)
+    (folder / "a.bin").symlink_to(target)
+
+
+def _forge(folder: Path) -> None:
+    _flip(folder)
+    manifest = json.loads((folder / durable.MANIFEST).read_text())
+    manifest["files"]["a.bin"]["sha256"] = durable.sha256(folder / "a.bin")
+    (folder / durable.MANIFEST).write_text(json.dumps(manifest))
+
+
+DAMAGE = {
+    "cut": _cut,
+    "one bit": _flip,
+    "deleted": lambda f: (f / "b.json").unlink(),
+    "added": lambda f: (f / "c").write_text("x"),
+    "link": _link,
+    "no manifest": lambda f: (f / durable.MANIFEST).unlink(),
+    "broken manifest": lambda f: (f / durable.MANIFEST).write_text("{"),
+    "forged manifest": _forge,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_files_are_never_accepted(tmp_path: Path, kind: str) -> None:
+    folder, digest = published(tmp_path)
+    DAMAGE[kind](folder)
+    with pytest.raises(DamagedFiles, match="were not loaded"):
+        durable.verify(folder, digest)
+
+
+def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(DiskFull, match="MB needed"):
+        durable.check_space(tmp_path / "not" / "there", 1 << 60)

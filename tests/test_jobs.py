@@ -1,0 +1,91 @@
+import json
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunesmith.errors import InvalidModelName, InvalidOption, InvalidOptions, InvalidOptionValue
+from tunesmith.jobs import MOVES, WORKING, Job, JobStatus, Options, ResolvedOptions, model_key
+
+
+def test_every_status_has_moves_and_a_word_at_every_door() -> None:
+    assert set(MOVES) == set(JobStatus)
+    assert {s.sql for s in JobStatus} == {"PENDING", "IN_PROGRESS", "SUCCESS", "ERROR", "CANCELLED"}
+    assert JobStatus.VALIDATING.sql == "PENDING" and JobStatus.VALIDATING.openai == "validating_files"
+    assert JobStatus.CANCELLING.openai == "running" and JobStatus.PENDING.openai == "queued"
+
+
+@given(st.lists(st.integers(0, 9), max_size=30))
+def test_whatever_moves_are_taken_a_final_state_is_never_left(choices: list[int]) -> None:
+    status, seen_final = JobStatus.PENDING, None
+    for choice in choices:
+        after = sorted(MOVES[status])
+        if seen_final is not None:
+            assert status is seen_final and not after
+        if not after:
+            seen_final = status
+            continue
+        status = after[choice % len(after)]
+    assert status.is_final == (status in {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+
+
+def test_success_is_reached_from_evaluating_alone_and_a_cancel_from_every_working_state() -> None:
+    assert [s for s in JobStatus if JobStatus.SUCCEEDED in MOVES[s]] == [JobStatus.EVALUATING]
+    assert all(JobStatus.CANCELLING in MOVES[s] for s in WORKING - {JobStatus.CANCELLING})
+
+
+def test_options_are_read_from_json_text_objects_and_numbers_sent_as_text() -> None:
+    assert Options.parse('{"max_epochs": 3}').max_epochs == 3
+    assert Options.parse({"MAX_EPOCHS": "3", "learning_rate": "1e-4"}) == Options(max_epochs=3, learning_rate=1e-4)
+    assert Options.parse(None) == Options.parse("") == Options()
+
+
+@pytest.mark.parametrize("value", [0, 11, -1, 1.5, "many", True, None.__class__, float("nan"), float("inf"), 10**12, [3]])
+def test_a_number_of_epochs_outside_one_to_ten_is_refused(value: object) -> None:
+    with pytest.raises(InvalidOptionValue, match=r"max_epochs.*1 to 10"):
+        Options.parse({"max_epochs": value})
+
+
+def test_an_unknown_option_names_the_nearest_one() -> None:
+    with pytest.raises(InvalidOption, match=r"'max_epoch' = 3.*'max_epochs'"):
+        Options.parse({"max_epoch": 3})
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "3", '"x"'])
+def test_options_that_are_no_json_object_are_refused(text: str) -> None:
+    with pytest.raises(InvalidOptions, match="max_epochs"):
+        Options.parse(text)
+
+
+def test_every_option_is_declared_with_help_and_survives_its_own_json() -> None:
+    assert all(f.metadata["help"] for f in fields(Options))
+    asked = Options.parse({"max_epochs": 2, "method": "lora", "seed": 5})
+    assert Options.parse(json.dumps(asked.to_json())) == asked
+
+
+def test_resolved_options_survive_json_and_read_like_attributes() -> None:
+    data = {"max_epochs": {"value": 3, "origin": "user", "reason": "as asked"}}
+    resolved = ResolvedOptions.from_json(data)
+    assert resolved.max_epochs == 3 and resolved.to_json() == data
+    with pytest.raises(AttributeError):
+        _ = resolved.nothing
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("Support_V1", "support_v1"), ("support-v1", "support-v1"), ("MyDb.Main.m", "mydb.main.m"), ('"Any Thing!"', '"Any Thing!"'), ('db."X"', 'db."X"')],
+)
+def test_names_fold_unless_quoted(name: str, key: str) -> None:
+    assert model_key(name) == key
+
+
+@pytest.mark.parametrize("name", ["", "1a", "a b", "a.b.c.d", "a..b", "../x", "a/b", 'a"', "x\x00", "%2e", "é", '""', "a" * 64, "C:/x", "a#b"])
+def test_names_that_are_none_are_refused(name: str) -> None:
+    with pytest.raises(InvalidModelName):
+        model_key(name)
+
+
+def test_the_notebook_card_escapes_what_users_wrote() -> None:
+    job = Job(Job.new_id(), "<script>", "b", "causal_lm", "", "", Options())
+    assert "<script>" not in job._repr_html_()
