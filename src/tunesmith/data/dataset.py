@@ -159,16 +159,16 @@ FROM read_parquet($file)
 _MESSAGES = """
 WITH parsed AS (
     SELECT *, TRY_CAST(messages AS JSON) AS j, json_type(j) = 'ARRAY' AND json_array_length(j) >= 2 AS ok,
-           list_transform(TRY_CAST(j AS JSON[]), m -> m ->> 'role') AS roles,
-           list_transform(TRY_CAST(j AS JSON[]), m -> m ->> 'content') AS contents
+           list_transform(TRY_CAST(j AS JSON[]), lambda m: m ->> 'role') AS roles,
+           list_transform(TRY_CAST(j AS JSON[]), lambda m: m ->> 'content') AS contents
     FROM read_parquet($file)
 )
 SELECT $source, row, CASE WHEN ok THEN to_json(TRY_CAST(j AS JSON[])[:-2])::VARCHAR END, contents[-1], context, CASE
     WHEN messages_null THEN 'messages is null'
     WHEN ok IS NOT TRUE THEN 'messages is not a list of two or more'
-    WHEN len(list_filter(roles, r -> r NOT IN ('system', 'user', 'assistant'))) > 0 OR len(list_filter(roles, r -> r IS NULL)) > 0
+    WHEN len(list_filter(roles, lambda r: r NOT IN ('system', 'user', 'assistant'))) > 0 OR len(list_filter(roles, lambda r: r IS NULL)) > 0
         THEN 'a message has no role system, user or assistant'
-    WHEN len(list_filter(contents, c -> c IS NULL)) > 0 THEN 'a message has no content'
+    WHEN len(list_filter(contents, lambda c: c IS NULL)) > 0 THEN 'a message has no content'
     WHEN roles[-1] <> 'assistant' THEN 'the last message is not the assistant''s'
     WHEN roles[-2] <> 'user' THEN 'the message before the answer is not the user''s'
     WHEN NOT regexp_matches(contents[-1], '\\S') THEN 'completion is empty' END

@@ -1,0 +1,167 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tunesmith.data.dataset import PARTS, Dataset, snapshot
+from tunesmith.errors import DamagedFiles, MissingColumns, NoSuchTable, NoUsableRows, QueryFailed
+
+
+@pytest.fixture
+def connection() -> Any:
+    with duckdb.connect() as connection:
+        connection.execute("CREATE TABLE t AS SELECT i AS id, 'question ' || i AS prompt, 'answer ' || (i % 3) AS completion FROM range(100) r(i)")
+        yield connection
+
+
+def freeze(connection: duckdb.DuckDBPyConnection, home: Path, training: str = "SELECT * FROM t", seed: int = 0, **queries: str) -> Dataset:
+    taken = len(list(home.glob("data-*")))
+    final = home / f"data-{taken}"
+    found = snapshot(connection, {"training": training, **queries}, final, home=home, seed=seed)
+    return Dataset.open(final, found.digest)
+
+
+def rows_of(dataset: Dataset, part: str) -> list[str]:
+    return [r.prompt for r in dataset.rows(part)]
+
+
+def test_without_a_validation_query_a_tenth_each_is_held_out(connection: Any, tmp_path: Path) -> None:
+    dataset = freeze(connection, tmp_path)
+    assert {p: len(rows_of(dataset, p)) for p in PARTS} == {"train": 80, "validation": 10, "verdict": 10}
+    assert sorted(sum((rows_of(dataset, p) for p in PARTS), [])) == sorted(f"question {i}" for i in range(100))
+
+
+def test_the_split_depends_on_the_seed_alone(connection: Any, tmp_path: Path) -> None:
+    first, again, other = (rows_of(freeze(connection, tmp_path, seed=s), "verdict") for s in (1, 1, 2))
+    assert first == again != other
+
+
+def test_validation_rows_are_halved_for_the_verdict_unless_a_test_query_is_given(connection: Any, tmp_path: Path) -> None:
+    query = "SELECT 'held ' || i AS prompt, 'x' AS completion FROM range(20) r(i)"
+    halved = freeze(connection, tmp_path, validation=query)
+    assert [len(rows_of(halved, p)) for p in PARTS] == [100, 10, 10]
+    tested = freeze(connection, tmp_path, validation=query, test="SELECT 'test' AS prompt, 'x' AS completion")
+    assert [len(rows_of(tested, p)) for p in PARTS] == [100, 20, 1]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(prompts=st.lists(st.sampled_from(["a", "A", " a ", "b  c", "B c", "d", "e", "f", "g", "h"]), min_size=1, max_size=60), seed=st.integers(0, 99))
+def test_no_row_is_lost_or_doubled_and_duplicates_are_never_parted(tmp_path_factory: Any, prompts: list[str], seed: int) -> None:
+    home = tmp_path_factory.mktemp("split")
+    with duckdb.connect() as connection:
+        connection.execute("CREATE TABLE t (prompt VARCHAR, completion VARCHAR)")
+        connection.executemany("INSERT INTO t VALUES (?, 'x')", [[p] for p in prompts])
+        dataset = freeze(connection, home, seed=seed)
+    parts = {p: rows_of(dataset, p) for p in PARTS}
+    assert sorted(sum(parts.values(), [])) == sorted(prompts)
+    keys = {p: {" ".join(x.lower().split()) for x in rows} for p, rows in parts.items()}
+    assert not keys["train"] & keys["validation"] and not keys["train"] & keys["verdict"] and not keys["validation"] & keys["verdict"]
+
+
+def test_columns_are_found_in_any_case_and_the_others_are_context(connection: Any, tmp_path: Path) -> None:
+    dataset = freeze(connection, tmp_path, "SELECT id AS PROMPT, completion AS Completion, id, [1] AS l FROM t WHERE id < 5")
+    rows = list(dataset.rows("train"))
+    assert [r.prompt for r in rows] == ["0", "1", "2", "3", "4"]
+    assert json.loads(rows[2].context) == {"id": 2, "l": [1]} and rows[2].row == 3
+
+
+def test_unusable_rows_are_rejected_by_position_with_the_reason(connection: Any, tmp_path: Path) -> None:
+    query = r"""SELECT * FROM (VALUES ('a', 'b', 1), (NULL, 'b', 2), ('a', NULL, 3), ('', 'b', 4), ('a', '', 5), (E' \n\t', 'b', 6), ('c', 'd', 7))
+                v(prompt, completion, id)"""
+    dataset = freeze(connection, tmp_path, query)
+    assert len(rows_of(dataset, "train")) == 2
+    assert [(r["row"], r["reason"]) for r in dataset.rejected()] == [
+        (2, "prompt is null"), (3, "completion is null"), (4, "prompt is empty"), (5, "completion is empty"), (6, "prompt is empty"),
+    ]  # fmt: skip
+    assert json.loads(dataset.rejected()[0]["context"]) == {"id": 2}
+
+
+def test_bytes_that_are_no_utf8_are_rejected_and_good_ones_read(connection: Any, tmp_path: Path) -> None:
+    query = r"SELECT * FROM (VALUES ('\xC3\xA9'::BLOB, 'x'), ('\xFF\xFE'::BLOB, 'x')) v(prompt, completion)"
+    dataset = freeze(connection, tmp_path, query)
+    assert rows_of(dataset, "train") == ["é"]
+    assert [(r["row"], r["reason"]) for r in dataset.rejected()] == [(2, "prompt is not UTF-8")]
+
+
+def test_a_file_in_another_encoding_is_an_error_that_names_it(connection: Any, tmp_path: Path) -> None:
+    (tmp_path / "latin.csv").write_bytes("prompt,completion\ncaf\xe9,x\n".encode("latin-1"))
+    with pytest.raises(QueryFailed, match=r"(?i)latin\.csv|utf-?8|unicode"):
+        freeze(connection, tmp_path, f"SELECT * FROM '{tmp_path / 'latin.csv'}'")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "json"])
+def test_files_are_tables_too(connection: Any, tmp_path: Path, kind: str) -> None:
+    connection.execute(f"COPY t TO '{tmp_path}/rows.{kind}'")
+    assert len(rows_of(freeze(connection, tmp_path, f"SELECT * FROM '{tmp_path}/rows.{kind}'"), "train")) == 80
+
+
+def chat(*turns: tuple[str, str | None]) -> str:
+    return json.dumps([{"role": r, "content": c} for r, c in turns])
+
+
+def test_chat_messages_become_a_prompt_and_the_last_answer(connection: Any, tmp_path: Path) -> None:
+    good = chat(("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    bad = {
+        "messages is not a list of two or more": chat(("user", "a")),
+        "the last message is not the assistant's": chat(("user", "a"), ("user", "b")),
+        "a message has no role system, user or assistant": chat(("tool", "a"), ("assistant", "b")),
+        "a message has no content": chat(("user", None), ("assistant", "b")),
+        "completion is empty": chat(("user", "a"), ("assistant", " ")),
+        "messages is null": None,
+    }
+    connection.execute("CREATE TABLE c (messages VARCHAR)")
+    connection.executemany("INSERT INTO c VALUES (?)", [[v] for v in (good, *bad.values(), "no json")])
+    dataset = freeze(connection, tmp_path, "SELECT * FROM c")
+    [row] = dataset.rows("train")
+    assert row.completion == "d" and row.messages == json.loads(good)[:-1]
+    assert [r["reason"] for r in dataset.rejected()] == [*bad, "messages is not a list of two or more"]
+
+
+def test_messages_may_be_a_list_of_structs(connection: Any, tmp_path: Path) -> None:
+    dataset = freeze(connection, tmp_path, "SELECT [{'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'r'}] AS messages")
+    [row] = dataset.rows("train")
+    assert row.messages == [{"role": "user", "content": "q"}] and row.completion == "r"
+
+
+def test_a_missing_column_names_what_is_there_and_what_is_near(connection: Any, tmp_path: Path) -> None:
+    with pytest.raises(MissingColumns, match=r"no column completion; it gives: prompt, completions"):
+        freeze(connection, tmp_path, "SELECT prompt, completion AS completions FROM t")
+
+
+def test_a_missing_table_says_that_temporary_ones_are_invisible(connection: Any, tmp_path: Path) -> None:
+    with pytest.raises(NoSuchTable, match=r"tt does not exist.*temporary"):
+        freeze(connection, tmp_path, "SELECT * FROM tt")
+
+
+def test_a_query_that_fails_while_running_is_told(connection: Any, tmp_path: Path) -> None:
+    with pytest.raises(QueryFailed, match="Could not convert string 'question 0'"):
+        freeze(connection, tmp_path, "SELECT prompt::INT AS prompt, completion FROM t")
+
+
+@pytest.mark.parametrize(("query", "reason"), [("SELECT * FROM t WHERE id < 0", "no rows"), ("SELECT '' AS prompt, 'x' AS completion", "1 x prompt is empty")])
+def test_without_a_usable_row_there_is_no_job(connection: Any, tmp_path: Path, query: str, reason: str) -> None:
+    with pytest.raises(NoUsableRows, match=reason):
+        freeze(connection, tmp_path, query)
+    assert not list(tmp_path.glob("data-*"))
+
+
+def test_few_rows_are_all_trained_on_and_warned_about(connection: Any, tmp_path: Path) -> None:
+    found = snapshot(connection, {"training": "SELECT * FROM t LIMIT 9"}, tmp_path / "d", home=tmp_path, seed=0)
+    assert found.rows["train"] == 9 and "only 9 usable rows" in found.warnings[0]
+
+
+def test_the_snapshot_is_what_was_there_at_create(connection: Any, tmp_path: Path) -> None:
+    dataset = freeze(connection, tmp_path)
+    connection.execute("DROP TABLE t")
+    assert len(rows_of(dataset, "train")) == 80
+
+
+def test_a_snapshot_that_was_changed_is_refused(connection: Any, tmp_path: Path) -> None:
+    found = snapshot(connection, {"training": "SELECT * FROM t"}, tmp_path / "d", home=tmp_path, seed=0)
+    connection.execute(f"COPY (SELECT 1 AS row, 'x' AS prompt, 'x' AS completion, '' AS context) TO '{tmp_path}/d/train.parquet'")
+    with pytest.raises(DamagedFiles, match=r"train\.parquet"):
+        Dataset.open(tmp_path / "d", found.digest)
