@@ -196,7 +196,7 @@ def _described(data: Data) -> str:
 
 def _query(connection: duckdb.DuckDBPyConnection, part: str, data: Data) -> str:
     """Training data as a query on this connection."""
-    if data is None or data == "":
+    if data is None or (isinstance(data, str) and not data):
         return ""
     if isinstance(data, str) and not data.lstrip().startswith("@") and not data.lower().endswith((".parquet", ".csv", ".jsonl", ".json")):
         return data

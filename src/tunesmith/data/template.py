@@ -63,7 +63,7 @@ class PromptTemplate:
         return cls(**{**data, "stop_ids": tuple(data["stop_ids"])})
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "stop_ids": list(self.stop_ids)}
 
     @property
     def digest(self) -> str:

@@ -18,9 +18,9 @@ from tunesmith import durable
 from tunesmith.data.template import Encoder, Messages, PromptTemplate
 from tunesmith.errors import PromptTooLong
 from tunesmith.models import causal_lm, methods
+from tunesmith.models.layout import micro_batches
 from tunesmith.models.methods import Model
 from tunesmith.registry import TunedModel
-from tunesmith.tuning.batches import micro_batches
 
 BATCH_TOKENS = 8192  # padded prompt tokens answered together
 LOADED_LIMIT = 2  # models kept in memory

@@ -1,6 +1,4 @@
-"""Which rows make an optimizer step, and how they are cut into micro-batches. Pure functions of (seed, epoch, position)."""
-
-from collections.abc import Sequence
+"""Which rows make an optimizer step: pure functions of (seed, epoch, position)."""
 
 import numpy as np
 
@@ -19,15 +17,3 @@ def rows_of_step(n_rows: int, batch_size: int, seed: int, step: int) -> list[int
     per_epoch = steps_per_epoch(n_rows, batch_size)
     epoch, position = divmod(step, per_epoch)
     return order(n_rows, seed, epoch)[position * batch_size : (position + 1) * batch_size]
-
-
-def micro_batches(lengths: Sequence[int], max_tokens: int, max_rows: int | None = None) -> list[list[int]]:
-    """Indices into `lengths`, rows of like length together, each group at most `max_tokens` with its padding (or one row)."""
-    groups: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        group = groups[-1] if groups else None
-        if group is None or (len(group) + 1) * lengths[i] > max_tokens or len(group) == max_rows:
-            groups.append([i])
-        else:
-            group.append(i)
-    return groups

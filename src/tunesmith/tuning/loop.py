@@ -18,9 +18,10 @@ from tunesmith.data.examples import Example
 from tunesmith.errors import NonFiniteLoss
 from tunesmith.jobs import ResolvedOptions
 from tunesmith.models.causal_lm import collate, token_losses
+from tunesmith.models.layout import micro_batches
 from tunesmith.models.methods import Model, trained_tensors
 from tunesmith.tuning import checkpoints
-from tunesmith.tuning.batches import micro_batches, rows_of_step, steps_per_epoch
+from tunesmith.tuning.batches import rows_of_step, steps_per_epoch
 from tunesmith.tuning.checkpoints import Position
 
 MICRO_TOKENS = 4096  # padded tokens per micro-batch; more gains nothing on two cores and costs memory

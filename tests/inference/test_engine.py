@@ -1,0 +1,115 @@
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import WORDS
+from transformers import LlamaForCausalLM
+
+from tunesmith.catalog import ModelSpec
+from tunesmith.data.template import Encoder, PromptTemplate
+from tunesmith.errors import PromptTooLong
+from tunesmith.inference import engine as engine_module
+from tunesmith.inference.engine import Engine, Sampling, choose, engine_for
+from tunesmith.registry import TunedModel
+
+PROMPTS = [f"say {w}" for w in WORDS] + ["say", "x", "a much longer prompt than all of the others, say red", "say dog say dog say dog"]
+TIE = 1e-4      # two best logits closer than this may change places when the batch changes
+
+
+def ask(texts: list[str]) -> list[list[dict[str, str]]]:
+    return [[{"role": "user", "content": t}] for t in texts]
+
+
+def base_of(folder: Path) -> TunedModel:
+    return TunedModel(name=str(folder), base=ModelSpec(name=str(folder), folder=str(folder), context=128))
+
+
+@pytest.fixture(scope="module")
+def engine(tuned_base: Path) -> Engine:
+    torch.set_num_threads(1)
+    return Engine.load(base_of(tuned_base), "cpu")
+
+
+def hugging_face(folder: Path, text: str, new_tokens: int) -> tuple[str, float]:
+    """transformers' own greedy answer to one prompt, and how close its closest choice was."""
+    model, encoder = LlamaForCausalLM.from_pretrained(folder).eval(), Encoder(PromptTemplate.of_base(folder), folder)
+    ids = torch.tensor([encoder.prompt([{"role": "user", "content": text}])])
+    out = model.generate(ids, max_new_tokens=new_tokens, do_sample=False, output_logits=True, return_dict_in_generate=True, pad_token_id=0)
+    gap = min(float(best[0] - second[0]) for s in out.logits for best, second in [s[0].topk(2).values.split(1)])
+    new = out.sequences[0, ids.shape[1] :].tolist()
+    return encoder.decode(new[: new.index(0)] if 0 in new else new), gap
+
+
+def test_greedy_answers_are_those_of_hugging_face_in_any_batch(engine: Engine, tuned_base: Path) -> None:
+    found = engine.generate(ask(PROMPTS), Sampling(max_tokens=12))
+    ties = 0
+    for prompt, completion in zip(PROMPTS, found, strict=True):
+        wanted, gap = hugging_face(tuned_base, prompt, 12)
+        ties += gap < TIE
+        assert completion.text == wanted or gap < TIE, prompt
+    assert ties == 0
+    assert [c.text for c in found[:10]] == list(WORDS), "the fixture has learnt to repeat"
+
+
+def test_an_answer_does_not_depend_on_its_neighbours(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = engine.generate(ask(PROMPTS), Sampling(max_tokens=12))
+    monkeypatch.setattr(engine_module, "BATCH_TOKENS", 1)
+    assert engine.generate(ask(PROMPTS), Sampling(max_tokens=12)) == together
+    assert engine.generate(ask(PROMPTS[::-1]), Sampling(max_tokens=12)) == together[::-1]
+
+
+def test_equal_prompts_are_answered_once_when_greedy(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    answer = engine._answer
+    monkeypatch.setattr(engine, "_answer", lambda prompts, *rest: seen.extend(prompts) or answer(prompts, *rest))
+    found = engine.generate(ask(["say red", "say dog", "say red"]), Sampling(max_tokens=5))
+    assert len(seen) == 2 and found[0] == found[2] != found[1]
+
+
+def test_an_answer_ends_at_the_stop_id_at_max_tokens_or_at_the_window(engine: Engine) -> None:
+    [stopped] = engine.generate(ask(["say stone"]), Sampling(max_tokens=50))
+    assert stopped.text == "stone" and stopped.stopped and stopped.completion_tokens == 5
+    [cut] = engine.generate(ask(["say stone"]), Sampling(max_tokens=2))
+    assert cut.text == "st" and not cut.stopped and cut.completion_tokens == 2
+    [full] = engine.generate(ask(["x" * 120]), Sampling())
+    assert full.prompt_tokens + full.completion_tokens <= 128
+
+
+@pytest.mark.parametrize("text", ["x" * 126, "x" * 5000, "x" * 10_000_000])
+def test_a_prompt_over_the_window_is_an_error_not_a_cut(engine: Engine, text: str) -> None:
+    with pytest.raises(PromptTooLong, match=r"max tokens of 128 exceeded"):
+        engine.generate(ask(["fine", text]), Sampling())
+
+
+def test_no_prompts_give_no_answers(engine: Engine) -> None:
+    assert engine.generate([], Sampling()) == []
+
+
+def test_sampling_follows_the_distribution_and_top_p_keeps_the_likeliest() -> None:
+    p = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    generator = torch.Generator().manual_seed(0)
+
+    def shares(**options: float) -> list[float]:
+        drawn = choose(p.log().repeat(20_000, 1), Sampling(temperature=1.0, **options), generator)  # type: ignore[arg-type]
+        return (torch.bincount(drawn, minlength=4) / len(drawn)).tolist()
+
+    assert shares() == pytest.approx(p.tolist(), abs=0.02)
+    assert shares(top_p=0.6) == pytest.approx([0.625, 0.375, 0, 0], abs=0.02)
+    assert shares(top_p=0.01) == [1, 0, 0, 0]
+    cold = choose(p.log().repeat(100, 1), Sampling(temperature=0.01), generator)
+    assert set(cold.tolist()) == {0}
+
+
+def test_a_seed_makes_sampling_repeatable_and_rows_draw_for_themselves(engine: Engine) -> None:
+    hot = Sampling(temperature=1.0, max_tokens=8, seed=3)
+    first = engine.generate(ask(["x"] * 8), hot)
+    assert first == engine.generate(ask(["x"] * 8), hot) and len({c.text for c in first}) > 1
+
+
+def test_loaded_models_are_kept_and_the_oldest_let_go(tuned_base: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "LOADED_LIMIT", 1)
+    engine_module._loaded.clear()
+    first = engine_for(base_of(tuned_base), "cpu")
+    assert engine_for(base_of(tuned_base), "cpu") is first
+    engine_for(base_of(tiny_base), "cpu")
+    assert engine_for(base_of(tuned_base), "cpu") is not first

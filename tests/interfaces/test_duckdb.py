@@ -1,0 +1,209 @@
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+import tunesmith
+from tunesmith import worker
+from tunesmith.errors import ReservedDatabaseName
+
+ROWS = "SELECT message AS prompt, team AS completion FROM t"
+
+
+@pytest.fixture
+def connection(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database whose jobs stay PENDING."""
+    monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
+    with tunesmith.connect(tmp_path / "shop.duckdb") as connection:
+        connection.execute("CREATE TABLE t AS SELECT 'message ' || i AS message, 'team ' || (i % 2) AS team, i AS id FROM range(20) r(i)")
+        yield connection
+
+
+def one(connection: duckdb.DuckDBPyConnection, sql: str, *values: Any) -> Any:
+    [(value,)] = connection.execute(sql, list(values)).fetchall()
+    return value
+
+
+def jobs(connection: duckdb.DuckDBPyConnection) -> int:
+    return int(one(connection, "SELECT count(*) FROM tunesmith.jobs"))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "SNOWFLAKE.CORTEX.FINETUNE('CREATE', 'm', 'tunesmith-tiny', ?)",
+        "snowflake.cortex.Finetune('create', 'm', 'TUNESMITH-TINY', ?, NULL, NULL)",
+        "finetune('CREATE', 'm', 'tunesmith-tiny', ?, '')",
+        "FINETUNE('CREATE', 'm', 'tunesmith-tiny', ?, '', '{\"max_epochs\": 3}')",
+        "FINETUNE('CREATE', 'm', 'tunesmith-tiny', ?, NULL, {'max_epochs': 3})",
+    ],
+)
+def test_create_takes_the_contracts_forms_in_any_case(connection: duckdb.DuckDBPyConnection, call: str) -> None:
+    job_id = one(connection, f"SELECT {call}", ROWS)
+    described = json.loads(one(connection, "SELECT finetune('DESCRIBE', ?)", job_id))
+    assert described["id"] == job_id and described["base_model"] == "tunesmith-tiny" and described["status"] == "PENDING"
+    assert described["training_data"] == ROWS and described["validation_data"] == ""
+    assert set(described) <= {"id", "status", "base_model", "created_on", "progress", "training_data", "validation_data", "options"}
+    assert 1_700_000_000_000 < described["created_on"] < 3_000_000_000_000
+
+
+def test_show_and_cancel_answer_as_the_contract_says(connection: duckdb.DuckDBPyConnection) -> None:
+    assert json.loads(one(connection, "SELECT SNOWFLAKE.CORTEX.FINETUNE('SHOW')")) == []
+    job_id = one(connection, "SELECT finetune('CREATE', 'm', 'tunesmith-tiny', ?)", ROWS)
+    [row] = json.loads(one(connection, "SELECT SNOWFLAKE.CORTEX.FINETUNE('SHOW')"))
+    assert set(row) == {"id", "status", "base_model", "created_on"} and row["id"] == job_id
+    assert one(connection, "SELECT finetune('CANCEL', ?)", job_id) == f"Canceled Cortex Fine-tuning job: {job_id}"
+    assert json.loads(one(connection, "SELECT finetune('DESCRIBE', ?)", job_id))["status"] == "CANCELLED"
+
+
+SIDE_EFFECTS = [
+    "EXPLAIN SELECT {call}", "EXPLAIN ANALYZE SELECT {call}", "DESCRIBE SELECT {call}", "SELECT {call} FROM range(5)", "SELECT {call} FROM t",
+    "CREATE TABLE x AS SELECT {call}", "SELECT upper({call})", "SELECT {call}, {call}", "SELECT * FROM (SELECT {call})", "SUMMARIZE SELECT {call}",
+    "INSERT INTO t SELECT {call}, 'x', 1", "COPY (SELECT {call}) TO '/dev/null'", "PREPARE p AS SELECT {call}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", SIDE_EFFECTS)
+def test_no_other_statement_creates_a_job(connection: duckdb.DuckDBPyConnection, form: str) -> None:
+    call = f"finetune('CREATE', 'm', 'tunesmith-tiny', '{ROWS}')"
+    try:
+        connection.execute(form.format(call=call)).fetchall()
+    except duckdb.Error as e:
+        assert "CreateNotTopLevel" in str(e) or form.startswith(("COPY", "SUMMARIZE"))
+    assert jobs(connection) == 0
+
+
+def test_a_view_over_create_creates_nothing_when_read(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute(f"CREATE VIEW v AS SELECT snowflake.cortex.finetune('CREATE', 'm', 'tunesmith-tiny', '{ROWS}') AS id")
+    with pytest.raises(duckdb.Error, match="a statement of its own"):
+        connection.execute("SELECT * FROM v").fetchall()
+    assert jobs(connection) == 0
+
+
+def test_one_statement_makes_one_job_also_by_sql_and_from_a_cursor(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.sql(f"SELECT finetune('CREATE', 'a', 'tunesmith-tiny', '{ROWS}')").fetchall()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT SNOWFLAKE.CORTEX.FINETUNE('CREATE', 'b', 'tunesmith-tiny', ?)", [ROWS]).fetchall()
+    assert jobs(connection) == 2
+
+
+BAD = [
+    ("finetune('CREATE', 'm', 'tunesmith-tiny', 'DELETE FROM t')", "QueryRefused"),
+    ("finetune('CREATE', 'm', 'tunesmith-tiny', 'SELECT * FROM nowhere')", "NoSuchTable.*nowhere.*COMMIT"),
+    ("finetune('CREATE', 'm', 'tunesmith-tiny', 'SELECT * FROM mine')", "NoSuchTable.*temporary"),
+    ("finetune('CREATE', 'm', 'tunesmith-tiny', 'SELECT * FROM t')", "MissingColumns.*message, team, id"),
+    ("finetune('CREATE', 'm', 'no-such-base', 'SELECT 1')", "UnknownBaseModel"),
+    ("finetune('CREATE', 'm', 'tunesmith-tiny', 'SELECT 1', NULL, '{\"epochs\": 1}')", "InvalidOption.*max_epochs"),
+    ("finetune('CREATE', 'm', 'tunesmith-tiny', 'SELECT 1', NULL, '{')", "InvalidOptions"),
+    ("finetune('CREATE', 'm')", "InvalidCall"),
+    ("finetune('DROP', 'm')", "InvalidCall.*'CREATE'"),
+    ("finetune(NULL)", "InvalidCall"),
+    ("finetune('DESCRIBE', 'ft_no')", "UnknownJob.*ft_no"),
+    ("finetune('CANCEL', 'ft_no')", "UnknownJob"),
+]
+
+
+@pytest.mark.parametrize(("call", "text"), BAD)
+def test_bad_calls_name_what_is_wrong_and_change_nothing(connection: duckdb.DuckDBPyConnection, call: str, text: str) -> None:
+    connection.execute("CREATE TEMP TABLE mine AS SELECT 'a' AS prompt, 'b' AS completion")
+    with pytest.raises(duckdb.Error, match=f"(?s){text}"):
+        connection.execute(f"SELECT {call}").fetchall()
+    assert jobs(connection) == 0 and one(connection, "SELECT count(*) FROM t") == 20
+
+
+def test_rows_that_are_not_committed_are_not_seen(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("BEGIN; CREATE TABLE fresh AS SELECT 'a' AS prompt, 'b' AS completion")
+    with pytest.raises(duckdb.Error, match="COMMIT"):
+        connection.execute("SELECT finetune('CREATE', 'm', 'tunesmith-tiny', 'SELECT * FROM fresh')").fetchall()
+    connection.execute("ROLLBACK")
+
+
+COMPLETIONS = [
+    "complete('tunesmith-tiny', 'Say hello', {'max_tokens': 4})",
+    "SNOWFLAKE.CORTEX.COMPLETE('tunesmith-tiny', [{'role': 'user', 'content': 'Say hello'}], {'max_tokens': '4', 'temperature': 0})",
+    "Complete('tunesmith-tiny', 'Say hello', '{\"max_tokens\": 4}')",
+    "AI_COMPLETE('tunesmith-tiny', 'Say hello', {'max_tokens': 4}, show_details := true)",
+    "snowflake.cortex.ai_complete(model => 'tunesmith-tiny', prompt => 'Say hello', model_parameters => {'max_tokens': 4}, show_details => TRUE)",
+    "try_complete('tunesmith-tiny', 'Say hello', {'max_tokens': 4})",
+]
+
+
+def test_complete_takes_the_contracts_forms_and_gives_its_json(connection: duckdb.DuckDBPyConnection) -> None:
+    found = [json.loads(one(connection, f"SELECT {c}")) for c in COMPLETIONS]
+    assert len({f["choices"][0]["messages"] for f in found}) == 1
+    usage = found[0]["usage"]
+    assert usage["completion_tokens"] <= 4 and usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert found[0]["model"] == "tunesmith-tiny" and set(found[0]) == {"choices", "created", "model", "usage"}
+    text = one(connection, "SELECT AI_COMPLETE('tunesmith-tiny', 'Say hello', {'max_tokens': 4})")
+    assert text == found[0]["choices"][0]["messages"]
+    recorded = connection.execute("SELECT kind, model, sum(input_tokens), sum(output_tokens) FROM tunesmith.usage GROUP BY ALL").fetchall()
+    assert recorded == [("complete", "tunesmith-tiny", 7 * usage["prompt_tokens"], 7 * usage["completion_tokens"])]
+
+
+def test_complete_answers_a_column_in_order_and_null_by_null(connection: duckdb.DuckDBPyConnection) -> None:
+    rows = connection.execute("""
+        SELECT i, AI_COMPLETE('tunesmith-tiny', CASE WHEN i % 3 > 0 THEN 'word ' || (i % 5) END, {'max_tokens': 3}) FROM range(30) r(i) ORDER BY i
+    """).fetchall()
+    assert [i for i, answer in rows if answer is None] == list(range(0, 30, 3))
+    by_prompt: dict[int, set[str]] = {}
+    for i, answer in rows:
+        if answer is not None:
+            by_prompt.setdefault(i % 5, set()).add(answer)
+    assert all(len(answers) == 1 for answers in by_prompt.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("'no-such-model', 'x'", 'unknown model "no-such-model"'),
+        ("'tunesmith-tiny', 'x', {'temperature': 3}", "temperature = 3.*0.0 to 1.0"),
+        ("'tunesmith-tiny', [{'role': 'robot', 'content': 'x'}], {}", "invalid prompt object"),
+        ("'tunesmith-tiny', repeat('long ', 1000)", "max tokens of 512 exceeded"),
+    ],
+)
+def test_complete_says_what_is_wrong_and_try_complete_gives_null(connection: duckdb.DuckDBPyConnection, arguments: str, text: str) -> None:
+    with pytest.raises(duckdb.Error, match=f"(?s){text}"):
+        connection.execute(f"SELECT complete({arguments})").fetchall()
+    assert one(connection, f"SELECT try_complete({arguments})") is None
+
+
+def test_try_complete_loses_only_the_rows_that_fail(connection: duckdb.DuckDBPyConnection) -> None:
+    answers = connection.execute("SELECT try_complete('tunesmith-tiny', p, {'max_tokens': 2}) FROM (VALUES ('a'), (repeat('b ', 2000)), ('c')) v(p)").fetchall()
+    assert [a is None for (a,) in answers] == [False, True, False]
+
+
+def test_tokens_are_counted(connection: duckdb.DuckDBPyConnection) -> None:
+    count, named = connection.execute("SELECT count_tokens('tunesmith-tiny', 'hello'), SNOWFLAKE.CORTEX.COUNT_TOKENS('tunesmith-tiny', NULL)").fetchall()[0]
+    assert count > 0 and named is None
+
+
+def test_every_table_can_be_queried_and_joined_while_empty(connection: duckdb.DuckDBPyConnection) -> None:
+    for table in ("jobs", "metrics", "models", "rejections", "row_losses", "usage"):
+        assert connection.execute(f"SELECT * FROM tunesmith.{table} WHERE 1 = 1").fetchall() == []
+    history = connection.execute("SELECT * FROM SNOWFLAKE.ACCOUNT_USAGE.CORTEX_FINE_TUNING_USAGE_HISTORY")
+    assert [c[0] for c in history.description] == ["START_TIME", "END_TIME", "MODEL_NAME", "TOKEN_CREDITS", "TOKENS"]
+
+
+def test_nothing_of_ours_is_stored_in_the_users_file(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+    connection.close()
+    with duckdb.connect(tmp_path / "shop.duckdb") as plain:
+        assert plain.execute("SHOW TABLES").fetchall() == [("t",)]
+        assert plain.execute("SELECT count(*) FROM duckdb_functions() WHERE function_name ILIKE '%finetune%'").fetchall() == [(0,)]
+
+
+@pytest.mark.parametrize("name", ["snowflake.duckdb", "Tunesmith.db"])
+def test_a_file_name_that_hides_the_functions_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ReservedDatabaseName, match="Rename"):
+        tunesmith.connect(tmp_path / name)
+
+
+@pytest.mark.parametrize("body", ["c.execute(\"SELECT finetune('SHOW')\").fetchall()", "1 / 0", "c.close()"])
+def test_nothing_is_left_on_stderr_when_python_ends(home: Path, body: str) -> None:
+    code = f"import tunesmith\nc = tunesmith.connect()\nd = c.cursor()\n{body}\n"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "leaked" not in ended.stderr and (ended.stderr == "" or "ZeroDivisionError" in ended.stderr)

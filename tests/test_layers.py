@@ -1,0 +1,90 @@
+"""Imports point down only, only four packages import torch, and only durable writes durable files."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[1] / "src" / "tunesmith"
+
+# Higher may import lower; on one line, left may import right.
+LAYERS = [
+    ["interfaces"],
+    ["service", "worker"],
+    ["evaluation"],
+    ["tuning", "inference"],
+    ["models"],
+    ["data"],
+    ["registry", "access", "store", "durable"],
+    ["catalog", "jobs", "settings", "errors"],
+]
+ALONE = {"demo", "bases", "__init__"}
+TORCH = {"tuning", "inference", "evaluation", "models"}
+HEAVY = {"torch", "transformers", "peft", "safetensors"}
+LATE = {("service", "inference")}
+
+
+def files() -> Iterator[tuple[str, Path]]:
+    for path in sorted(SOURCE.rglob("*.py")):
+        part = path.relative_to(SOURCE).parts[0]
+        yield part.removesuffix(".py"), path
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{a.name}" for a in node.names)
+
+
+def rank(part: str) -> tuple[int, int]:
+    return next((i, layer.index(part)) for i, layer in enumerate(LAYERS) if part in layer)
+
+
+def test_imports_point_down() -> None:
+    wrong = []
+    for part, path in files():
+        if part in ALONE:
+            continue
+        for name in imports(path):
+            target = name.split(".")[1] if name.startswith("tunesmith.") else ""
+            if not target or target == part or target in ALONE or not any(target in layer for layer in LAYERS):
+                continue
+            if (part, target) not in LATE and rank(target) <= rank(part):
+                wrong.append(f"{path.relative_to(SOURCE)} imports {name}")
+    assert not wrong
+
+
+def test_only_four_packages_import_torch() -> None:
+    wrong = [f"{p.name}: {n}" for part, p in files() if part not in TORCH for n in imports(p) if n.split(".")[0] in HEAVY]
+    assert not wrong
+
+
+def test_the_trainers_door_and_the_preparation_import_no_torch() -> None:
+    for name in ("child", "prepare", "recipe", "batches"):
+        assert not [n for n in imports(SOURCE / "tuning" / f"{name}.py") if n.split(".")[0] in HEAVY]
+
+
+FORBIDDEN = {"pickle", "joblib", "dill", "cloudpickle", "marshal", "shelve", "yaml"}
+
+
+def test_nothing_reads_pickles_runs_a_shell_or_trusts_remote_code() -> None:
+    for _, path in files():
+        text = path.read_text()
+        assert not FORBIDDEN & {n.split(".")[0] for n in imports(path)}, path
+        for phrase in ("torch.load(", "shell=True", "trust_remote_code=True", "eval(", "exec(", "os.system"):
+            assert phrase not in text.replace("model.eval()", "").replace(".eval()", ""), (path, phrase)
+
+
+def test_only_errors_defines_exceptions() -> None:
+    for part, path in files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and part != "errors":
+                assert not any("Error" in ast.unparse(b) or "Exception" in ast.unparse(b) for b in node.bases), (path, node.name)
+
+
+def test_only_the_store_writes_sql_about_jobs() -> None:
+    for part, path in files():
+        if part != "store":
+            assert "sqlalchemy" not in {n.split(".")[0] for n in imports(path)}, path

@@ -1,0 +1,191 @@
+import time
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import pytest
+from conftest import next_word_rows
+
+from tunesmith import Tunesmith, worker
+from tunesmith.errors import (
+    DatabaseBusy,
+    DiskFull,
+    IdempotencyConflict,
+    InvalidModelName,
+    InvalidOption,
+    InvalidOptionValue,
+    NotADataSource,
+    NoUsableRows,
+    TooManyRows,
+    TunesmithError,
+    UnknownBaseModel,
+    UnknownJob,
+    UnknownModel,
+    UnsafeBaseModel,
+    WeightsNotHere,
+)
+from tunesmith.jobs import JobStatus
+
+ROWS = "SELECT 'q' || i AS prompt, 'a' AS completion FROM range(20) r(i)"
+
+
+@pytest.fixture
+def service(home: Path, monkeypatch: pytest.MonkeyPatch) -> Tunesmith:
+    """A service whose jobs stay PENDING: no worker is started."""
+    monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
+    return Tunesmith()
+
+
+def test_create_freezes_the_rows_and_accepts_the_job(service: Tunesmith) -> None:
+    job = service.create("m", "tunesmith-tiny", ROWS, max_epochs=2)
+    assert job.status is JobStatus.PENDING and job.id.startswith("ft_") and len(job.id) == 39
+    assert job.rows == {"train": 16, "validation": 2, "verdict": 2, "rejected": 0}
+    assert service.describe(job.id) == job and job.options.max_epochs == 2 and job.refresh() == job
+
+
+def test_create_for_500_rows_takes_under_200_ms(service: Tunesmith) -> None:
+    query = "SELECT repeat('word ', 40) || i AS prompt, 'a' AS completion FROM range(500) r(i)"
+    service.create("warm", "tunesmith-tiny", query)
+    took = []
+    for i in range(5):
+        began = time.perf_counter()
+        service.create(f"m{i}", "tunesmith-tiny", query)
+        took.append(time.perf_counter() - began)
+    assert sorted(took)[2] < 0.2, "the promise of DESIGN: the median of five"
+
+
+def test_one_idempotency_key_makes_one_job(service: Tunesmith) -> None:
+    first = service.create("m", "tunesmith-tiny", ROWS, idempotency_key="k")
+    assert service.create("m", "tunesmith-tiny", ROWS, idempotency_key="k").id == first.id
+    with pytest.raises(IdempotencyConflict):
+        service.create("m", "tunesmith-tiny", ROWS + " LIMIT 5", idempotency_key="k")
+    assert len(service.show()) == 1
+    assert len(list((service.settings.home / "jobs").iterdir())) == 1
+
+
+@pytest.mark.parametrize("kind", ["dicts", "pandas", "arrow", "jsonl", "stage", "csv", "parquet"])
+def test_training_data_may_be_rows_or_files(service: Tunesmith, tmp_path: Path, kind: str) -> None:
+    frame = pd.DataFrame(next_word_rows(2))
+    file = tmp_path / f"rows.{'jsonl' if kind == 'stage' else kind}"
+    match kind:
+        case "jsonl" | "stage":
+            frame.to_json(file, orient="records", lines=True)
+        case "csv":
+            frame.to_csv(file, index=False)
+        case "parquet":
+            frame.to_parquet(file)
+    import pyarrow
+
+    data: Any = {"dicts": next_word_rows(2), "pandas": frame, "arrow": pyarrow.Table.from_pandas(frame), "stage": f"@{file}"}.get(kind, str(file))
+    job = service.create("m", "tunesmith-tiny", data)
+    assert job.rows["train"] + job.rows["validation"] + job.rows["verdict"] == 20
+
+
+BAD: list[tuple[type[TunesmithError], str, dict[str, Any]]] = [
+    (UnknownBaseModel, r"'tunesmith-tini'.*Did you mean 'tunesmith-tiny'", {"base_model": "tunesmith-tini"}),
+    (UnknownBaseModel, "not/here", {"base_model": "./not/here"}),
+    (WeightsNotHere, r"hf download mistralai/Mistral.*--local-dir.*bases/mistral-7b", {"base_model": "mistral-7b"}),
+    (WeightsNotHere, r"hf download someone/something", {"base_model": "someone/something"}),
+    (InvalidModelName, r"'1x'", {"name": "1x"}),
+    (InvalidOption, r"'epochs' = 3.*'max_epochs'", {"epochs": 3}),
+    (InvalidOptionValue, r"learning_rate = -1", {"learning_rate": -1}),
+    (NoUsableRows, r"0 rows", {"training_data": "SELECT 'a' AS prompt, 'b' AS completion WHERE false"}),
+    (NotADataSource, r"42", {"training_data": 42}),
+    (TooManyRows, r"200,001 training rows.*66,666 at 3 epochs", {"training_data": "SELECT i::VARCHAR AS prompt, 'a' AS completion FROM range(200001) r(i)"}),
+]
+
+
+@pytest.mark.parametrize(("error", "text", "changes"), BAD, ids=lambda v: v.__name__ if isinstance(v, type) else "")
+def test_bad_input_is_told_at_the_door_and_changes_nothing(
+    service: Tunesmith, error: type[TunesmithError], text: str, changes: dict[str, Any]
+) -> None:
+    arguments = {"name": "m", "base_model": "tunesmith-tiny", "training_data": ROWS, **changes}
+    with pytest.raises(error, match=text):
+        service.create(arguments.pop("name"), arguments.pop("base_model"), arguments.pop("training_data"), **arguments)
+    assert service.show() == []
+
+
+def test_missing_weights_are_told_before_any_row_is_read(service: Tunesmith) -> None:
+    with pytest.raises(WeightsNotHere):
+        service.create("m", "llama3-8b", "SELECT error('a row was read') AS prompt, 'x' AS completion")
+
+
+def test_a_base_that_wants_to_run_code_is_refused(service: Tunesmith, tiny_base: Path, tmp_path: Path) -> None:
+    import json
+    import shutil
+
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "evil"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModelForCausalLM": "evil.Model"}}))
+    with pytest.raises(UnsafeBaseModel, match="auto_map"):
+        service.create("m", str(folder), ROWS)
+
+
+def test_a_database_held_by_another_process_is_named(home: Path, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    path = tmp_path / "held.duckdb"
+    code = f"import duckdb, sys; c = duckdb.connect({str(path)!r}); print('open', flush=True); sys.stdin.read(); c.close()"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "open\n"
+    try:
+        with pytest.raises(DatabaseBusy, match=r"held\.duckdb.*Parquet"):
+            Tunesmith(path).create("m", "tunesmith-tiny", ROWS)
+    finally:
+        holder.communicate("")
+
+
+def test_a_full_disk_at_create_is_an_error_and_leaves_nothing(service: Tunesmith, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tunesmith import durable
+
+    monkeypatch.setattr(durable, "RESERVE_MB", 1 << 40)
+    with pytest.raises(DiskFull, match="nothing was lost"):
+        service.create("m", "tunesmith-tiny", ROWS)
+    assert not list((service.settings.home / "tmp").iterdir()) and service.show() == []
+
+
+def test_unknown_jobs_and_models_name_the_nearest(service: Tunesmith) -> None:
+    job = service.create("m", "tunesmith-tiny", ROWS)
+    with pytest.raises(UnknownJob, match=job.id):
+        service.describe(job.id[:-1])
+    with pytest.raises(UnknownModel, match=r'unknown model "tunesmith-tin"\. Did you mean .tunesmith-tiny'):
+        service.complete("tunesmith-tin", ["x"])
+    with pytest.raises(UnknownModel):
+        service.complete("m", ["x"])      # its job has not succeeded
+
+
+@pytest.mark.parametrize(("option", "value"), [("temperature", 2), ("temperature", "warm"), ("top_p", -1), ("max_tokens", 0), ("max_tokens", 8193), ("best_of", 2)])
+def test_options_of_complete_are_checked(service: Tunesmith, option: str, value: Any) -> None:
+    with pytest.raises(InvalidOptionValue, match=option):
+        service.complete("tunesmith-tiny", ["x"], **{option: value})
+
+
+def test_tokens_are_counted_without_torch_or_a_template(service: Tunesmith) -> None:
+    assert service.count_tokens("tunesmith-tiny", "") == 0 < service.count_tokens("tunesmith-tiny", "hello")
+
+
+def test_waiting_can_give_up(service: Tunesmith) -> None:
+    job = service.create("m", "tunesmith-tiny", ROWS)
+    assert job.wait(timeout_s=0.1).status is JobStatus.PENDING
+    assert job.cancel().status is JobStatus.CANCELLED and job.wait().status is JobStatus.CANCELLED
+
+
+def test_a_users_own_connection_is_left_as_it_was(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
+    with duckdb.connect() as connection:
+        connection.execute("CREATE TABLE t AS SELECT 'q' AS prompt, 'a' AS completion")
+        Tunesmith(connection).create("m", "tunesmith-tiny", "SELECT * FROM t")
+        assert connection.execute("SHOW TABLES").fetchall() == [("t",)]
+
+
+def test_prices_are_the_users_to_write(service: Tunesmith) -> None:
+    from tunesmith import catalog
+
+    home = service.settings.home
+    assert catalog.credits(home, "tunesmith-tiny", "training", 2_000_000) == pytest.approx(0.02)
+    home.mkdir(exist_ok=True)
+    (home / "prices.toml").write_text("[tunesmith-tiny]\ntraining = 5.0\n")
+    assert catalog.credits(home, "tunesmith-tiny", "training", 2_000_000) == pytest.approx(10)
+    assert catalog.credits(home, "unheard-of", "inference", 1_000_000) == pytest.approx(0.1)

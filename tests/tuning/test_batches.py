@@ -1,0 +1,26 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunesmith.models.layout import micro_batches
+from tunesmith.tuning.batches import order, rows_of_step, steps_per_epoch
+
+
+@given(n=st.integers(1, 80), batch=st.integers(1, 20), seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 9))
+def test_an_epoch_takes_every_row_once_whatever_the_batch(n: int, batch: int, seed: int, epoch: int) -> None:
+    per_epoch = steps_per_epoch(n, batch)
+    steps = [rows_of_step(n, batch, seed, epoch * per_epoch + s) for s in range(per_epoch)]
+    assert sum(steps, []) == order(n, seed, epoch)
+    assert sorted(sum(steps, [])) == list(range(n)) and all(0 < len(s) <= batch for s in steps)
+
+
+def test_epochs_and_seeds_are_ordered_differently() -> None:
+    assert order(50, 0, 0) != order(50, 0, 1) != order(50, 1, 1)
+
+
+@given(lengths=st.lists(st.integers(1, 300), max_size=60), tokens=st.integers(1, 600), rows=st.none() | st.integers(1, 8))
+def test_micro_batches_lose_no_row_and_stay_within_the_limit(lengths: list[int], tokens: int, rows: int | None) -> None:
+    groups = micro_batches(lengths, tokens, rows)
+    assert sorted(sum(groups, [])) == list(range(len(lengths)))
+    for group in groups:
+        assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= tokens
+        assert rows is None or len(group) <= rows

@@ -1,0 +1,148 @@
+"""The gradient, not the loss, is compared: against one row at a time, padded, in float64 with a float64 norm."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+
+from tunesmith.data.dataset import Row
+from tunesmith.data.examples import Example
+from tunesmith.data.template import Encoded
+from tunesmith.jobs import Resolved, ResolvedOptions
+from tunesmith.models import methods
+from tunesmith.models.causal_lm import collate, token_losses
+from tunesmith.tuning.loop import accumulate
+
+PADDED_TO = 48
+LAYOUTS = [dict(max_rows=8), dict(max_rows=4), dict(max_rows=2), dict(max_rows=1), dict(max_tokens=70), dict()]
+
+
+def examples(lengths: list[tuple[int, int]]) -> list[Example]:
+    """Rows of (prompt, completion) tokens."""
+    generator = torch.Generator().manual_seed(len(lengths))
+    found = []
+    for i, (p, c) in enumerate(lengths):
+        ids = torch.randint(4, 256, (p + c,), generator=generator).tolist()
+        found.append(Example(Row(i + 1, "", "", ""), Encoded(ids, p)))
+    return found
+
+
+class TrueNorm(nn.Module):
+    """RMSNorm in the model's own precision; the library's rounds to float32 even in a float64 model."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.weight, self.eps = norm.weight, norm.variance_epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))  # type: ignore[no-any-return, operator]
+
+
+def double_model(folder: Path, method: str) -> nn.Module:
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    for layer in model.model.layers:
+        layer.input_layernorm, layer.post_attention_layernorm = TrueNorm(layer.input_layernorm), TrueNorm(layer.post_attention_layernorm)
+    model.model.norm = TrueNorm(model.model.norm)
+    torch.manual_seed(0)
+    tuned = methods.load(method).prepare(model, ResolvedOptions({"rank": Resolved(4, "user", "")}))
+    for p in methods.trained_tensors(tuned).values():
+        p.data = p.data.double()
+        if method == "lora" and not p.any():
+            nn.init.normal_(p, std=0.05)      # B starts at zero, where A has no gradient to compare
+    return tuned.eval()      # type: ignore[no-any-return]
+
+
+def reference(model: nn.Module, rows: list[Example]) -> dict[str, Tensor]:
+    """One row at a time, padded, full logits, labels -100 outside the completion."""
+    count = sum(r.encoded.n_completion for r in rows)
+    model.zero_grad(set_to_none=True)
+    for row in rows:
+        n, ids = len(row.encoded.ids), torch.zeros(1, PADDED_TO, dtype=torch.long)
+        ids[0, :n] = torch.tensor(row.encoded.ids)
+        mask = (torch.arange(PADDED_TO) < n).long()[None]
+        labels = torch.full((PADDED_TO,), -100)
+        labels[row.encoded.n_prompt : n] = ids[0, row.encoded.n_prompt : n]
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0]
+        (F.cross_entropy(logits[:-1], labels[1:], ignore_index=-100, reduction="sum") / count).backward()
+    return gradients(model)
+
+
+def ours(model: nn.Module, rows: list[Example], **layout: int) -> dict[str, Tensor]:
+    model.zero_grad(set_to_none=True)
+    accumulate(model, rows, **layout)  # type: ignore[arg-type]
+    return gradients(model)
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def worst(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
+    """The largest relative error of any trained tensor. One whose true gradient is nothing (a query over a single key) is compared
+    on the scale of the others."""
+    assert found.keys() == truth.keys() and truth
+    floor = 1e-6 * max(t.norm() for t in truth.values())
+    return max(float((found[n] - truth[n]).norm() / truth[n].norm().clamp_min(floor)) for n in truth)
+
+
+ROWS = [(12, 3), (40, 2), (5, 1), (20, 9), (1, 1), (33, 14), (8, 8), (2, 30)]
+
+
+@pytest.fixture(scope="module", params=["lora", "full"])
+def model(request: pytest.FixtureRequest, tiny_base: Path) -> nn.Module:
+    torch.set_num_threads(1)
+    return double_model(tiny_base, request.param)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_gradients_do_not_depend_on_how_a_step_is_cut(model: nn.Module, layout: dict[str, int]) -> None:
+    rows = examples(ROWS)
+    assert worst(ours(model, rows, **layout), reference(model, rows)) < 1e-10
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 18)), min_size=1, max_size=9),
+    max_rows=st.integers(1, 9), max_tokens=st.integers(1, 400),
+)  # fmt: skip
+def test_gradients_are_exact_on_any_table(model: nn.Module, lengths: list[tuple[int, int]], max_rows: int, max_tokens: int) -> None:
+    rows = examples(lengths)
+    assert worst(ours(model, rows, max_rows=max_rows, max_tokens=max_tokens), reference(model, rows)) < 1e-10
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_the_loss_is_the_mean_over_the_tokens_of_the_whole_step(model: nn.Module, layout: dict[str, int]) -> None:
+    rows = examples(ROWS)
+    loss, per_row = accumulate(model, rows, **layout)  # type: ignore[arg-type]
+    alone = [accumulate(model, [r])[0] for r in rows]
+    counts = [r.encoded.n_completion for r in rows]
+    assert loss == pytest.approx(sum(a * n for a, n in zip(alone, counts, strict=True)) / sum(counts), rel=1e-10)
+    assert [v / n for v, n in per_row] == pytest.approx(alone, rel=1e-10)
+
+
+def mean_of_means(model: nn.Module, rows: list[Example]) -> None:
+    for row in rows:
+        (token_losses(model, collate([row.encoded], torch.device("cpu"))).mean() / len(rows)).backward()
+
+
+def prompt_trained(model: nn.Module, rows: list[Example]) -> None:
+    accumulate(model, [Example(r.row, Encoded(r.encoded.ids, 1)) for r in rows])
+
+
+def stop_id_forgotten(model: nn.Module, rows: list[Example]) -> None:
+    accumulate(model, [Example(r.row, Encoded(r.encoded.ids[:-1], r.encoded.n_prompt)) for r in rows if r.encoded.n_completion > 1])
+
+
+@pytest.mark.parametrize("wrong", [mean_of_means, prompt_trained, stop_id_forgotten])
+def test_the_comparison_sees_a_wrong_gradient(model: nn.Module, wrong: Callable[[nn.Module, list[Example]], None]) -> None:
+    rows = examples(ROWS)
+    truth = reference(model, rows)
+    model.zero_grad(set_to_none=True)
+    wrong(model, rows)
+    assert worst(gradients(model), truth) > 1e-3

@@ -1,0 +1,197 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import next_word_rows
+
+from tunesmith.data.dataset import Row
+from tunesmith.data.examples import Example
+from tunesmith.data.template import Encoder, PromptTemplate
+from tunesmith.errors import NonFiniteLoss
+from tunesmith.jobs import Options, Resolved, ResolvedOptions
+from tunesmith.models import causal_lm, methods
+from tunesmith.tuning import checkpoints, loop
+from tunesmith.tuning.loop import Run, train
+
+CPU = torch.device("cpu")
+
+
+def options(**changes: Any) -> ResolvedOptions:
+    values = {**Options().__dict__, "max_epochs": 3, "method": "lora", "learning_rate": 1e-2, "batch_size": 4, "rank": 4, **changes}
+    return ResolvedOptions({k: Resolved(v, "user", "") for k, v in values.items()})
+
+
+class Scene:
+    """A base, rows, and a place to save; `train` starts over or goes on, as a new process would."""
+
+    def __init__(self, base: Path, folder: Path) -> None:
+        encoder = Encoder(PromptTemplate.of_base(base), base)
+        self.rows = [
+            Example(Row(i + 1, r["prompt"], r["completion"], ""), encoder.row([{"role": "user", "content": r["prompt"]}], r["completion"]))
+            for i, r in enumerate(next_word_rows())
+        ]
+        self.base, self.folder, self.told = base, folder, []  # type: ignore[var-annotated]
+
+    def train(self, on: Callable[..., None] | None = None, attempt: int = 1, **changes: Any) -> tuple[Any, checkpoints.Position]:
+        torch.manual_seed(0)
+        chosen = options(**changes)
+        model = methods.load(chosen.method).prepare(causal_lm.load(self.base, CPU), chosen)
+        attempts = [self.folder / f"attempt-{n}" for n in range(attempt, 0, -1)]
+
+        def report(kind: str, **facts: Any) -> None:
+            self.told.append((kind, facts))
+            if on is not None:
+                on(model, kind, facts)
+
+        return model, train(model, self.rows, self.rows[:3], chosen, Run(attempts, self.folder, {"data": "d"}, report))
+
+    def heard(self, kind: str) -> list[dict[str, Any]]:
+        return [f for k, f in self.told if k == kind]
+
+
+@pytest.fixture
+def scene(tuned_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    torch.set_num_threads(1)
+    monkeypatch.setattr(loop, "RECORD_SECONDS", 0.0)
+    return Scene(tuned_base, tmp_path)
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in methods.trained_tensors(model).items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+@pytest.mark.parametrize(("method", "rate"), [("lora", 2e-2), ("full", 5e-3)])
+def test_training_learns_a_new_mapping(scene: Scene, method: str, rate: float) -> None:
+    model, at = scene.train(method=method, learning_rate=rate, max_epochs=10, batch_size=2)
+    losses = [s["training_loss"] for s in scene.heard("step")]
+    assert at.step == 50 and losses[-1] < losses[0] / 10
+    assert loop.mean_loss(loop.evaluate(model, scene.rows)) < 0.3
+
+
+def test_with_lora_the_base_stays_as_it_was_to_the_bit(scene: Scene) -> None:
+    before = causal_lm.load(scene.base, CPU).state_dict()
+    model, _ = scene.train()
+    after = {n.replace(".base_layer", ""): t for n, t in model.get_base_model().state_dict().items() if "lora_" not in n}
+    assert all(torch.equal(after[n], t) for n, t in before.items())
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("step", [1, 3, 4, 7, 9])
+def test_a_run_that_is_killed_and_resumed_gives_the_same_bits(scene: Scene, tmp_path: Path, method: str, step: int) -> None:
+    whole, _ = scene.train(method=method)
+    other = Scene(scene.base, tmp_path / "other")
+
+    def kill(model: Any, kind: str, facts: dict[str, Any]) -> None:
+        if kind == "step" and facts["step"] == step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        other.train(kill, method=method)
+    torch.manual_seed(99)
+    resumed, at = other.train(attempt=2, method=method)
+    assert at.step == 9 and other.heard("started")[-1]["step"] == (step - 1) // 3 * 3 if step % 3 else step
+    assert same(weights(whole), weights(resumed))
+
+
+def test_a_resume_that_forgets_the_optimizer_gives_other_bits(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = scene.train()
+    other = Scene(scene.base, tmp_path / "other")
+
+    def kill(model: Any, kind: str, facts: dict[str, Any]) -> None:
+        if kind == "step" and facts["step"] == 7:
+            raise Killed
+
+    with pytest.raises(Killed):
+        other.train(kill)
+
+    def weights_only(checkpoint: checkpoints.Checkpoint, trained: Any, optimizer: Any) -> checkpoints.Position:
+        checkpoints.load_weights(checkpoint.folder, trained)
+        return checkpoint.position
+
+    monkeypatch.setattr(checkpoints, "restore", weights_only)
+    resumed, _ = other.train(attempt=2)
+    assert not same(weights(whole), weights(resumed))
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(scene: Scene) -> None:
+    whole, _ = scene.train()
+    newest = scene.folder / "attempt-1" / "step-00000009" / "model.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[-1] ^= 1
+    newest.write_bytes(data)
+    resumed, _ = scene.train(attempt=2)
+    assert scene.heard("started")[-1]["step"] == 6 and same(weights(whole), weights(resumed))
+
+
+def test_checkpoints_of_other_data_or_options_are_not_resumed(scene: Scene) -> None:
+    scene.train()
+    found = checkpoints.newest([scene.folder / "attempt-1"], {"data": "other"})
+    assert found is None and checkpoints.newest([scene.folder / "attempt-1"], {"data": "d"}) is not None
+
+
+def test_the_best_epoch_is_what_remains(scene: Scene) -> None:
+    model, at = scene.train(learning_rate=1.0, max_epochs=4)
+    losses = [s["validation_loss"] for s in scene.heard("step") if s["validation_loss"] is not None]
+    assert at.best_loss == min(losses)
+    assert loop.mean_loss(loop.evaluate(model, scene.rows[:3])) == pytest.approx(at.best_loss, rel=1e-5)
+
+
+def test_every_row_has_its_loss_in_every_epoch(scene: Scene) -> None:
+    scene.train()
+    for epoch in (1, 2, 3):
+        rows = [r for f in scene.heard("row_losses") if f["part"] == "train" and f["epoch"] == epoch for r in f["rows"]]
+        assert sorted(r[0] for r in rows) == list(range(1, 11)) and all(v > 0 and n > 0 for _, v, n in rows)
+
+
+def poison(model: Any, kind: str, facts: dict[str, Any]) -> None:
+    if kind == "step" and facts["step"] == 4:
+        model.get_input_embeddings().weight.data[5] = float("nan")
+
+
+def test_a_step_that_is_no_number_changes_nothing_and_is_told(scene: Scene) -> None:
+    before: dict[str, torch.Tensor] = {}
+
+    def once(model: Any, kind: str, facts: dict[str, Any]) -> None:
+        embedding = model.get_input_embeddings().weight.data
+        if kind == "step" and facts["step"] == 4:
+            before.update(weights(model), saved=embedding.clone())
+            embedding.fill_(float("nan"))
+        elif kind == "warning" and before:
+            embedding.copy_(before.pop("saved"))
+            assert same(before, weights(model))
+
+    _, at = scene.train(once)
+    assert at.step == 9 and "no finite number" in scene.heard("warning")[0]["message"] and len(scene.heard("warning")) == 1
+
+
+def test_five_such_steps_go_back_once_at_half_the_rate_and_then_fail_with_the_rows(scene: Scene) -> None:
+    with pytest.raises(NonFiniteLoss, match=r"Rows of the last batch: \d+"):
+        scene.train(poison, max_epochs=10)
+    messages = [w["message"] for w in scene.heard("warning")]
+    assert sum("half the learning rate" in m for m in messages) == 1 and len(messages) == 2 * loop.NON_FINITE_LIMIT + 1
+
+
+def test_the_rate_rises_then_falls_to_nearly_nothing() -> None:
+    rates = [loop.schedule(s, 100, 0.1) for s in range(100)]
+    assert rates[9] == 1.0 and rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0 < rates[-1] < 0.02
+    assert loop.schedule(0, 1, 0.9) == 1.0
+
+
+def test_old_checkpoints_are_collected_and_the_best_is_kept(scene: Scene) -> None:
+    scene.train(max_epochs=6, learning_rate=1e-3)
+    at = checkpoints.newest([scene.folder / "attempt-1"], {"data": "d"})
+    kept = sorted(p.name for p in (scene.folder / "attempt-1").glob("step-*"))
+    assert at is not None and len(kept) <= checkpoints.KEEP + 1 and f"step-{at.position.best_step:08d}" in kept
+    assert replace(at.position) == at.position

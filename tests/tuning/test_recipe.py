@@ -1,0 +1,41 @@
+from dataclasses import fields
+
+import pytest
+
+from tunesmith.catalog import ModelSpec
+from tunesmith.jobs import Options
+from tunesmith.tuning.prepare import warnings
+from tunesmith.tuning.recipe import Facts, resolve
+
+
+def facts(rows: int = 900, parameters: int = 3_000_000, **changes: object) -> Facts:
+    return Facts(ModelSpec(name="b", parameters=parameters, **changes), rows)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rows", [1, 9, 100, 1000, 100_000])
+@pytest.mark.parametrize("parameters", [40_000, 3_000_000, 135_000_000, 8_000_000_000])
+def test_every_auto_becomes_a_value_that_the_option_itself_would_accept(rows: int, parameters: int) -> None:
+    resolved = resolve(Options(), facts(rows, parameters))
+    assert set(resolved.decided) == {f.name for f in fields(Options)}
+    assert "auto" not in [r.value for r in resolved.decided.values()]
+    Options.parse({k: r.value for k, r in resolved.decided.items()})
+    assert all(r.reason and r.origin in ("user", "measured", "default") for r in resolved.decided.values())
+
+
+def test_what_the_user_asked_for_stays_and_says_so() -> None:
+    resolved = resolve(Options(max_epochs=2, method="lora"), facts())
+    assert resolved.max_epochs == 2 and resolved.decided["max_epochs"].origin == "user" and resolved.method == "lora"
+
+
+def test_a_very_small_base_is_tuned_whole_and_a_large_one_by_adapter() -> None:
+    assert resolve(Options(), facts()).method == "full" and resolve(Options(), facts(parameters=135_000_000)).method == "lora"
+
+
+def test_a_small_table_gets_more_epochs_within_the_contracts_ten() -> None:
+    assert resolve(Options(), facts(rows=100)).max_epochs == 10 and resolve(Options(), facts(rows=50_000)).max_epochs == 3
+
+
+def test_a_rate_above_the_pretraining_rate_is_warned_about() -> None:
+    spec = ModelSpec(name="b", pretraining_rate=1e-3)
+    assert "above the rate" in warnings(spec, 2e-3, [])[0] and not warnings(spec, 1e-3, [])
+    assert resolve(Options(), facts(pretraining_rate=1e-4)).learning_rate <= 1e-4
