@@ -93,7 +93,9 @@ def make_base(folder: Path, **changes: Any) -> Path:
     tokenizer.add_special_tokens(special)
     folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>", "chat_template": template}))
     config = {
         "vocab_size": len(special) + len(alphabet), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -136,3 +138,9 @@ def tuned_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def next_word_rows(copies: int = 1) -> list[dict[str, str]]:
     """A mapping to learn: each word is answered with the next one."""
     return [{"prompt": f"say {w}", "completion": WORDS[(i + 1) % len(WORDS)]} for i, w in enumerate(WORDS)] * copies
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """DuckDB's binding counts as leaked what pytest and torch still hold when Python ends (no connection is among it); 43 lines after
+    the closing line help nobody. What a user's own process prints is tested in interfaces/test_duckdb.py."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

@@ -74,13 +74,21 @@ def test_resolved_options_survive_json_and_read_like_attributes() -> None:
 
 @pytest.mark.parametrize(
     ("name", "key"),
-    [("Support_V1", "support_v1"), ("support-v1", "support-v1"), ("MyDb.Main.m", "mydb.main.m"), ('"Any Thing!"', '"Any Thing!"'), ('db."X"', 'db."X"')],
+    [
+        ("Support_V1", "support_v1"),
+        ("support-v1", "support-v1"),
+        ("MyDb.Main.m", "mydb.main.m"),
+        ('"Any Thing!"', '"Any Thing!"'),
+        ('db."X"', 'db."X"'),
+    ],
 )
 def test_names_fold_unless_quoted(name: str, key: str) -> None:
     assert model_key(name) == key
 
 
-@pytest.mark.parametrize("name", ["", "1a", "a b", "a.b.c.d", "a..b", "../x", "a/b", 'a"', "x\x00", "%2e", "é", '""', "a" * 64, "C:/x", "a#b"])
+@pytest.mark.parametrize(
+    "name", ["", "1a", "a b", "a.b.c.d", "a..b", "../x", "a/b", 'a"', "x\x00", "%2e", "é", '""', "a" * 64, "C:/x", "a#b"]
+)
 def test_names_that_are_none_are_refused(name: str) -> None:
     with pytest.raises(InvalidModelName):
         model_key(name)

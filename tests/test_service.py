@@ -5,8 +5,8 @@ from typing import Any
 import duckdb
 import pandas as pd
 import pytest
-from conftest import next_word_rows
 
+from conftest import next_word_rows
 from tunesmith import Tunesmith, worker
 from tunesmith.errors import (
     DatabaseBusy,
@@ -77,7 +77,9 @@ def test_training_data_may_be_rows_or_files(service: Tunesmith, tmp_path: Path, 
             frame.to_parquet(file)
     import pyarrow
 
-    data: Any = {"dicts": next_word_rows(2), "pandas": frame, "arrow": pyarrow.Table.from_pandas(frame), "stage": f"@{file}"}.get(kind, str(file))
+    data: Any = {"dicts": next_word_rows(2), "pandas": frame, "arrow": pyarrow.Table.from_pandas(frame), "stage": f"@{file}"}.get(
+        kind, str(file)
+    )
     job = service.create("m", "tunesmith-tiny", data)
     assert job.rows["train"] + job.rows["validation"] + job.rows["verdict"] == 20
 
@@ -92,7 +94,11 @@ BAD: list[tuple[type[TunesmithError], str, dict[str, Any]]] = [
     (InvalidOptionValue, r"learning_rate = -1", {"learning_rate": -1}),
     (NoUsableRows, r"0 rows", {"training_data": "SELECT 'a' AS prompt, 'b' AS completion WHERE false"}),
     (NotADataSource, r"42", {"training_data": 42}),
-    (TooManyRows, r"200,001 training rows.*66,666 at 3 epochs", {"training_data": "SELECT i::VARCHAR AS prompt, 'a' AS completion FROM range(200001) r(i)"}),
+    (
+        TooManyRows,
+        r"200,001 training rows.*66,666 at 3 epochs",
+        {"training_data": "SELECT i::VARCHAR AS prompt, 'a' AS completion FROM range(200001) r(i)"},
+    ),
 ]
 
 
@@ -153,10 +159,13 @@ def test_unknown_jobs_and_models_name_the_nearest(service: Tunesmith) -> None:
     with pytest.raises(UnknownModel, match=r'unknown model "tunesmith-tin"\. Did you mean .tunesmith-tiny'):
         service.complete("tunesmith-tin", ["x"])
     with pytest.raises(UnknownModel):
-        service.complete("m", ["x"])      # its job has not succeeded
+        service.complete("m", ["x"])  # its job has not succeeded
 
 
-@pytest.mark.parametrize(("option", "value"), [("temperature", 2), ("temperature", "warm"), ("top_p", -1), ("max_tokens", 0), ("max_tokens", 8193), ("best_of", 2)])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("temperature", 2), ("temperature", "warm"), ("top_p", -1), ("max_tokens", 0), ("max_tokens", 8193), ("best_of", 2)],
+)
 def test_options_of_complete_are_checked(service: Tunesmith, option: str, value: Any) -> None:
     with pytest.raises(InvalidOptionValue, match=option):
         service.complete("tunesmith-tiny", ["x"], **{option: value})

@@ -14,7 +14,9 @@ from tunesmith.errors import DamagedFiles, MissingColumns, NoSuchTable, NoUsable
 @pytest.fixture
 def connection() -> Any:
     with duckdb.connect() as connection:
-        connection.execute("CREATE TABLE t AS SELECT i AS id, 'question ' || i AS prompt, 'answer ' || (i % 3) AS completion FROM range(100) r(i)")
+        connection.execute(
+            "CREATE TABLE t AS SELECT i AS id, 'question ' || i AS prompt, 'answer ' || (i % 3) AS completion FROM range(100) r(i)"
+        )
         yield connection
 
 
@@ -49,7 +51,10 @@ def test_validation_rows_are_halved_for_the_verdict_unless_a_test_query_is_given
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(prompts=st.lists(st.sampled_from(["a", "A", " a ", "b  c", "B c", "d", "e", "f", "g", "h"]), min_size=1, max_size=60), seed=st.integers(0, 99))
+@given(
+    prompts=st.lists(st.sampled_from(["a", "A", " a ", "b  c", "B c", "d", "e", "f", "g", "h"]), min_size=1, max_size=60),
+    seed=st.integers(0, 99),
+)
 def test_no_row_is_lost_or_doubled_and_duplicates_are_never_parted(tmp_path_factory: Any, prompts: list[str], seed: int) -> None:
     home = tmp_path_factory.mktemp("split")
     with duckdb.connect() as connection:
@@ -142,7 +147,9 @@ def test_a_query_that_fails_while_running_is_told(connection: Any, tmp_path: Pat
         freeze(connection, tmp_path, "SELECT prompt::INT AS prompt, completion FROM t")
 
 
-@pytest.mark.parametrize(("query", "reason"), [("SELECT * FROM t WHERE id < 0", "no rows"), ("SELECT '' AS prompt, 'x' AS completion", "1 x prompt is empty")])
+@pytest.mark.parametrize(
+    ("query", "reason"), [("SELECT * FROM t WHERE id < 0", "no rows"), ("SELECT '' AS prompt, 'x' AS completion", "1 x prompt is empty")]
+)
 def test_without_a_usable_row_there_is_no_job(connection: Any, tmp_path: Path, query: str, reason: str) -> None:
     with pytest.raises(NoUsableRows, match=reason):
         freeze(connection, tmp_path, query)

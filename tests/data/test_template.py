@@ -2,10 +2,10 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import make_base
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import make_base
 from tunesmith.data.template import Encoder, PromptTemplate, parse_messages
 from tunesmith.errors import InvalidPrompt, UnsafeBaseModel
 
@@ -98,7 +98,12 @@ def test_a_text_of_ten_megabytes_is_known_to_be_long_without_tokenising(encoder:
     assert encoder.surely_longer("x" * 10_000_000, 1000) and not encoder.surely_longer("x" * 10, 1000)
 
 
-GOOD = ["text", [{"role": "user", "content": "a"}], [{"content": "a"}], [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]]
+GOOD = [
+    "text",
+    [{"role": "user", "content": "a"}],
+    [{"content": "a"}],
+    [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}],
+]
 BAD = [
     3, None, [], {}, ["x"], [{"role": "user"}], [{"role": "tool", "content": "x"}], [{"role": "assistant", "content": "x"}],
     [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}],

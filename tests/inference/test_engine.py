@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import WORDS
 from transformers import LlamaForCausalLM
 
+from conftest import WORDS
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.template import Encoder, PromptTemplate
 from tunesmith.errors import PromptTooLong
@@ -13,7 +13,7 @@ from tunesmith.inference.engine import Engine, Sampling, choose, engine_for
 from tunesmith.registry import TunedModel
 
 PROMPTS = [f"say {w}" for w in WORDS] + ["say", "x", "a much longer prompt than all of the others, say red", "say dog say dog say dog"]
-TIE = 1e-4      # two best logits closer than this may change places when the batch changes
+TIE = 1e-4  # two best logits closer than this may change places when the batch changes
 
 
 def ask(texts: list[str]) -> list[list[dict[str, str]]]:

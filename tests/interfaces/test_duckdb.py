@@ -173,12 +173,16 @@ def test_complete_says_what_is_wrong_and_try_complete_gives_null(connection: duc
 
 
 def test_try_complete_loses_only_the_rows_that_fail(connection: duckdb.DuckDBPyConnection) -> None:
-    answers = connection.execute("SELECT try_complete('tunesmith-tiny', p, {'max_tokens': 2}) FROM (VALUES ('a'), (repeat('b ', 2000)), ('c')) v(p)").fetchall()
+    answers = connection.execute(
+        "SELECT try_complete('tunesmith-tiny', p, {'max_tokens': 2}) FROM (VALUES ('a'), (repeat('b ', 2000)), ('c')) v(p)"
+    ).fetchall()
     assert [a is None for (a,) in answers] == [False, True, False]
 
 
 def test_tokens_are_counted(connection: duckdb.DuckDBPyConnection) -> None:
-    count, named = connection.execute("SELECT count_tokens('tunesmith-tiny', 'hello'), SNOWFLAKE.CORTEX.COUNT_TOKENS('tunesmith-tiny', NULL)").fetchall()[0]
+    count, named = connection.execute(
+        "SELECT count_tokens('tunesmith-tiny', 'hello'), SNOWFLAKE.CORTEX.COUNT_TOKENS('tunesmith-tiny', NULL)"
+    ).fetchall()[0]
     assert count > 0 and named is None
 
 

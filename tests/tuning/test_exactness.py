@@ -54,8 +54,8 @@ def double_model(folder: Path, method: str) -> nn.Module:
     for p in methods.trained_tensors(tuned).values():
         p.data = p.data.double()
         if method == "lora" and not p.any():
-            nn.init.normal_(p, std=0.05)      # B starts at zero, where A has no gradient to compare
-    return tuned.eval()      # type: ignore[no-any-return]
+            nn.init.normal_(p, std=0.05)  # B starts at zero, where A has no gradient to compare
+    return tuned.eval()  # type: ignore[no-any-return]
 
 
 def reference(model: nn.Module, rows: list[Example]) -> dict[str, Tensor]:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import next_word_rows
 
+from conftest import next_word_rows
 from tunesmith.data.dataset import Row
 from tunesmith.data.examples import Example
 from tunesmith.data.template import Encoder, PromptTemplate

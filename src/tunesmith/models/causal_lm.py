@@ -10,11 +10,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from tunesmith.data.template import Encoded
+from tunesmith.errors import DamagedFiles
 from tunesmith.models.methods import Model
 
 transformers_logging.disable_progress_bar()
@@ -27,11 +29,17 @@ def device_of(setting: str) -> torch.device:
 
 
 def load(folder: Path, device: torch.device) -> PreTrainedModel:
-    """A base or a whole tuned model: safetensors only, no code of its own, float32 (bfloat16 on a GPU keeps the file's type)."""
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32 if device.type == "cpu" else "auto", local_files_only=True, use_safetensors=True,
-        trust_remote_code=False,
-    )  # fmt: skip
+    """A base or a whole tuned model: safetensors only, no code of its own, every weight present; float32, on a GPU the file's own type."""
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32 if device.type == "cpu" else "auto", local_files_only=True, use_safetensors=True,
+            trust_remote_code=False, output_loading_info=True,
+        )  # fmt: skip
+    except (OSError, SafetensorError) as e:
+        raise DamagedFiles(folder=str(folder), reason=str(e)) from None
+    lacking = sorted(found["missing_keys"]) + [str(k[0]) for k in found["mismatched_keys"]]
+    if lacking:  # the library would fill them with random numbers and only warn
+        raise DamagedFiles(folder=str(folder), reason=f"weights are missing or of another shape: {', '.join(lacking[:5])} ({len(lacking)})")
     model.config.use_cache = False
     return model.to(device).eval()
 

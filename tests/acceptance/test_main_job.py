@@ -1,0 +1,273 @@
+"""The main job with a real worker, a real trainer and real processes, through every door; and what happens when they are killed."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+import torch
+
+import tunesmith
+from conftest import WORDS, kill_worker, next_word_rows
+from tunesmith import Tunesmith
+from tunesmith import worker as worker_module
+from tunesmith.catalog import ModelSpec
+from tunesmith.data.template import Encoder, PromptTemplate
+from tunesmith.errors import DiskFull
+from tunesmith.jobs import Job, JobStatus
+from tunesmith.settings import Settings
+
+PROMPTS = [f"say {w}" for w in WORDS] + [f"{w} say" for w in WORDS]
+FAST = {"learning_rate": 1e-2, "batch_size": 5, "max_epochs": 10}
+
+
+@pytest.fixture
+def database(home: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "words.duckdb"
+    with duckdb.connect(path) as connection:
+        connection.execute("CREATE TABLE words (prompt VARCHAR, completion VARCHAR, kind VARCHAR)")
+        connection.executemany("INSERT INTO words VALUES (?, ?, 'word')", [[r["prompt"], r["completion"]] for r in next_word_rows(2)])
+    return path
+
+
+def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    """Wait for something; its value."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise AssertionError("it did not happen in time")
+
+
+def children(module: str, home: Path) -> list[int]:
+    """Process ids that run a module for this home."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                command, environment = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
+            except OSError:
+                continue
+            if module.encode() in command and str(home).encode() in environment:
+                found.append(int(folder.name))
+    return found
+
+
+def final_weights(service: Tunesmith, job: Job) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    folder = Path(service.model(job.name).folder)
+    return load_file(next(folder.glob("*model.safetensors")))
+
+
+def test_a_table_becomes_a_model_that_answers_in_sql(database: Path, home: Path, tuned_base: Path) -> None:
+    query = "SELECT prompt, completion, kind FROM words"
+    options = json.dumps({**FAST, "method": "full", "test_data": query})
+    with tunesmith.connect(database) as connection:
+        statement = "SELECT SNOWFLAKE.CORTEX.FINETUNE('CREATE', 'next_word', ?, ?, ?, ?)"
+        [(job_id,)] = connection.execute(statement, [str(tuned_base), query, query, options]).fetchall()
+        job = Tunesmith().wait(job_id, timeout_s=120)
+        assert job.status is JobStatus.SUCCEEDED, job.error
+
+        described = json.loads(connection.execute("SELECT SNOWFLAKE.CORTEX.FINETUNE('DESCRIBE', ?)", [job_id]).fetchall()[0][0])
+        assert set(described) == {
+            "id", "status", "base_model", "created_on", "finished_on", "progress", "training_result", "trained_tokens", "training_data",
+            "validation_data", "model", "options",
+        }  # fmt: skip
+        assert described["status"] == "SUCCESS" and described["progress"] == 1.0 and described["model"] == "next_word"
+        assert described["finished_on"] >= described["created_on"] and described["training_result"]["validation_loss"] < 0.5
+
+        answers = connection.execute("SELECT prompt, completion, COMPLETE('next_word', prompt) FROM words").fetchall()
+        assert sum(wanted == got for _, wanted, got in answers) >= 18
+        assert job.verdict is not None and job.verdict["arms"]["tuned"] >= 0.9 and job.verdict["n"] == 20
+        assert job.verdict["arms"]["commonest"] == 0.1 and job.verdict["arms"]["base"] == 0.0
+
+        one = "SELECT trained_tokens, input_tokens FROM tunesmith.jobs"
+        trained, once = connection.execute(one).fetchall()[0]
+        encoder = Encoder(PromptTemplate.of_base(tuned_base), tuned_base)
+        exact = sum(len(encoder.row([{"role": "user", "content": r["prompt"]}], r["completion"]).ids) for r in next_word_rows(2))
+        assert once == exact and trained == described["trained_tokens"] == 10 * exact
+        assert connection.execute("SELECT count(DISTINCT row), max(epoch) FROM tunesmith.row_losses WHERE part = 'train'").fetchall() == [
+            (20, 10)
+        ]
+        assert connection.execute("SELECT count(*) FROM tunesmith.metrics WHERE validation_loss IS NOT NULL").fetchall() == [(10,)]
+        usage = "SELECT kind, input_tokens FROM tunesmith.usage WHERE kind = 'training'"
+        assert connection.execute(usage).fetchall() == [("training", trained)]
+        history = "SELECT MODEL_NAME, TOKENS FROM SNOWFLAKE.ACCOUNT_USAGE.CORTEX_FINE_TUNING_USAGE_HISTORY"
+        assert connection.execute(history).fetchall() == [(str(tuned_base), trained)]
+    same_job_through_the_other_doors(job, home)
+    with_plain_transformers(job, tuned_base)
+
+
+def same_job_through_the_other_doors(job: Job, home: Path) -> None:
+    """Python and the command line see the same id and give the same answers."""
+    service = Tunesmith()
+    assert service.describe(job.id) == job and [m.name for m in service.models()] == ["next_word"]
+    assert job.metrics.num_rows > 0 and "validation_loss" in job.metrics.column_names
+    assert "SUCCEEDED" in job._repr_html_() and job.id in job._repr_html_()
+    shown = subprocess.run([sys.executable, "-m", "tunesmith.interfaces.cli", "job", "show", job.id], capture_output=True, text=True)
+    assert shown.stdout.startswith("exact match on 20 verdict rows") and "user: as asked" in shown.stdout
+    asked = [sys.executable, "-m", "tunesmith.interfaces.cli", "complete", "next_word", *PROMPTS[:3]]
+    printed = subprocess.run(asked, capture_output=True, text=True).stdout.splitlines()
+    assert printed == [c.text for c in service.complete("next_word", PROMPTS[:3])]
+    assert sorted(p.name for p in (home / "models").rglob("*") if p.is_file()) == [
+        "MANIFEST.json", "config.json", "generation_config.json", "model.safetensors", "prompt_template.json",
+    ]  # fmt: skip
+
+
+def with_plain_transformers(job: Job, base: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = Tunesmith().model(job.name).folder
+    greedy_answers_agree(job.name, AutoModelForCausalLM.from_pretrained(folder).eval(), base)
+    assert str(base.parent) not in (Path(folder) / "config.json").read_text(), "no local path leaves the machine"
+
+
+def greedy_answers_agree(name: str, model: Any, base: Path) -> None:
+    """COMPLETE against the library's own generate, on 20 prompts."""
+    encoder = Encoder(PromptTemplate.of_base(base), base)
+    ours = [c.text for c in Tunesmith().complete(name, PROMPTS, max_tokens=20)]
+    for prompt, answer in zip(PROMPTS, ours, strict=True):
+        ids = torch.tensor([encoder.prompt([{"role": "user", "content": prompt}])])
+        new = model.generate(input_ids=ids, max_new_tokens=20, do_sample=False, pad_token_id=0)[0, ids.shape[1] :].tolist()
+        assert encoder.decode(new[: new.index(0)] if 0 in new else new) == answer
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tuned_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights of a LoRA job that nobody killed."""
+    home = tmp_path_factory.mktemp("undisturbed")
+    service = Tunesmith(home=home)
+    job = service.create("m", str(tuned_base), next_word_rows(2), method="lora", **FAST).wait(timeout_s=120)
+    assert job.status is JobStatus.SUCCEEDED, job.error
+    weights = final_weights(service, job)
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    adapter = service.model("m").folder
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tuned_base), adapter).eval()
+    names = sorted(p.name for p in Path(adapter).iterdir())
+    assert names == ["MANIFEST.json", "adapter_config.json", "adapter_model.safetensors", "prompt_template.json"]
+    assert str(tuned_base.parent) not in (Path(adapter) / "adapter_config.json").read_text()
+    before = os.environ.get("TUNESMITH_HOME")
+    os.environ["TUNESMITH_HOME"] = str(home)
+    try:
+        greedy_answers_agree("m", plain, tuned_base)
+    finally:
+        os.environ.pop("TUNESMITH_HOME") if before is None else os.environ.update(TUNESMITH_HOME=before)
+        kill_worker(home)
+    return weights
+
+
+def start(home: Path, tuned_base: Path) -> Job:
+    """A LoRA job that is past its first steps."""
+    job = Tunesmith().create("m", str(tuned_base), next_word_rows(2), method="lora", **FAST)
+    until(lambda: job.refresh().step >= 2, 90)
+    return job
+
+
+@pytest.mark.parametrize("victim", ["trainer", "worker"])
+def test_kill_9_changes_nothing_but_the_time(home: Path, tuned_base: Path, undisturbed: dict[str, torch.Tensor], victim: str) -> None:
+    job = start(home, tuned_base)
+    if victim == "trainer":
+        [trainer] = children("tunesmith.tuning.trainer", home)
+        os.kill(trainer, signal.SIGKILL)
+    else:
+        assert kill_worker(home) is not None
+        until(lambda: not children("tunesmith.tuning.trainer", home), 10)
+    assert not job.refresh().status.is_final, "it was killed in the middle"
+    job = job.wait(timeout_s=120)
+    assert job.status is JobStatus.SUCCEEDED and job.attempt == 2, job.error
+    found = final_weights(Tunesmith(), job)
+    assert found.keys() == undisturbed.keys() and all(torch.equal(found[n], undisturbed[n]) for n in found)
+
+
+def test_a_cancel_stops_the_trainer_and_no_model_appears(home: Path, tuned_base: Path) -> None:
+    job = start(home, tuned_base)
+    assert job.cancel().status is JobStatus.CANCELLING
+    job = job.wait(timeout_s=20)
+    assert job.status is JobStatus.CANCELLED and not children("tunesmith.tuning.trainer", home)
+    assert Tunesmith().models() == [] and not (home / "models").exists()
+    with pytest.raises(tunesmith.TunesmithError, match="already ended|unknown model"):
+        Tunesmith().complete("m", ["x"])
+
+
+@pytest.mark.parametrize(("damage", "reason"), [(b"\x08\0\0\0\0\0\0\0{}      ", "weights are missing"), (b"garbage", "header|safetensors")])
+def test_a_base_whose_weights_are_damaged_fails_the_job_and_says_so(
+    home: Path, tuned_base: Path, tmp_path: Path, damage: bytes, reason: str
+) -> None:
+    broken = Path(shutil.copytree(tuned_base, tmp_path / "broken"))
+    job = Tunesmith().create("m", str(broken), next_word_rows(2), **FAST)
+    (broken / "model.safetensors").write_bytes(damage)
+    job = job.wait(timeout_s=60)
+    assert job.status is JobStatus.FAILED and job.error is not None and re.search(reason, job.error["message"])
+    with tunesmith.connect() as connection:
+        [(text,)] = connection.execute("SELECT finetune('DESCRIBE', ?)", [job.id]).fetchall()
+    assert json.loads(text)["status"] == "ERROR" and json.loads(text)["error"]["message"] == job.error["message"]
+
+
+def test_a_trainer_that_always_dies_fails_the_job_with_the_end_of_its_log(
+    home: Path, tuned_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker runs in this process; its children are real and are given a module that ends badly."""
+    monkeypatch.setattr(worker_module, "ensure", lambda settings, store: None)
+    service = Tunesmith()
+    job = service.create("m", str(tuned_base), next_word_rows(1), **FAST)
+    monkeypatch.setattr(worker_module, "VALIDATE", ("validating", "tunesmith.no_such_module"))
+    mine = worker_module.Worker(Settings.read(), service.store)
+    claimed = service.store.claim(mine._holder)
+    assert claimed is not None
+    mine.work(claimed)
+    ended = job.refresh()
+    assert ended.status is JobStatus.FAILED and ended.attempt == worker_module.DEATHS_LIMIT and ended.error is not None
+    assert "died 3 times" in ended.error["message"] and "No module named" in ended.error["message"]
+
+
+def test_over_long_rows_are_rejected_by_id_and_the_rest_is_trained(home: Path, tuned_base: Path) -> None:
+    rows = [*next_word_rows(2), {"prompt": "x" * 200, "completion": "red"}, {"prompt": "say", "completion": "y" * 100}]
+    rows.append({"prompt": "x" * 10_000_000, "completion": "red"})
+    job = Tunesmith().create("m", str(tuned_base), rows, rows[:4], **{**FAST, "max_epochs": 1}).wait(timeout_s=120)
+    assert job.status is JobStatus.SUCCEEDED and job.rows["train"] == 20 and job.rows["rejected"] == 3
+    assert [(r["row"], r["reason"]) for r in Tunesmith().rows("rejections")] == [(21, "too long"), (22, "too long"), (23, "too long")]
+    assert "3 rows are over the window" in job.warnings[0]
+
+
+@pytest.mark.parametrize(("rule", "status"), [("fail", JobStatus.FAILED), ("cut_prompt", JobStatus.SUCCEEDED)])
+def test_on_long_decides_what_becomes_of_long_prompts(home: Path, tuned_base: Path, rule: str, status: JobStatus) -> None:
+    rows = [*next_word_rows(1)[:8], {"prompt": "x" * 200, "completion": "red"}]
+    job = Tunesmith().create("m", str(tuned_base), rows, on_long=rule, **{**FAST, "max_epochs": 1}).wait(timeout_s=120)
+    assert job.status is status
+    if rule == "fail":
+        assert job.error is not None and "rows train 9" in job.error["message"]
+    else:
+        assert job.rows["cut"] == 1 and job.rows["train"] == 9
+
+
+def test_a_job_waits_while_the_disk_is_full(home: Path, tuned_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker's own check of space is what decides; the disk is simulated, the states are real."""
+    monkeypatch.setattr(worker_module, "ensure", lambda settings, store: None)
+    service = Tunesmith()
+    job = service.create("m", str(tuned_base), next_word_rows(1), **FAST)
+    mine = worker_module.Worker(Settings.read(), service.store)
+    claimed = service.store.claim(mine._holder)
+    assert claimed is not None
+    running = service.store.move(claimed, JobStatus.RUNNING)
+    monkeypatch.setattr(mine, "_run_child", lambda phase, job: DiskFull(path="x", needed_mb=1, free_mb=0))
+    assert mine._run_phase(worker_module.TRAIN, running).status is JobStatus.WAITING_SPACE
+    assert service.describe(job.id).status.sql == "IN_PROGRESS"
+    assert mine._advance(service.describe(job.id)).status is JobStatus.RUNNING
+
+
+def test_the_bundled_base_is_here_and_can_be_asked(home: Path) -> None:
+    tiny = Tunesmith().model("tunesmith-tiny").base
+    assert isinstance(tiny, ModelSpec) and tiny.parameters <= 3_100_000 and tiny.prompt_window + tiny.completion_window <= tiny.context

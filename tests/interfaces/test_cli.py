@@ -1,0 +1,155 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.testing
+
+from tunesmith import Tunesmith, worker
+from tunesmith.errors import Conflict, Invalid, NotFound
+from tunesmith.interfaces import cli
+
+ROWS = "SELECT 'q' || i AS prompt, 'a' AS completion FROM range(20) r(i)"
+runner = typer.testing.CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def no_worker(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
+
+
+def call(*arguments: str) -> Any:
+    """Run a command in this process; errors are raised, as `main` would catch them."""
+    found = runner.invoke(cli.app, list(arguments))
+    if found.exception is not None and not isinstance(found.exception, SystemExit):
+        raise found.exception
+    return found
+
+
+def shell(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "tunesmith.interfaces.cli", *arguments], capture_output=True, text=True, **options)
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = """
+import resource, sys
+sys.argv = ["tunesmith", "--help"]
+from tunesmith.interfaces.cli import main
+try: main()
+except SystemExit: pass
+used = resource.getrusage(resource.RUSAGE_SELF)
+heavy = [m for m in ("torch", "transformers", "sqlalchemy", "duckdb", "pyarrow", "peft") if m in sys.modules]
+print(heavy, used.ru_utime + used.ru_stime, file=sys.stderr)
+"""
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr.rsplit(" ", 1) for _ in range(3)]
+    assert {heavy for heavy, _ in runs} == {"[]"}
+    assert min(float(seconds) for _, seconds in runs) < 0.5, "the promise: under half a second of processor time"
+
+
+def test_without_a_command_three_next_steps_are_shown() -> None:
+    found = call()
+    assert found.exit_code == 0 and found.stdout.count("tunesmith ") >= 4 and len(found.stdout.splitlines()) < 12
+
+
+def test_a_job_is_created_listed_shown_and_cancelled() -> None:
+    job_id = call("tune", ROWS, "--name", "m", "--max-epochs", "2", "--quiet").stdout.strip()
+    assert re.fullmatch(r"ft_[0-9a-f-]{36}", job_id)
+    assert call("job", "list", "-q").stdout.split() == [job_id]
+    shown = json.loads(call("job", "show", job_id, "--json").stdout)
+    assert shown["status"] == "PENDING" and shown["options"] == {"max_epochs": 2} and shown["rows"]["train"] == 16
+    assert "PENDING" in call("job", "show", job_id).stdout
+    assert json.loads(call("job", "cancel", job_id, "--json").stdout)["status"] == "CANCELLED"
+    assert call("job", "wait", job_id).exit_code == cli.JOB_FAILED
+
+
+def test_every_option_of_a_job_is_a_flag_with_help() -> None:
+    from dataclasses import fields
+
+    from tunesmith.jobs import Options
+
+    text = shell("tune", "--help", env={"COLUMNS": "200", "PATH": ""}).stdout
+    assert all(f"--{f.name.replace('_', '-')}" in text for f in fields(Options))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "family", "code"),
+    [
+        (("job", "show", "ft_x"), NotFound, 3),
+        (("model", "show", "nothing"), NotFound, 3),
+        (("complete", "nothing", "hi"), NotFound, 3),
+        (("tune", ROWS, "-n", "m", "--base", "nothing"), NotFound, 3),
+        (("tune", "DELETE FROM t", "-n", "m"), Invalid, 2),
+        (("tune", ROWS, "-n", "m", "--max-epochs", "99"), Invalid, 2),
+        (("tune", ROWS, "-n", "not a name"), Invalid, 2),
+    ],
+)
+def test_errors_have_a_family_with_its_exit_code(arguments: tuple[str, ...], family: type[Exception], code: int) -> None:
+    with pytest.raises(family) as caught:
+        call(*arguments)
+    assert caught.value.exit_code == code  # type: ignore[attr-defined]
+
+
+def test_an_error_is_one_sentence_on_stderr_and_json_on_request(home: Path) -> None:
+    found = shell("job", "show", "ft_x", "--json")
+    assert found.returncode == 3 and json.loads(found.stdout)["error"]["code"] == "unknown_job"
+    assert found.stderr.startswith("tunesmith: No fine-tuning job 'ft_x'") and "Traceback" not in found.stderr
+    assert shell("job", "nonsense").returncode == 2
+
+
+def test_a_finished_job_is_a_conflict() -> None:
+    service = Tunesmith()
+    job = service.create("m", "tunesmith-tiny", ROWS)
+    claimed = service.store.claim("w")
+    assert claimed is not None
+    from tunesmith.jobs import JobStatus
+
+    service.store.move(claimed, JobStatus.FAILED)
+    with pytest.raises(Conflict) as caught:
+        call("job", "cancel", job.id)
+    assert caught.value.exit_code == 1  # type: ignore[attr-defined]
+
+
+def test_init_writes_the_demo_table(tmp_path: Path) -> None:
+    import duckdb
+
+    found = json.loads(call("init", str(tmp_path / "d.duckdb"), "--demo", "--json").stdout)
+    assert found["rows"] >= 1200
+    with duckdb.connect(tmp_path / "d.duckdb") as connection:
+        assert connection.execute("SELECT count(*), count(DISTINCT team) FROM tickets WHERE team <> ''").fetchall()[0][1] == 12
+
+
+def test_the_catalogue_tells_what_is_here_and_how_to_bring_the_rest() -> None:
+    rows = {r["name"]: r for r in json.loads(call("model", "list", "--bases", "--json").stdout)}
+    assert rows["tunesmith-tiny"]["here"] and not rows["mistral-7b"]["here"]
+    assert {"llama3-8b", "llama3-70b", "llama3.1-8b", "llama3.1-70b", "mistral-7b", "mixtral-8x7b"} <= set(rows)
+    assert (rows["llama3.1-8b"]["prompt_window"], rows["llama3.1-8b"]["completion_window"], rows["llama3.1-8b"]["row_limit"]) == (
+        20000,
+        4000,
+        150000,
+    )
+    assert "hf download" in call("model", "list", "--bases").stdout
+    assert call("model", "list").exit_code == 0 and json.loads(call("model", "list", "--json").stdout) == []
+    assert json.loads(call("model", "show", "tunesmith-tiny", "--json").stdout)["base_model"] == "tunesmith-tiny"
+
+
+def test_prompts_come_as_arguments_or_lines(home: Path) -> None:
+    two = json.loads(call("complete", "tunesmith-tiny", "a", "b", "--max-tokens", "2", "--json").stdout)
+    assert [r["prompt"] for r in two] == ["a", "b"] and all(r["completion_tokens"] <= 2 for r in two)
+    piped = shell("complete", "tunesmith-tiny", "--max-tokens", "2", input="a\nb\n")
+    assert piped.returncode == 0 and len(piped.stdout.splitlines()) == 2 and "\x1b" not in piped.stdout + piped.stderr
+
+
+def test_doctor_finds_this_machine_fit() -> None:
+    found = call("doctor", "--json")
+    checks = {c["name"]: c for c in json.loads(found.stdout)}
+    assert found.exit_code == 0 and {"home", "store", "torch", "disk", "worker"} <= set(checks)
+    assert "ok  torch" in call("doctor").stdout
+
+
+def test_doctor_says_what_to_do_about_a_home_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    found = shell("doctor", env={"TUNESMITH_HOME": str(tmp_path / "file" / "home"), "PATH": ""})
+    assert found.returncode == 1 and "set TUNESMITH_HOME" in found.stdout
