@@ -1,5 +1,6 @@
 """Shared by all tests: a home of its own, tiny real models, real data where it is at hand. Nothing is mocked, no network is reached."""
 
+import atexit
 import json
 import os
 import signal
@@ -140,7 +141,9 @@ def next_word_rows(copies: int = 1) -> list[dict[str, str]]:
     return [{"prompt": f"say {w}", "completion": WORDS[(i + 1) % len(WORDS)]} for i, w in enumerate(WORDS)] * copies
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
+
+@atexit.register
+def _quiet_end() -> None:
     """DuckDB's binding counts as leaked what pytest and torch still hold when Python ends (no connection is among it); 43 lines after
     the closing line help nobody. What a user's own process prints is tested in interfaces/test_duckdb.py."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tunesmith.data.template import Encoded
+from tunesmith.errors import DamagedFiles
+from tunesmith.models import causal_lm
+
+CPU = torch.device("cpu")
+TINY = dict(
+    vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+    max_position_embeddings=64, eos_token_id=0, pad_token_id=0, bos_token_id=0,
+)  # fmt: skip
+FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "smollm3", "phi3", "gpt2"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_of_a_batch_do_not_touch_each_other_in_any_family(family: str) -> None:
+    torch.manual_seed(0)
+    names = {"gpt2": dict(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0)}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **names.get(family, TINY))).eval()
+    rows = [Encoded([5, 6, 7, 8, 9, 10], 3), Encoded([11, 12, 13], 1), Encoded(list(range(20, 45)), 20)]
+    together = causal_lm.collate(rows, CPU)
+    losses = causal_lm.token_losses(model, together)
+    assert together.row_N.tolist() == [0] * 3 + [1] * 2 + [2] * 5
+    for i, row in enumerate(rows):
+        alone = causal_lm.token_losses(model, causal_lm.collate([row], CPU))
+        torch.testing.assert_close(losses[together.row_N == i], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_a_target_is_the_next_token_of_the_completion_and_nothing_else() -> None:
+    batch = causal_lm.collate([Encoded([1, 2, 3, 4, 0], 3), Encoded([5, 6, 0], 1)], CPU)
+    assert batch.targets_N.tolist() == [4, 0, 6, 0]
+    assert batch.keep_K.tolist() == [0, 1, 2, 3] and batch.mask_BT.sum(1).tolist() == [5, 3]
+
+
+def test_weights_that_are_missing_are_never_made_up(tiny_base: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DamagedFiles, match=r"layers\.1\.mlp\.up_proj"):
+        causal_lm.load(folder, CPU)

@@ -1,0 +1,49 @@
+"""Contract of every registered method: it trains, saves what a plain library loads, and comes back to the same logits."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tunesmith.catalog import ModelSpec
+from tunesmith.jobs import Options, Resolved, ResolvedOptions
+from tunesmith.models import causal_lm, methods
+
+CPU = torch.device("cpu")
+OPTIONS = ResolvedOptions({"rank": Resolved(4, "user", "")})
+
+
+@pytest.fixture(params=sorted(methods.METHODS))
+def method(request: pytest.FixtureRequest) -> methods.Method:
+    return methods.load(request.param)
+
+
+def test_every_method_is_an_option_and_every_option_a_method() -> None:
+    choices = next(f for f in Options.__dataclass_fields__.values() if f.name == "method").metadata["choices"]
+    assert set(choices) == set(methods.METHODS)
+
+
+def test_a_saved_model_comes_back_with_the_same_logits(method: methods.Method, tiny_base: Path, tmp_path: Path) -> None:
+    model = method.prepare(causal_lm.load(tiny_base, CPU), OPTIONS)
+    trained = methods.trained_tensors(model)
+    assert trained
+    with torch.no_grad():
+        for p in trained.values():
+            p.add_(torch.randn_like(p) * 0.1)
+    ids = torch.arange(4, 20)[None]
+    wanted = model.eval()(input_ids=ids).logits
+    method.save(model, tmp_path, ModelSpec(name="/home/ana/secret/base", folder=str(tiny_base)))
+    loaded = method.load(causal_lm.load(tmp_path if method.WHOLE else tiny_base, CPU), tmp_path).eval()
+    assert torch.equal(loaded(input_ids=ids).logits, wanted)
+    assert not torch.equal(causal_lm.load(tiny_base, CPU)(input_ids=ids).logits, wanted)
+    assert not any("/home/ana" in f.read_text() for f in tmp_path.glob("*.json")), "no local path leaves the machine"
+
+
+def test_a_lora_starts_as_the_base_and_has_the_papers_number_of_weights(tiny_base: Path) -> None:
+    base = causal_lm.load(tiny_base, CPU)
+    shapes = [m.weight.shape for n, m in base.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
+    ids = torch.arange(4, 20)[None]
+    before = base(input_ids=ids).logits
+    model = methods.load("lora").prepare(base, OPTIONS).eval()
+    assert torch.equal(model(input_ids=ids).logits, before)
+    assert sum(p.numel() for p in methods.trained_tensors(model).values()) == sum(4 * (a + b) for a, b in shapes)
