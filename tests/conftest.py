@@ -141,7 +141,6 @@ def next_word_rows(copies: int = 1) -> list[dict[str, str]]:
     return [{"prompt": f"say {w}", "completion": WORDS[(i + 1) % len(WORDS)]} for i, w in enumerate(WORDS)] * copies
 
 
-
 @atexit.register
 def _quiet_end() -> None:
     """DuckDB's binding counts as leaked what pytest and torch still hold when Python ends (no connection is among it); 43 lines after
