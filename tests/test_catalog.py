@@ -1,8 +1,8 @@
 from pathlib import Path
 
 import pytest
-from conftest import make_base
 
+from conftest import make_base
 from tunesmith import catalog
 from tunesmith.errors import UnknownBaseModel, UnsafeBaseModel, WeightsNotHere
 

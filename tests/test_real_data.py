@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from conftest import next_word_rows
 
 import tunesmith
+from conftest import next_word_rows
 from tunesmith import Tunesmith, worker
 from tunesmith.data.template import Encoder, PromptTemplate
 from tunesmith.jobs import JobStatus

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from tunesmith.inference.engine import Completion
 
+POLL_S = 0.5  # between two looks of a waiter
 DEFAULT_EPOCHS = 3  # Snowflake's default; decides the row limit where max_epochs is auto
 
 Data = Any
@@ -104,7 +105,7 @@ class Tunesmith:
                 on_change(job)
             if job.status.is_final or (timeout_s is not None and time.monotonic() - began >= timeout_s):
                 return job
-            time.sleep(0.25)
+            time.sleep(POLL_S)
 
     def metrics(self, job_id: str) -> "pyarrow.Table":
         """The recorded steps of a job as an Arrow table."""

@@ -8,7 +8,7 @@ means that another worker has taken over (LeaseLost). Leases are told by the boo
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -160,7 +160,7 @@ class JobStore:
     def __init__(self, url: str, clock: BootClock | None = None, wall: Callable[[], float] = time.time) -> None:
         if url.startswith("sqlite:///"):
             Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        self._engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
+        self._engine = sa.create_engine(url)
         self._clock, self._wall = clock or BootClock.here(), wall
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
@@ -310,12 +310,14 @@ class JobStore:
         with self._fenced(job) as (c, _):
             c.execute(jobs.update().where(jobs.c.id == job.id).values(**changes))
 
-    def record_step(self, job: Job, metric: Mapping[str, Any], **changes: Any) -> None:
-        """A recorded step and the job's progress, in one commit; a step run again replaces its first record."""
-        with self._fenced(job) as (c, _):
+    def record_step(self, job: Job, metric: Mapping[str, Any], losses: Sequence[Mapping[str, Any]] = (), epochs: int = 0) -> None:
+        """A recorded step, the rows' losses up to it and the job's progress, in one commit; a step run again replaces its first record."""
+        with self._fenced(job) as (c, row):
             _replace_rows(c, metrics, [{"job_id": job.id, **metric}])
-            if changes:
-                c.execute(jobs.update().where(jobs.c.id == job.id).values(**changes))
+            _replace_rows(c, row_losses, [{"job_id": job.id, **r} for r in losses])
+            known = {k: metric[k] for k in ("training_loss", "validation_loss") if metric.get(k) is not None}
+            trained = round(row.input_tokens * epochs * metric["step"] / max(1, row.total_steps))
+            c.execute(jobs.update().where(jobs.c.id == job.id).values(step=metric["step"], trained_tokens=trained, **known))
 
     def record_rows(self, job: Job, table: Table, rows: Iterable[Mapping[str, Any]]) -> None:
         """Rejections or per-row losses; rows recorded before under the same key are replaced."""

@@ -24,7 +24,7 @@ from tunesmith import catalog, durable
 from tunesmith.errors import ChildDied, DiskFull, LeaseLost, TunesmithError, from_json
 from tunesmith.jobs import Job, JobStatus, model_key
 from tunesmith.settings import Settings
-from tunesmith.store import JobStore, rejections, row_losses
+from tunesmith.store import JobStore, rejections
 from tunesmith.tuning import child
 
 log = logging.getLogger("tunesmith.worker")
@@ -288,13 +288,7 @@ class _Scribe:
         return None
 
     def _step(self, metric: dict[str, Any]) -> None:
-        job = self._store.get(self._job.id)
-        trained = round(job.input_tokens * self._epochs * metric["step"] / max(1, job.total_steps))
-        losses = {"training_loss": metric["training_loss"]}
-        if metric["validation_loss"] is not None:
-            losses["validation_loss"] = metric["validation_loss"]
-        self._store.record_step(self._job, metric, step=metric["step"], trained_tokens=trained, **losses)
-        self._store.record_rows(self._job, row_losses, self._row_losses)
+        self._store.record_step(self._job, metric, self._row_losses, self._epochs)
         self._row_losses = []
 
 
