@@ -1,3 +1,6 @@
+import time
+import uuid
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +17,13 @@ class Clock(BootClock):
     """A boot clock that tests move."""
 
     def __init__(self, boot: str = "boot-1") -> None:
-        object.__setattr__(self, "boot", boot)
-        object.__setattr__(self, "at", 100.0)
+        self.boot, self.at = boot, 100.0
 
-    def now(self) -> float:
-        return self.at  # type: ignore[attr-defined, no-any-return]
+    def now(self, c: object) -> float:
+        return self.at
 
     def advance(self, seconds: float) -> None:
-        object.__setattr__(self, "at", self.at + seconds)  # type: ignore[attr-defined]
+        self.at += seconds
 
 
 @pytest.fixture
@@ -29,9 +31,23 @@ def clock() -> Clock:
     return Clock()
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty store on each database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'state.db'}"
+    server = request.getfixturevalue("postgresql")
+    name = f"t{uuid.uuid4().hex}"
+    with sa.create_engine(f"{server}/postgres", isolation_level="AUTOCOMMIT").connect() as c:
+        c.execute(sa.text(f"CREATE DATABASE {name}"))
+    return f"{server}/{name}"
+
+
 @pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> JobStore:
-    return JobStore(f"sqlite:///{tmp_path / 'state.db'}", clock)
+def store(url: str, clock: Clock) -> Iterator[JobStore]:
+    store = JobStore(url, clock)
+    yield store
+    store.close()
 
 
 def new_job(name: str = "m", **changes: Any) -> Job:
@@ -113,9 +129,9 @@ def test_a_worker_that_starts_again_takes_back_its_own_jobs_at_once(store: JobSt
     assert again is not None and again.id == job.id and again.attempt == 2
 
 
-def test_after_a_reboot_every_lease_is_lost(tmp_path: Path, store: JobStore) -> None:
+def test_after_a_reboot_every_lease_is_lost(url: str, store: JobStore) -> None:
     job = evaluating(store)
-    after = JobStore(f"sqlite:///{tmp_path / 'state.db'}", Clock("boot-2"))
+    after = JobStore(url, Clock("boot-2"))
     again = after.claim("w2")
     assert again is not None and again.id == job.id
 
@@ -171,8 +187,36 @@ def test_a_bare_name_finds_the_one_model_that_ends_so(store: JobStore) -> None:
     assert store.model("m") is None and store.model("lone") is None
 
 
-def test_a_store_of_a_newer_program_is_refused(tmp_path: Path, store: JobStore) -> None:
-    with sa.create_engine(f"sqlite:///{tmp_path / 'state.db'}").begin() as c:
+def test_a_store_of_a_newer_program_is_refused(url: str, store: JobStore) -> None:
+    with sa.create_engine(url).begin() as c:
         c.execute(sa.text("UPDATE schema SET version = 99"))
     with pytest.raises(StoreTooNew, match="99"):
-        JobStore(f"sqlite:///{tmp_path / 'state.db'}")
+        JobStore(url)
+
+
+def test_leases_on_a_shared_database_are_told_by_its_own_clock(url: str) -> None:
+    store = JobStore(url)
+    store.add(new_job())
+    first = store.claim("machine-1", lease_s=0.2)
+    assert first is not None and store.claim("machine-2") is None
+    time.sleep(0.3)
+    second = store.claim("machine-2")
+    assert second is not None and second.attempt == 2
+    store.close()
+
+
+def test_clients_that_create_at_once_lose_no_job_and_share_no_name(url: str, store: JobStore) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(8) as pool:
+        added = list(pool.map(lambda i: JobStore(url).add(new_job("m")), range(40)))
+    assert len({j.id for j in added}) == len({j.name for j in added}) == len(store.all_jobs()) == 40
+
+
+def test_workers_that_claim_at_once_never_share_a_job(url: str, store: JobStore) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    wanted = {store.add(new_job()).id for _ in range(20)}
+    with ThreadPoolExecutor(8) as pool:
+        claimed = [j for j in pool.map(lambda i: JobStore(url).claim(f"w{i}"), range(30)) if j is not None]
+    assert sorted(j.id for j in claimed) == sorted(wanted)

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,28 +141,34 @@ _schema = Table("schema", metadata, Column("version", Integer, nullable=False))
 TABLES = {t.name: t for t in (jobs, metrics, rejections, row_losses, models, usage, events)}
 
 
-@dataclass(frozen=True)
 class BootClock:
-    """Seconds since this machine started; `boot` tells two starts apart."""
+    """Seconds since this machine started: leases of a store on one machine. `boot` tells two starts apart."""
 
-    boot: str
-
-    @classmethod
-    def here(cls) -> "BootClock":
+    def __init__(self) -> None:
         file = Path("/proc/sys/kernel/random/boot_id")
-        return cls(file.read_text().strip() if file.exists() else "")
+        self.boot = file.read_text().strip() if file.exists() else ""
 
-    def now(self) -> float:
+    def now(self, c: Connection) -> float:
         return time.clock_gettime(time.CLOCK_BOOTTIME) if self.boot else time.time()
 
 
+class DatabaseClock:
+    """The database server's own clock: leases of a store that several machines share."""
+
+    boot = "database"
+
+    def now(self, c: Connection) -> float:
+        return float(c.scalar(sa.select(sa.extract("epoch", sa.func.clock_timestamp()))) or 0.0)
+
+
 class JobStore:
-    def __init__(self, url: str, clock: BootClock | None = None, wall: Callable[[], float] = time.time) -> None:
+    def __init__(self, url: str, clock: BootClock | DatabaseClock | None = None, wall: Callable[[], float] = time.time) -> None:
         if url.startswith("sqlite:///"):
             Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         self._engine = sa.create_engine(url)
-        self._clock, self._wall = clock or BootClock.here(), wall
-        if self._engine.dialect.name == "sqlite":
+        on_one_machine = self._engine.dialect.name == "sqlite"
+        self._clock, self._wall = clock or (BootClock() if on_one_machine else DatabaseClock()), wall
+        if on_one_machine:
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
             sa.event.listen(self._engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE"))
         self._open()
@@ -177,12 +183,18 @@ class JobStore:
             metadata.create_all(c)
             c.execute(_schema.insert().values(version=SCHEMA))
 
+    def close(self) -> None:
+        """Give the connections back."""
+        self._engine.dispose()
+
     # ------------------------------------------------------------ jobs, as users see them
 
     def add(self, job: Job, idempotency_key: str | None = None) -> Job:
         """Accept a job. A taken name gets a suffix; a repeated idempotency key gives the job it made before."""
         request = _request_digest(job)
         with self._engine.begin() as c:
+            if self._engine.dialect.name == "postgresql":  # creates take turns, as SQLite's transactions do anyway
+                c.execute(sa.text("LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE"))
             if idempotency_key is not None:
                 before = c.execute(sa.select(jobs).where(jobs.c.idempotency_key == idempotency_key)).one_or_none()
                 if before is not None:
@@ -235,22 +247,16 @@ class JobStore:
 
         `holder` names this machine's one worker: what it held before, it held in an earlier life, so it is free at once.
         """
-        now = self._clock.now()
-        lost = jobs.c.status.in_([s.value for s in WORKING]) & (
-            (jobs.c.holder == holder) | (jobs.c.boot != self._clock.boot) | (jobs.c.lease_until < now)
-        )
         with self._engine.begin() as c:
+            now = self._clock.now(c)
+            lost = self._lost(holder, now)
             c.execute(
-                jobs.update().where(lost, jobs.c.status == JobStatus.CANCELLING.value)
+                jobs.update()
+                .where(lost, jobs.c.status == JobStatus.CANCELLING.value)
                 .values(status=JobStatus.CANCELLED.value, attempt=jobs.c.attempt + 1, finished_at=self._wall())
-            )  # fmt: skip
-            row = c.execute(
-                sa.select(jobs)
-                .where(lost | (jobs.c.status == JobStatus.PENDING.value))
-                .order_by(jobs.c.sequence)
-                .limit(1)
-                .with_for_update()
-            ).one_or_none()
+            )
+            waiting = sa.select(jobs).where(lost | (jobs.c.status == JobStatus.PENDING.value)).order_by(jobs.c.sequence).limit(1)
+            row = c.execute(waiting.with_for_update(skip_locked=True)).one_or_none()
             if row is None:
                 return None
             status = JobStatus.VALIDATING.value if row.status == JobStatus.PENDING.value else row.status
@@ -261,6 +267,11 @@ class JobStore:
                 )
             )  # fmt: skip
             return _job(_row(c, row.id))
+
+    def _lost(self, holder: str, now: float) -> sa.ColumnElement[bool]:
+        """Jobs that nobody alive holds."""
+        free = (jobs.c.holder == holder) | (jobs.c.boot != self._clock.boot) | (jobs.c.lease_until < now)
+        return jobs.c.status.in_([s.value for s in WORKING]) & free
 
     def has_work(self) -> bool:
         """Whether a worker would find anything: a waiting job, or one that somebody holds (perhaps no longer)."""
@@ -275,7 +286,7 @@ class JobStore:
     def renew(self, job: Job, lease_s: float = LEASE_S) -> JobStatus:
         """Heartbeat: keep the lease and read the state, which tells of a cancel."""
         with self._fenced(job) as (c, row):
-            c.execute(jobs.update().where(jobs.c.id == job.id).values(lease_until=self._clock.now() + lease_s))
+            c.execute(jobs.update().where(jobs.c.id == job.id).values(lease_until=self._clock.now(c) + lease_s))
             return JobStatus(row.status)
 
     def retry(self, job: Job) -> Job:
