@@ -10,6 +10,7 @@ from conftest import next_word_rows
 from tunesmith import Tunesmith, worker
 from tunesmith.errors import (
     DatabaseBusy,
+    DatabaseNotOpened,
     DiskFull,
     IdempotencyConflict,
     InvalidModelName,
@@ -109,7 +110,7 @@ def test_bad_input_is_told_at_the_door_and_changes_nothing(
     arguments = {"name": "m", "base_model": "tunesmith-tiny", "training_data": ROWS, **changes}
     with pytest.raises(error, match=text):
         service.create(arguments.pop("name"), arguments.pop("base_model"), arguments.pop("training_data"), **arguments)
-    assert service.show() == []
+    assert service.show() == [] and not list(service.settings.home.glob("jobs/*"))
 
 
 def test_missing_weights_are_told_before_any_row_is_read(service: Tunesmith) -> None:
@@ -141,6 +142,16 @@ def test_a_database_held_by_another_process_is_named(home: Path, tmp_path: Path)
             Tunesmith(path).create("m", "tunesmith-tiny", ROWS)
     finally:
         holder.communicate("")
+
+
+@pytest.mark.parametrize("content", [None, b"this is no database" * 1000])
+def test_a_database_that_is_not_there_or_is_none_is_named(home: Path, tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "shop.duckdb"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DatabaseNotOpened, match=r"shop\.duckdb cannot be opened"):
+        Tunesmith(path).create("m", "tunesmith-tiny", ROWS)
+    assert path.exists() == (content is not None)
 
 
 def test_a_full_disk_at_create_is_an_error_and_leaves_nothing(service: Tunesmith, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,6 +169,11 @@ class DatabaseBusy(Invalid):
     connection (tunesmith.connect), or export the rows to Parquet and name the file."""
 
 
+class DatabaseNotOpened(Invalid):
+    """The database {path} cannot be opened: {reason}. Name an existing DuckDB file (`tunesmith init` makes one), or leave it out and
+    name Parquet, CSV or JSON lines files in the query."""
+
+
 class NotADataSource(Invalid):
     """{value} is not training data: give a query, a .parquet, .csv or .jsonl file, rows as dictionaries,
     or a table of pandas or Arrow."""
@@ -240,6 +245,11 @@ class DamagedFiles(Failed):
 class ChildDied(Failed):
     """The {phase} process of job {id} died {times} times without getting further (last: {reason}). The end of its log:
     {log}"""
+
+
+class TooManyAttempts(Failed):
+    """Job {id} was given up after {attempts} attempts: whatever ran it ended each time. worker.log in the home folder says how;
+    create the job again when the cause is gone."""
 
 
 class NonFiniteLoss(Failed):

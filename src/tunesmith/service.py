@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from tunesmith import access, catalog, registry, worker
-from tunesmith.data.dataset import snapshot
+from tunesmith import access, catalog, durable, registry, worker
+from tunesmith.data.dataset import PARTS, snapshot
 from tunesmith.data.template import Encoder, PromptTemplate, parse_messages
-from tunesmith.errors import DatabaseBusy, InvalidOptionValue, MissingExtra, NotADataSource, TooManyRows
+from tunesmith.errors import DatabaseBusy, DatabaseNotOpened, InvalidOptionValue, MissingExtra, NotADataSource, TooManyRows
 from tunesmith.jobs import Job, Options, model_key
 from tunesmith.registry import TunedModel
 from tunesmith.settings import Settings
@@ -72,14 +72,19 @@ class Tunesmith:
         )  # fmt: skip
         if idempotency_key is not None and self.store.find_request(idempotency_key) is not None:
             return self._hand_out(self.store.add(job, idempotency_key))
-        with self._source() as connection:
-            queries = {"training": training_data, "validation": validation_data, "test": parsed.test_data}
-            texts = {part: _query(connection, part, data) for part, data in queries.items()}
-            frozen = snapshot(connection, texts, self.settings.job_folder(job.id) / "data", home=self.settings.home, seed=parsed.seed)
-        self._check_row_limit(spec, parsed, sum(frozen.rows[p] for p in ("train", "validation", "verdict")))
-        job = self.store.add(replace(job, data_digest=frozen.digest, rows=frozen.rows, warnings=frozen.warnings), idempotency_key)
+        folder, accepted = self.settings.job_folder(job.id), None
+        try:
+            with self._source() as connection:
+                queries = {"training": training_data, "validation": validation_data, "test": parsed.test_data}
+                texts = {part: _query(connection, part, data) for part, data in queries.items()}
+                frozen = snapshot(connection, texts, folder / "data", home=self.settings.home, seed=parsed.seed)
+            self._check_row_limit(spec, parsed, sum(frozen.rows[p] for p in PARTS))
+            accepted = self.store.add(replace(job, data_digest=frozen.digest, rows=frozen.rows, warnings=frozen.warnings), idempotency_key)
+        finally:
+            if accepted is None or accepted.id != job.id:  # refused, or the same request came twice at once
+                durable.remove(folder)
         worker.ensure(self.settings, self.store)
-        return self._hand_out(job)
+        return self._hand_out(accepted)
 
     def show(self) -> list[Job]:
         """All jobs, the oldest first."""
@@ -182,10 +187,16 @@ class Tunesmith:
         path = os.fspath(self._database)
         try:
             connection = duckdb.connect(path, read_only=path != ":memory:")
-        except duckdb.IOException as e:
-            raise DatabaseBusy(path=path, reason=str(e).splitlines()[0]) from None
+        except duckdb.Error as e:
+            raise database_error(path, e) from None
         with connection:
             yield connection
+
+
+def database_error(path: str, e: duckdb.Error) -> DatabaseBusy | DatabaseNotOpened:
+    """What DuckDB says when a file cannot be opened, in our words."""
+    reason = str(e).splitlines()[0]
+    return DatabaseBusy(path=path, reason=reason) if "lock" in reason else DatabaseNotOpened(path=path, reason=reason)
 
 
 def _described(data: Data) -> str:

@@ -17,13 +17,18 @@ class Settings:
     threads: int
     """Threads of the trainer and the evaluator (TUNESMITH_THREADS, default: the processors this process may use)."""
 
+    idle_s: float
+    """Seconds without work after which a worker goes home (TUNESMITH_IDLE_S, default 60)."""
+
     @classmethod
     def read(cls, home: str | os.PathLike[str] | None = None) -> "Settings":
         """`home` beats the environment, the environment beats the default."""
         folder = Path(home or os.environ.get("TUNESMITH_HOME") or "~/.tunesmith").expanduser().absolute()
         store_url = os.environ.get("TUNESMITH_STORE") or f"sqlite:///{folder / 'state.db'}"
-        threads = int(os.environ.get("TUNESMITH_THREADS") or len(os.sched_getaffinity(0)))
-        return cls(folder, store_url, os.environ.get("TUNESMITH_DEVICE") or "auto", threads)
+        return cls(
+            home=folder, store_url=store_url, device=os.environ.get("TUNESMITH_DEVICE") or "auto",
+            threads=int(os.environ.get("TUNESMITH_THREADS") or processors()), idle_s=float(os.environ.get("TUNESMITH_IDLE_S") or 60),
+        )  # fmt: skip
 
     @property
     def bases(self) -> Path:
@@ -38,3 +43,8 @@ class Settings:
             "TUNESMITH_HOME": str(self.home), "TUNESMITH_STORE": self.store_url, "TUNESMITH_DEVICE": self.device,
             "TUNESMITH_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
         }  # fmt: skip
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

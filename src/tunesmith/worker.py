@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith import catalog, durable
-from tunesmith.errors import ChildDied, DiskFull, LeaseLost, TunesmithError, from_json
+from tunesmith.errors import ChildDied, DiskFull, LeaseLost, TooManyAttempts, TunesmithError, from_json
 from tunesmith.jobs import Job, JobStatus, model_key
 from tunesmith.settings import Settings
 from tunesmith.store import JobStore, rejections
@@ -29,11 +29,11 @@ from tunesmith.tuning import child
 
 log = logging.getLogger("tunesmith.worker")
 
-IDLE_S = 60.0  # without work the worker goes home
 HEARTBEAT_S = 1.0  # renews the lease and reads a cancel
 POLL_S = 0.5  # between looks for work
 STOP_S = 10.0  # a child that does not end by itself is killed after this
 DEATHS_LIMIT = 3  # child deaths without a further step
+ATTEMPTS_LIMIT = 50  # workers that died over one job, before it is given up
 SPACE_POLL_S = 5.0
 
 _Phase = tuple[str, str]
@@ -82,14 +82,14 @@ def _lock(home: Path) -> Iterator[None]:
 
 
 class Worker:
-    def __init__(self, settings: Settings, store: JobStore, idle_s: float = IDLE_S) -> None:
-        self._settings, self._store, self._idle_s = settings, store, idle_s
+    def __init__(self, settings: Settings, store: JobStore) -> None:
+        self._settings, self._store = settings, store
         self._holder = f"{os.uname().nodename}:{settings.home}"
 
     def run(self) -> None:
         """Work until there was nothing to do for a while."""
         idle_since = time.monotonic()
-        while time.monotonic() - idle_since < self._idle_s:
+        while time.monotonic() - idle_since < self._settings.idle_s:
             job = self._store.claim(self._holder)
             if job is None:
                 time.sleep(POLL_S)
@@ -101,6 +101,8 @@ class Worker:
         """One claimed job, from where it stands to its end."""
         log.info("%s %s attempt %d", job.id, job.status, job.attempt)
         try:
+            if job.attempt > ATTEMPTS_LIMIT:
+                raise TooManyAttempts(id=job.id, attempts=job.attempt - 1)
             while not job.status.is_final:
                 job = self._advance(job)
                 log.info("%s %s", job.id, job.status)
@@ -340,7 +342,7 @@ def main() -> None:
     try:
         while True:
             with _lock(settings.home):
-                Worker(settings, store, float(os.environ.get("TUNESMITH_IDLE_S") or IDLE_S)).run()
+                Worker(settings, store).run()
             if not store.has_waiting():  # a job that came while the lock was still held would find no worker
                 break
     except BlockingIOError:

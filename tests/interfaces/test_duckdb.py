@@ -164,12 +164,18 @@ def test_complete_answers_a_column_in_order_and_null_by_null(connection: duckdb.
         ("'tunesmith-tiny', 'x', {'temperature': 3}", "temperature = 3.*0.0 to 1.0"),
         ("'tunesmith-tiny', [{'role': 'robot', 'content': 'x'}], {}", "invalid prompt object"),
         ("'tunesmith-tiny', repeat('long ', 1000)", "max tokens of 512 exceeded"),
+        ("'tunesmith-tiny', 'x', 'no json'", "invalid options object"),
     ],
 )
 def test_complete_says_what_is_wrong_and_try_complete_gives_null(connection: duckdb.DuckDBPyConnection, arguments: str, text: str) -> None:
     with pytest.raises(duckdb.Error, match=f"(?s){text}"):
         connection.execute(f"SELECT complete({arguments})").fetchall()
     assert one(connection, f"SELECT try_complete({arguments})") is None
+
+
+def test_an_answer_format_that_cannot_be_honoured_is_refused(connection: duckdb.DuckDBPyConnection) -> None:
+    with pytest.raises(duckdb.Error, match="response_format is not supported"):
+        connection.execute("SELECT AI_COMPLETE('tunesmith-tiny', 'x', response_format := {'type': 'json'})").fetchall()
 
 
 def test_try_complete_loses_only_the_rows_that_fail(connection: duckdb.DuckDBPyConnection) -> None:

@@ -86,15 +86,15 @@ def init(
     import duckdb
 
     from tunesmith import demo as demo_table
-    from tunesmith.errors import DatabaseBusy
+    from tunesmith.service import database_error
 
     service = _service()
     service.store.has_work()  # opens the store, so that a home that cannot be written is told now
     try:
         duckdb.connect(path).close()
         rows = demo_table.write(path) if demo else 0
-    except duckdb.IOException as e:
-        raise DatabaseBusy(path=path, reason=str(e).splitlines()[0]) from None
+    except duckdb.Error as e:
+        raise database_error(path, e) from None
     _print(as_json, {"database": path, "home": str(service.settings.home), "rows": rows},
            f"{path}: {rows} rows in tickets, messages without a team in new_tickets" if rows else f"{path}: empty")  # fmt: skip
 

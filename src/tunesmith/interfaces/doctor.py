@@ -1,6 +1,5 @@
 """What works on this machine. Looks at versions and files; imports no torch."""
 
-import os
 import shutil
 import sqlite3
 import subprocess
@@ -11,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from tunesmith import durable
-from tunesmith.settings import Settings
+from tunesmith.settings import Settings, processors
 from tunesmith.store import JobStore
 from tunesmith.worker import is_alive
 
@@ -79,7 +78,7 @@ def _torch() -> Iterator[Check]:
         )
     flags = _cpu_flags()
     fast = [f for f in ("avx2", "avx512f", "amx_bf16") if f in flags]
-    yield Check("processor", True, f"{len(os.sched_getaffinity(0))} usable, " + (", ".join(fast) or "no AVX2: slow"))
+    yield Check("processor", True, f"{processors()} usable, " + (", ".join(fast) or "no AVX2: slow"))
 
 
 def _cpu_flags() -> set[str]:

@@ -17,7 +17,7 @@ import duckdb
 import numpy as np
 
 from tunesmith.data.gate import check_top_level
-from tunesmith.errors import Invalid, InvalidCall, ReservedDatabaseName, TunesmithError
+from tunesmith.errors import InvalidCall, InvalidOptions, ReservedDatabaseName, TunesmithError
 from tunesmith.interfaces.contract import cancelled, completion_object, description, listing
 from tunesmith.jobs import Options
 from tunesmith.service import Tunesmith
@@ -148,13 +148,15 @@ class _Functions:
 
 def parse_completion_options(text: str | None) -> dict[str, Any]:
     """The options of COMPLETE as sent: an object, or a text that holds one."""
-    value = json.loads(text) if text else {}
-    if isinstance(value, str):
-        value = json.loads(value)
+    value = json.loads(text) if text else None
+    try:
+        value = json.loads(value) if isinstance(value, str) else value
+    except ValueError as e:
+        raise InvalidOptions(value=text, reason=str(e)) from None
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise Invalid(what=f"the options object {text}")
+        raise InvalidOptions(value=text, reason="not an object")
     return {str(k).lower(): v for k, v in value.items()}
 
 
@@ -195,7 +197,8 @@ MACROS: dict[str, list[str]] = {
     **_COMPLETE,
     "ai_complete": [_overload(
         ["model", "prompt", "model_parameters := NULL", "response_format := NULL", "show_details := false"],
-        f"tunesmith_complete(model, {_json('prompt')}, {_json('model_parameters')}, {_json('show_details')})",
+        "CASE WHEN response_format IS NOT NULL THEN error('AI_COMPLETE: response_format is not supported; leave it out') ELSE "
+            f"tunesmith_complete(model, {_json('prompt')}, {_json('model_parameters')}, {_json('show_details')}) END",
     )],
     "count_tokens": [_overload(["model", "content"], "tunesmith_count_tokens(model, content)")],
 }  # fmt: skip
