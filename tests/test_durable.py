@@ -73,6 +73,16 @@ def test_damaged_files_are_never_accepted(tmp_path: Path, kind: str) -> None:
         durable.verify(folder, digest)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")],
+)
+def test_a_disk_that_fills_up_while_writing_is_a_full_disk_whoever_says_it(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(DiskFull, match="nothing was lost"), durable.staging(tmp_path):
+        raise error
+    assert not list((tmp_path / "tmp").iterdir())
+
+
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(DiskFull, match="MB needed"):
         durable.check_space(tmp_path / "not" / "there", 1 << 60)

@@ -5,6 +5,7 @@ folder renamed to its final name and the parent synced. What is not renamed does
 manifest is not loaded. Libraries write only into a folder that `staging` opened.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -47,8 +48,8 @@ def staging(home: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(dir=home / "tmp"))
     try:
         yield folder
-    except OSError as e:
-        if e.errno == 28:
+    except Exception as e:
+        if _is_no_space(e):
             raise DiskFull(path=str(folder), needed_mb=RESERVE_MB, free_mb=shutil.disk_usage(home).free >> 20) from e
         raise
     finally:
@@ -103,6 +104,11 @@ def write_json(path: Path, value: Any) -> None:
 def remove(folder: Path) -> None:
     """Remove a folder that nothing refers to any more."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_no_space(e: Exception) -> bool:
+    """A full disk, as the system says it or as a library words it (safetensors raises an error of its own)."""
+    return (isinstance(e, OSError) and e.errno == errno.ENOSPC) or "os error 28" in str(e) or "No space left on device" in str(e)
 
 
 def sha256(file: Path) -> str:

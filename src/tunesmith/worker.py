@@ -35,50 +35,64 @@ STOP_S = 10.0  # a child that does not end by itself is killed after this
 DEATHS_LIMIT = 3  # child deaths without a further step
 ATTEMPTS_LIMIT = 50  # workers that died over one job, before it is given up
 SPACE_POLL_S = 5.0
+LOCK_TRIES = 10  # a tenth of a second apart: somebody who only looks holds the lock for a moment
 
 _Phase = tuple[str, str]
 VALIDATE: _Phase = ("validating", "tunesmith.tuning.prepare")
 TRAIN: _Phase = ("training", "tunesmith.tuning.trainer")
 EVALUATE: _Phase = ("evaluating", "tunesmith.evaluation.evaluator")
 
-_started: list[subprocess.Popen[bytes]] = []  # kept, so that a worker that ended is reaped with its parent
+_started: dict[Path, subprocess.Popen[bytes]] = {}  # by home; kept, so that a worker that ended is reaped with its parent
 
 
 def ensure(settings: Settings, store: JobStore) -> None:
     """Start a detached worker if there is work and none is alive on this machine."""
-    for process in _started[:]:
-        if process.poll() is not None:
-            _started.remove(process)
-    if _started or not store.has_work() or is_alive(settings.home):  # one that we started may not hold the lock yet
+    started = _started.get(settings.home)
+    if started is not None and started.poll() is None:  # it may not hold the lock yet
         return
-    durable.open_home(settings.home)
+    if not store.has_work() or is_alive(settings.home):
+        return
     with (settings.home / "worker.log").open("ab") as out:
-        _started.append(subprocess.Popen(
+        _started[settings.home] = subprocess.Popen(
             child.command("tunesmith.worker"), stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=settings.home,
             env={**os.environ, **settings.environment()}, start_new_session=True,
-        ))  # fmt: skip
+        )  # fmt: skip
 
 
 def is_alive(home: Path) -> bool:
+    """Whether this home's worker runs on this machine. Those who look share the lock, so they do not mistake each other for it."""
     try:
-        with _lock(home):
-            return False
+        os.close(_lock(home, fcntl.LOCK_SH))
     except BlockingIOError:
         return True
+    return False
 
 
 @contextmanager
-def _lock(home: Path) -> Iterator[None]:
+def _only_worker(home: Path) -> Iterator[None]:
     """The lock of this home's one worker; BlockingIOError while another holds it. It ends with its process, however that ends."""
-    durable.open_home(home)
-    descriptor = os.open(home / "worker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = _lock(home, fcntl.LOCK_EX, tries=LOCK_TRIES)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.truncate(descriptor, 0)
         os.write(descriptor, str(os.getpid()).encode())
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(home: Path, kind: int, tries: int = 1) -> int:
+    durable.open_home(home)
+    descriptor = os.open(home / "worker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    for n in range(tries):
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            if n + 1 == tries:
+                os.close(descriptor)
+                raise
+            time.sleep(0.1)
+    raise AssertionError("tries is at least 1")
 
 
 class Worker:
@@ -341,7 +355,7 @@ def main() -> None:
     store = JobStore(settings.store_url)
     try:
         while True:
-            with _lock(settings.home):
+            with _only_worker(settings.home):
                 Worker(settings, store).run()
             if not store.has_waiting():  # a job that came while the lock was still held would find no worker
                 break
