@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import kill_worker
 
+from conftest import kill_worker
 from tunesmith import Tunesmith, worker
 from tunesmith.jobs import JobStatus
 from tunesmith.settings import Settings
@@ -96,7 +96,7 @@ def test_a_job_that_ends_every_worker_is_given_up(home: Path, monkeypatch: pytes
 
 def test_a_child_whose_worker_is_gone_does_not_go_on(home: Path) -> None:
     """The child asks the kernel to be killed with its parent; the parent here ends at once, by force."""
-    code = f"""
+    code = """
 import os, subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", "from tunesmith.tuning.child import _die_with_parent; _die_with_parent(); print(1, flush=True); import time; time.sleep(60)"], stdout=subprocess.PIPE)
 child.stdout.readline()

@@ -58,6 +58,14 @@ def test_an_answer_does_not_depend_on_its_neighbours(engine: Engine, monkeypatch
     assert engine.generate(ask(PROMPTS[::-1]), Sampling(max_tokens=12)) == together[::-1]
 
 
+def test_a_long_neighbour_takes_no_room_from_an_answer(engine: Engine) -> None:
+    prompts = ask(["x", "y" * 118])
+    assert engine.generate(prompts, Sampling()) == [engine.generate([p], Sampling())[0] for p in prompts]
+    hot = engine.generate(ask(["x"] * 3 + ["y" * 118]), Sampling(temperature=1.0, seed=1))
+    assert all(c.prompt_tokens + c.completion_tokens <= 128 and (c.stopped or c.prompt_tokens + c.completion_tokens == 128) for c in hot)
+    assert not any("\ufffd" == c.text for c in hot)
+
+
 def test_equal_prompts_are_answered_once_when_greedy(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     answer = engine._answer

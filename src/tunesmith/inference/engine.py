@@ -101,33 +101,38 @@ class Engine:
 
     @torch.inference_mode()
     def _answer(self, prompts: list[list[int]], sampling: Sampling, generator: torch.Generator) -> list[Completion]:
-        lengths = torch.tensor([len(p) for p in prompts], device=self._device)
-        B, T = len(prompts), int(lengths.max())
-        budget = min(sampling.max_tokens, self._context - T)
-        ids = torch.zeros(B, T, dtype=torch.long, device=self._device)
+        lengths_B = torch.tensor([len(p) for p in prompts], device=self._device)
+        room_B = (self._context - lengths_B).clamp(max=sampling.max_tokens)  # each row's own: neighbours decide nothing
+        B, T = len(prompts), int(lengths_B.max())
+        ids_BT = torch.zeros(B, T, dtype=torch.long, device=self._device)
         mask = torch.zeros(B, T, dtype=torch.long, device=self._device)
         for b, p in enumerate(prompts):
-            ids[b, : len(p)] = torch.tensor(p)
+            ids_BT[b, : len(p)] = torch.tensor(p)
             mask[b, : len(p)] = 1
         cache = DynamicCache(config=self._model.config)
-        hidden = self._model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
-        logits = hidden.logits[torch.arange(B), lengths - 1]
+        logits = self._model(input_ids=ids_BT, attention_mask=mask, past_key_values=cache, use_cache=True).logits
+        logits_BV = logits[torch.arange(B), lengths_B - 1]
         stops = torch.tensor(self.encoder.template.stop_ids, device=self._device)
         written: list[Tensor] = []
-        running = torch.ones(B, dtype=torch.bool, device=self._device)
-        for n in range(budget):
-            token_B = choose(logits, sampling, generator)
-            running = running & ~torch.isin(token_B, stops)
-            written.append(torch.where(running, token_B, -1))
-            if not running.any() or n + 1 == budget:
+        stopped_B = torch.zeros(B, dtype=torch.bool, device=self._device)
+        for n in range(int(room_B.max())):
+            token_B = choose(logits_BV, sampling, generator)
+            stopped_B |= torch.isin(token_B, stops) & (n < room_B)
+            running_B = ~stopped_B & (n < room_B)
+            written.append(torch.where(running_B, token_B, -1))
+            if not (running_B & (n + 1 < room_B)).any():
                 break
             mask = torch.cat([mask, mask.new_ones(B, 1)], 1)
             step = self._model(
-                input_ids=token_B[:, None], attention_mask=mask, position_ids=(lengths + n)[:, None], past_key_values=cache, use_cache=True
+                input_ids=token_B[:, None],
+                attention_mask=mask,
+                position_ids=(lengths_B + n)[:, None],
+                past_key_values=cache,
+                use_cache=True,
             )
-            logits = step.logits[:, -1]
-        out = torch.stack(written, 1).tolist() if written else [[]] * B
-        return [self._completion(len(p), row, not bool(r)) for p, row, r in zip(prompts, out, running.tolist(), strict=True)]
+            logits_BV = step.logits[:, -1]
+        out = torch.stack(written, 1).tolist()
+        return [self._completion(len(p), row, bool(s)) for p, row, s in zip(prompts, out, stopped_B.tolist(), strict=True)]
 
     def _completion(self, n_prompt: int, tokens: list[int], stopped: bool) -> Completion:
         answer = tokens[: tokens.index(-1)] if -1 in tokens else tokens
