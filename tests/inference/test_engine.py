@@ -63,7 +63,7 @@ def test_a_long_neighbour_takes_no_room_from_an_answer(engine: Engine) -> None:
     assert engine.generate(prompts, Sampling()) == [engine.generate([p], Sampling())[0] for p in prompts]
     hot = engine.generate(ask(["x"] * 3 + ["y" * 118]), Sampling(temperature=1.0, seed=1))
     assert all(c.prompt_tokens + c.completion_tokens <= 128 and (c.stopped or c.prompt_tokens + c.completion_tokens == 128) for c in hot)
-    assert not any("\ufffd" == c.text for c in hot)
+    assert not any(c.text == "\ufffd" for c in hot)
 
 
 def test_equal_prompts_are_answered_once_when_greedy(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,8 +110,9 @@ class Engine:
             ids_BT[b, : len(p)] = torch.tensor(p)
             mask[b, : len(p)] = 1
         cache = DynamicCache(config=self._model.config)
-        logits = self._model(input_ids=ids_BT, attention_mask=mask, past_key_values=cache, use_cache=True).logits
-        logits_BV = logits[torch.arange(B), lengths_B - 1]
+        ends_K, place_B = torch.unique(lengths_B - 1, return_inverse=True)
+        logits_BKV = causal_lm.logits_at(self._model, ends_K, input_ids=ids_BT, attention_mask=mask, past_key_values=cache, use_cache=True)
+        logits_BV = logits_BKV[torch.arange(B), place_B]
         stops = torch.tensor(self.encoder.template.stop_ids, device=self._device)
         written: list[Tensor] = []
         stopped_B = torch.zeros(B, dtype=torch.bool, device=self._device)

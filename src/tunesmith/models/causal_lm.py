@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -77,15 +78,20 @@ def collate(rows: Sequence[Encoded], device: torch.device) -> Batch:
 
 def token_losses(model: Model, batch: Batch) -> Tensor:
     """Cross-entropy of each supervised token, (N,), in nats; not averaged."""
-    keeps = "logits_to_keep" in inspect.signature(_decoder(model).forward).parameters
-    wanted = {"logits_to_keep": batch.keep_K} if keeps else {}
-    logits_BKV = model(input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False, **wanted).logits
-    if not keeps:
-        logits_BKV = logits_BKV[:, batch.keep_K]
+    logits_BKV = logits_at(model, batch.keep_K, input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False)
     logits_NV = logits_BKV[batch.where_BK]
     if logits_NV.dtype in (torch.float16, torch.bfloat16):
         logits_NV = logits_NV.float()
     return F.cross_entropy(logits_NV, batch.targets_N, reduction="none")
+
+
+def logits_at(model: Model, keep_K: Tensor, **inputs: Any) -> Tensor:
+    """Logits at the positions `keep_K` alone, (B, K, V): a head over every position would cost most of the memory."""
+    if "logits_to_keep" in inspect.signature(_decoder(model).forward).parameters:
+        kept: Tensor = model(**inputs, logits_to_keep=keep_K).logits
+        return kept
+    every: Tensor = model(**inputs).logits
+    return every[:, keep_K]
 
 
 def _decoder(model: Model) -> PreTrainedModel:

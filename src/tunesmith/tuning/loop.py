@@ -41,6 +41,25 @@ class Run:
     report: Callable[..., None]
 
 
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step gave."""
+
+    loss: float
+    """Nats per supervised token of the step's rows, before the update."""
+    row_losses: list[tuple[float, int]]
+    """Of each row: the sum of its token losses, and their number."""
+    grad_norm: float
+    """Before clipping."""
+    rate: float
+    tokens: int
+    seconds: float
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
 def train(model: Model, train_rows: Sequence[Example], validation_rows: Sequence[Example], options: ResolvedOptions, run: Run) -> Position:
     """Train until the last step and leave the best epoch's weights in the model; returns the last position."""
     trained = trained_tensors(model)
@@ -51,23 +70,19 @@ def train(model: Model, train_rows: Sequence[Example], validation_rows: Sequence
     run.report("started", step=at.step, total_steps=total, epochs=options.max_epochs)
     saved, told, bad = time.monotonic(), 0.0, 0
     while at.step < total:
-        began = time.monotonic()
         rows = [train_rows[i] for i in rows_of_step(len(train_rows), options.batch_size, options.seed, at.step)]
         rate = options.learning_rate * at.rate_scale * schedule(at.step, total, options.warmup)
-        loss, row_losses, norm = optimizer_step(model, trained, optimizer, rows, rate, options.max_grad_norm)
-        seconds = time.monotonic() - began
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            bad += 1
+        step = optimizer_step(model, trained, optimizer, rows, rate, options.max_grad_norm)
+        bad = 0 if step.is_finite else bad + 1
+        if bad:
             run.report("warning", message=f"step {at.step + 1} gave a loss or gradient that is no finite number; it was skipped")
-            if bad >= NON_FINITE_LIMIT:
-                at, bad = _go_back(at, rows, options, trained, optimizer, run), 0
-                continue
-        else:
-            bad = 0
-        at = replace(at, step=at.step + 1, training_loss=loss if math.isfinite(loss) else at.training_loss)
+        if bad == NON_FINITE_LIMIT:
+            at, bad = _go_back(at, rows, options, trained, optimizer, run), 0
+            continue
+        at = replace(at, step=at.step + 1, training_loss=step.loss if step.is_finite else at.training_loss)
         epoch, epoch_ends = (at.step - 1) // per_epoch + 1, at.step % per_epoch == 0
-        if math.isfinite(loss):
-            run.report("row_losses", part="train", epoch=epoch, rows=_losses_of(rows, row_losses))
+        if step.is_finite:
+            run.report("row_losses", part="train", epoch=epoch, rows=_losses_of(rows, step.row_losses))
         if epoch_ends and validation_rows:
             at = _validate(model, validation_rows, at, epoch, run)
         now = time.monotonic()
@@ -76,32 +91,36 @@ def train(model: Model, train_rows: Sequence[Example], validation_rows: Sequence
             checkpoints.collect(run.attempts, at.best_step)
             saved = now
         if epoch_ends or now - told > RECORD_SECONDS:
-            tokens = sum(len(r.encoded.ids) for r in rows)
-            run.report(
-                "step", step=at.step, epoch=epoch, training_loss=at.training_loss, learning_rate=rate,
-                validation_loss=at.validation_loss if epoch_ends and validation_rows else None,
-                grad_norm=norm if math.isfinite(norm) else None, tokens=tokens, tokens_per_second=tokens / seconds,
-                seconds=seconds,
-            )  # fmt: skip
+            _tell(step, at, epoch, epoch_ends and bool(validation_rows), run)
             told = now
     _take_best(at, trained, run)
     return at
 
 
+def _tell(step: Step, at: Position, epoch: int, was_validated: bool, run: Run) -> None:
+    run.report(
+        "step", step=at.step, epoch=epoch, training_loss=at.training_loss, learning_rate=step.rate,
+        validation_loss=at.validation_loss if was_validated else None, grad_norm=step.grad_norm if math.isfinite(step.grad_norm) else None,
+        tokens=step.tokens, tokens_per_second=step.tokens / step.seconds, seconds=step.seconds,
+    )  # fmt: skip
+
+
 def optimizer_step(
     model: Model, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, rows: Sequence[Example], rate: float,
     max_grad_norm: float,
-) -> tuple[float, list[tuple[float, int]], float]:  # fmt: skip
-    """One update. Returns the loss, each row's (sum of token losses, tokens), and the gradient norm before clipping."""
+) -> Step:  # fmt: skip
+    """One update at `rate`; none where the loss or the gradient is no finite number."""
+    began = time.monotonic()
     model.train()
     optimizer.zero_grad(set_to_none=True)
     loss, row_losses = accumulate(model, rows)
     norm = float(nn.utils.clip_grad_norm_(trained.values(), max_grad_norm))
-    if math.isfinite(loss) and math.isfinite(norm):
+    step = Step(loss, row_losses, norm, rate, sum(len(r.encoded.ids) for r in rows), time.monotonic() - began)
+    if step.is_finite:
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
-    return loss, row_losses, norm
+    return replace(step, seconds=time.monotonic() - began)
 
 
 def accumulate(
