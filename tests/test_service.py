@@ -113,6 +113,11 @@ def test_bad_input_is_told_at_the_door_and_changes_nothing(
     assert service.show() == [] and not list(service.settings.home.glob("jobs/*"))
 
 
+def test_a_bad_name_is_told_before_any_row_is_read(service: Tunesmith) -> None:
+    with pytest.raises(InvalidModelName):
+        service.create("1x", "tunesmith-tiny", "SELECT error('a row was read') AS prompt, 'x' AS completion")
+
+
 def test_missing_weights_are_told_before_any_row_is_read(service: Tunesmith) -> None:
     with pytest.raises(WeightsNotHere):
         service.create("m", "llama3-8b", "SELECT error('a row was read') AS prompt, 'x' AS completion")

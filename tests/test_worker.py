@@ -98,7 +98,7 @@ def test_a_child_whose_worker_is_gone_does_not_go_on(home: Path) -> None:
     """The child asks the kernel to be killed with its parent; the parent here ends at once, by force."""
     code = """
 import os, subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", "from tunesmith.tuning.child import _die_with_parent; _die_with_parent(); print(1, flush=True); import time; time.sleep(60)"], stdout=subprocess.PIPE)
+child = subprocess.Popen([sys.executable, "-c", "from tunesmith.tuning.child import _die_with_parent; _die_with_parent(); print(1, flush=True); import time; time.sleep(60)"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 child.stdout.readline()
 print(child.pid, flush=True)
 os.kill(os.getpid(), 9)

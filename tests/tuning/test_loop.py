@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import next_word_rows
+from conftest import WORDS, next_word_rows
 from tunesmith.data.dataset import Row
 from tunesmith.data.examples import Example
 from tunesmith.data.template import Encoder, PromptTemplate
@@ -33,7 +33,7 @@ class Scene:
             Example(Row(i + 1, r["prompt"], r["completion"], ""), encoder.row([{"role": "user", "content": r["prompt"]}], r["completion"]))
             for i, r in enumerate(next_word_rows())
         ]
-        self.base, self.folder, self.told = base, folder, []  # type: ignore[var-annotated]
+        self.base, self.folder, self.told, self.validation = base, folder, [], self.rows[:3]  # type: ignore[var-annotated]
 
     def train(self, on: Callable[..., None] | None = None, attempt: int = 1, **changes: Any) -> tuple[Any, checkpoints.Position]:
         torch.manual_seed(0)
@@ -46,7 +46,7 @@ class Scene:
             if on is not None:
                 on(model, kind, facts)
 
-        return model, train(model, self.rows, self.rows[:3], chosen, Run(attempts, self.folder, {"data": "d"}, report))
+        return model, train(model, self.rows, self.validation, chosen, Run(attempts, self.folder, {"data": "d"}, report))
 
     def heard(self, kind: str) -> list[dict[str, Any]]:
         return [f for k, f in self.told if k == kind]
@@ -141,10 +141,14 @@ def test_checkpoints_of_other_data_or_options_are_not_resumed(scene: Scene) -> N
 
 
 def test_the_best_epoch_is_what_remains(scene: Scene) -> None:
-    model, at = scene.train(learning_rate=1.0, max_epochs=4)
+    """The validation rows ask for what the base knows already, so every epoch on the new mapping makes them worse."""
+    encoder = Encoder(PromptTemplate.of_base(scene.base), scene.base)
+    known = [Example(Row(i, "", "", ""), encoder.row([{"role": "user", "content": f"say {w}"}], w)) for i, w in enumerate(WORDS)]
+    scene.validation = known
+    model, at = scene.train(learning_rate=5e-2, max_epochs=4)
     losses = [s["validation_loss"] for s in scene.heard("step") if s["validation_loss"] is not None]
-    assert at.best_loss == min(losses)
-    assert loop.mean_loss(loop.evaluate(model, scene.rows[:3])) == pytest.approx(at.best_loss, rel=1e-5)
+    assert at.best_loss == min(losses) < losses[-1] and at.best_step < at.step
+    assert loop.mean_loss(loop.evaluate(model, known)) == pytest.approx(at.best_loss, rel=1e-5)
 
 
 def test_every_row_has_its_loss_in_every_epoch(scene: Scene) -> None:
