@@ -4,7 +4,7 @@ from typing import Any
 
 import duckdb
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tunesmith.data.dataset import PARTS, Dataset, snapshot
@@ -51,6 +51,7 @@ def test_validation_rows_are_halved_for_the_verdict_unless_a_test_query_is_given
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(prompts=["b  c", "B c", "d"] * 8, seed=0)
 @given(
     prompts=st.lists(st.sampled_from(["a", "A", " a ", "b  c", "B c", "d", "e", "f", "g", "h"]), min_size=1, max_size=60),
     seed=st.integers(0, 99),
