@@ -239,7 +239,7 @@ def test_over_long_rows_are_rejected_by_id_and_the_rest_is_trained(home: Path, t
     job = Tunesmith().create("m", str(tuned_base), rows, rows[:4], **{**FAST, "max_epochs": 1}).wait(timeout_s=120)
     assert job.status is JobStatus.SUCCEEDED and job.rows["train"] == 20 and job.rows["rejected"] == 3
     assert [(r["row"], r["reason"]) for r in Tunesmith().rows("rejections")] == [(21, "too long"), (22, "too long"), (23, "too long")]
-    assert "3 rows are over the window" in job.warnings[0]
+    assert "rows over the window, rejected: 3" in job.warnings[0]
 
 
 @pytest.mark.parametrize(("rule", "status"), [("fail", JobStatus.FAILED), ("cut_prompt", JobStatus.SUCCEEDED)])

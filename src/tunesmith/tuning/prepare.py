@@ -42,7 +42,7 @@ def warnings(spec: ModelSpec, learning_rate: float, too_long: list[dict[str, Any
         )
     if too_long:
         found.append(
-            f"{len(too_long)} rows are over the window and were rejected; tunesmith.rejections lists them, on_long changes the rule"
+            f"rows over the window, rejected: {len(too_long)}; tunesmith.rejections lists them, the option on_long changes the rule"
         )
     return found
 

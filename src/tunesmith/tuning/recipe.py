@@ -61,11 +61,16 @@ def _learning_rate(facts: Facts, decided: dict[str, Resolved]) -> tuple[float, s
     millions = max(1.0, facts.spec.parameters / 1e6)
     if method == "full":
         rate = 1e-3 / math.sqrt(millions / 3) if millions < 50 else 2e-5
-        if facts.spec.pretraining_rate:
-            rate = min(rate, facts.spec.pretraining_rate / 2)
-        return float(f"{rate:.1e}"), f"whole model of {millions:,.0f}M weights: 1e-3 at 3M, falling with the square root; 2e-5 from 50M on"
+        return _capped(facts, rate), f"whole model of {millions:,.0f}M weights: 1e-3 at 3M, falling with the square root; 2e-5 from 50M on"
     rate = 5e-3 if millions < 50 else 5e-4 if millions < 1000 else 2e-4
-    return rate, f"LoRA on {millions:,.0f}M weights: 5e-3 below 50M, 5e-4 below a billion, 2e-4 above"
+    return _capped(
+        facts, rate
+    ), f"LoRA on {millions:,.0f}M weights: 5e-3 below 50M, 5e-4 below a billion, 2e-4 above; never over pretraining's"
+
+
+def _capped(facts: Facts, rate: float) -> float:
+    """Two digits are enough, and no rule goes above the rate that the base was pretrained with."""
+    return min(float(f"{rate:.1e}"), facts.spec.pretraining_rate or 1.0)
 
 
 def _rank(facts: Facts, decided: dict[str, Resolved]) -> tuple[int, str]:
