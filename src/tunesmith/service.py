@@ -43,6 +43,7 @@ class Tunesmith:
         self.settings = Settings.read(home)
         self._database = database
         self._store: JobStore | None = None
+        self._encoders: dict[Path, Encoder] = {}
 
     @property
     def store(self) -> JobStore:
@@ -169,7 +170,9 @@ class Tunesmith:
 
     def _encoder(self, name: str) -> Encoder:
         folder = Path(self.model(name).base.folder)
-        return Encoder(PromptTemplate.of_base(folder), folder)
+        if folder not in self._encoders:
+            self._encoders[folder] = Encoder(PromptTemplate.of_base(folder), folder)
+        return self._encoders[folder]
 
     def _check_row_limit(self, spec: catalog.ModelSpec, options: Options, rows: int) -> None:
         epochs = DEFAULT_EPOCHS if options.max_epochs == "auto" else int(options.max_epochs)

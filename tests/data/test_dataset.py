@@ -144,6 +144,8 @@ def test_a_missing_table_says_that_temporary_ones_are_invisible(connection: Any,
 
 
 def test_a_query_that_fails_while_running_is_told(connection: Any, tmp_path: Path) -> None:
+    with pytest.raises(QueryFailed, match="nonsense"):
+        freeze(connection, tmp_path, "SELECT nonsense(prompt) AS prompt, completion FROM t")
     with pytest.raises(QueryFailed, match="Could not convert string 'question 0'"):
         freeze(connection, tmp_path, "SELECT prompt::INT AS prompt, completion FROM t")
 

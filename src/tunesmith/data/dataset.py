@@ -134,10 +134,9 @@ def _freeze(connection: duckdb.DuckDBPyConnection, part: str, sql: str, file: Pa
         rows = found.query("source_rows", f"SELECT row_number() OVER () AS row, {values}, {context} AS context FROM source_rows")
         assert rows is not None  # a SELECT gives a relation
         rows.write_parquet(str(file))
-    except duckdb.CatalogException as e:
-        raise NoSuchTable(part=part, reason=_first_line(e), query=sql) from None
     except duckdb.Error as e:
-        raise QueryFailed(part=part, reason=_first_line(e), query=sql) from None
+        is_table = isinstance(e, duckdb.CatalogException) and "Table with name" in str(e)
+        raise (NoSuchTable if is_table else QueryFailed)(part=part, reason=_first_line(e), query=sql) from None
     return chat
 
 

@@ -62,7 +62,7 @@ class _Functions:
         def scalar(name: str, function: Callable[..., Any], parameters: int | None, result: str, kind: Any = "native") -> None:
             self._connection.create_function(  # type: ignore[call-overload]
                 name, function, None if parameters is None else ["VARCHAR"] * parameters, result, type=kind,
-                null_handling="special", side_effects=True,    
+                null_handling="special", side_effects=True,
             )  # fmt: skip
 
         scalar("tunesmith_finetune", self._finetune, None, "VARCHAR")
@@ -103,12 +103,12 @@ class _Functions:
     # ------------------------------------------------------------ COMPLETE
 
     def _complete(self, model: Any, prompt: Any, options: Any, details: Any) -> Any:
-        return self._answer((model, prompt, options, details), lambda e: (_ for _ in ()).throw(e))
+        return self._answer((model, prompt, options, details), strict=True)
 
     def _try_complete(self, model: Any, prompt: Any, options: Any, details: Any) -> Any:
-        return self._answer((model, prompt, options, details), lambda e: None)
+        return self._answer((model, prompt, options, details), strict=False)
 
-    def _answer(self, columns: Any, on_error: Callable[[TunesmithError], Any]) -> Any:
+    def _answer(self, columns: Any, *, strict: bool) -> Any:
         """One vector: columns model, prompt, options, details as JSON text. Rows of one model and one set of options go together."""
         import pyarrow
 
@@ -120,22 +120,22 @@ class _Functions:
                 groups.setdefault((model, options, details), []).append(i)
         for (model, options, details), places in groups.items():
             prompts = [json.loads(rows[i][1]) for i in places]
-            for i, answer in zip(places, self._ask(str(model), prompts, options, bool(details == "true"), on_error), strict=True):
+            for i, answer in zip(places, self._ask(str(model), prompts, options, details == "true", strict), strict=True):
                 answers[i] = answer
         return pyarrow.array(answers, pyarrow.string())
 
-    def _ask(self, model: str, prompts: list[Any], options: str | None, details: bool, on_error: Any) -> list[str | None]:
-        def ask(some: list[Any]) -> list[str | None]:
-            found = self._service.complete(model, some, **parse_completion_options(options))
-            return [completion_object(model, c) if details else c.text for c in found]
-
+    def _ask(self, model: str, prompts: list[Any], options: str | None, details: bool, strict: bool) -> list[str | None]:
+        """One answer per prompt. Where not strict, a prompt that fails is answered by NULL, found by halving."""
         try:
-            return ask(prompts)
-        except TunesmithError as e:
-            if len(prompts) == 1:
-                return [on_error(e)]
-            on_error(e)  # raises, unless each row is to be tried by itself
-        return [self._ask(model, [p], options, details, on_error)[0] for p in prompts]
+            found = self._service.complete(model, prompts, **parse_completion_options(options))
+            return [completion_object(model, c) if details else c.text for c in found]
+        except TunesmithError:
+            if strict:
+                raise
+        if len(prompts) == 1:
+            return [None]
+        half = len(prompts) // 2
+        return [a for part in (prompts[:half], prompts[half:]) for a in self._ask(model, part, options, details, strict)]
 
     def _count_tokens(self, model: str | None, text: str | None) -> int | None:
         return None if model is None or text is None else self._service.count_tokens(model, text)
