@@ -159,6 +159,13 @@ def test_a_database_that_is_not_there_or_is_none_is_named(home: Path, tmp_path: 
     assert path.exists() == (content is not None)
 
 
+def test_a_database_that_this_process_has_open_is_shared(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
+    with duckdb.connect(tmp_path / "shop.duckdb") as connection:
+        connection.execute("CREATE TABLE t AS SELECT 'q' AS prompt, 'a' AS completion")
+        assert Tunesmith(tmp_path / "shop.duckdb").create("m", "tunesmith-tiny", "SELECT * FROM t").rows["train"] == 1
+
+
 def test_a_full_disk_at_create_is_an_error_and_leaves_nothing(service: Tunesmith, monkeypatch: pytest.MonkeyPatch) -> None:
     from tunesmith import durable
 

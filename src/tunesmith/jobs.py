@@ -8,7 +8,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
@@ -263,7 +263,9 @@ class Job:
     trained_tokens: int = 0
     """input_tokens times the epochs run, parts of an epoch included."""
     training_loss: float | None = None
+    """Nats per token: of the last recorded step while it runs, the mean of the last epoch when it has ended."""
     validation_loss: float | None = None
+    """Of the last epoch while it runs, of the best one when it has ended."""
     verdict: Mapping[str, Any] | None = None
     """Scores on the verdict rows: n, metric, and the arms base, commonest and tuned."""
     warnings: tuple[str, ...] = ()
@@ -326,7 +328,3 @@ class Job:
         return (
             f"<b>{escape(self.name)}</b> <code>{escape(self.id)}</code><progress value='{self.progress}'></progress><table>{rows}</table>"
         )
-
-
-def defaults() -> dict[str, Any]:
-    return {f.name: f.default for f in fields(Options) if f.default is not MISSING}

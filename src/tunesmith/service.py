@@ -190,6 +190,8 @@ class Tunesmith:
         path = os.fspath(self._database)
         try:
             connection = duckdb.connect(path, read_only=path != ":memory:")
+        except duckdb.ConnectionException:  # this process holds the file open for writing: share that
+            connection = duckdb.connect(path)
         except duckdb.Error as e:
             raise database_error(path, e) from None
         with connection:

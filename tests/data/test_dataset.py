@@ -159,6 +159,12 @@ def test_without_a_usable_row_there_is_no_job(connection: Any, tmp_path: Path, q
     assert not list(tmp_path.glob("data-*"))
 
 
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_a_validation_or_test_query_without_a_usable_row_is_told_too(connection: Any, tmp_path: Path, part: str) -> None:
+    with pytest.raises(NoUsableRows, match=f"in the {part} query: 1 rows"):
+        freeze(connection, tmp_path, **{part: "SELECT 'a' AS prompt, NULL AS completion"})
+
+
 def test_few_rows_are_all_trained_on_and_warned_about(connection: Any, tmp_path: Path) -> None:
     found = snapshot(connection, {"training": "SELECT * FROM t LIMIT 9"}, tmp_path / "d", home=tmp_path, seed=0)
     assert found.rows["train"] == 9 and "only 9 usable rows" in found.warnings[0]

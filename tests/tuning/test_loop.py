@@ -100,7 +100,7 @@ def test_a_run_that_is_killed_and_resumed_gives_the_same_bits(scene: Scene, tmp_
         other.train(kill, method=method)
     torch.manual_seed(99)
     resumed, at = other.train(attempt=2, method=method)
-    assert at.step == 9 and other.heard("started")[-1]["step"] == (step - 1) // 3 * 3 if step % 3 else step
+    assert at.step == 9 and other.heard("started")[-1]["step"] == (step - 1) // 3 * 3, "from the end of the last whole epoch"
     assert same(weights(whole), weights(resumed))
 
 
@@ -149,6 +149,21 @@ def test_the_best_epoch_is_what_remains(scene: Scene) -> None:
     losses = [s["validation_loss"] for s in scene.heard("step") if s["validation_loss"] is not None]
     assert at.best_loss == min(losses) < losses[-1] and at.best_step < at.step
     assert loop.mean_loss(loop.evaluate(model, known)) == pytest.approx(at.best_loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("step", [None, 7, 8])
+def test_the_training_loss_is_the_mean_of_the_last_epoch_also_after_a_kill(scene: Scene, step: int | None) -> None:
+    def kill(model: Any, kind: str, facts: dict[str, Any]) -> None:
+        if kind == "step" and facts["step"] == step:
+            raise Killed
+
+    if step is not None:
+        with pytest.raises(Killed):
+            scene.train(kill)
+        scene.told.clear()
+    _, at = scene.train(attempt=2)
+    rows = [r for f in scene.heard("row_losses") if f["part"] == "train" and f["epoch"] == 3 for r in f["rows"]]
+    assert len(rows) == 10 and at.training_loss == pytest.approx(sum(v * n for _, v, n in rows) / sum(n for _, _, n in rows), rel=1e-6)
 
 
 def test_every_row_has_its_loss_in_every_epoch(scene: Scene) -> None:

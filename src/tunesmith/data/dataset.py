@@ -92,9 +92,9 @@ def snapshot(connection: duckdb.DuckDBPyConnection, queries: Mapping[str, Query]
         chat = {name: _freeze(connection, name, sql, outer / f"{name}.raw") for name, sql in checked.items()}
         with duckdb.connect() as own:
             _classify(own, chat, outer)
+            for name in checked:
+                _must_have_rows(own, name)
             rows = _split(own, set(checked), seed)
-            if not rows["train"]:
-                _raise_no_rows(own, "training")
             rejected = _count(own, "SELECT count(*) FROM rows WHERE reason IS NOT NULL")
             for part in PARTS:
                 own.execute(f"COPY (SELECT row, prompt, completion, context FROM parted WHERE part = '{part}' ORDER BY row) "
@@ -201,12 +201,12 @@ def _split(own: duckdb.DuckDBPyConnection, sources: set[str], seed: int) -> dict
     return {part: counted.get(part, 0) for part in PARTS}
 
 
-def _raise_no_rows(own: duckdb.DuckDBPyConnection, source: str) -> None:
-    counted = own.execute(
-        "SELECT coalesce(reason, 'held out'), count(*) FROM rows WHERE source = ? GROUP BY 1 ORDER BY 1", [source]
-    ).fetchall()
-    reasons = "; ".join(f"{n} x {reason}" for reason, n in counted) or "the query gives no rows"
-    raise NoUsableRows(part=source, rows=sum(n for _, n in counted), reasons=reasons)
+def _must_have_rows(own: duckdb.DuckDBPyConnection, source: str) -> None:
+    """NoUsableRows where a query gave nothing that can be used."""
+    counted = own.execute("SELECT coalesce(reason, ''), count(*) FROM rows WHERE source = ? GROUP BY 1 ORDER BY 1", [source]).fetchall()
+    if not any(reason == "" for reason, _ in counted):
+        reasons = "; ".join(f"{n} x {reason}" for reason, n in counted) or "the query gives no rows"
+        raise NoUsableRows(part=source, rows=sum(n for _, n in counted), reasons=reasons)
 
 
 def _as_text(column: str, kind: str) -> str:

@@ -28,7 +28,11 @@ class Position:
     """Halved once, after too many non-finite steps."""
     best_step: int = -1
     best_loss: float | None = None
+    epoch_nats: float = 0.0
+    """Sum of the token losses of the epoch so far."""
+    epoch_tokens: int = 0
     training_loss: float | None = None
+    """Mean token loss of the last whole epoch, each row as it was when its turn came."""
     validation_loss: float | None = None
     bound_to: dict[str, Any] = field(default_factory=dict)
     """Digest of the data and the decided options: a checkpoint of other data or options is not resumed."""

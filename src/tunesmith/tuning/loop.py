@@ -79,27 +79,36 @@ def train(model: Model, train_rows: Sequence[Example], validation_rows: Sequence
         if bad == NON_FINITE_LIMIT:
             at, bad = _go_back(at, rows, options, trained, optimizer, run), 0
             continue
-        at = replace(at, step=at.step + 1, training_loss=step.loss if step.is_finite else at.training_loss)
+        at = replace(at, step=at.step + 1)
         epoch, epoch_ends = (at.step - 1) // per_epoch + 1, at.step % per_epoch == 0
         if step.is_finite:
+            at = _count(at, step)
             run.report("row_losses", part="train", epoch=epoch, rows=_losses_of(rows, step.row_losses))
+        if epoch_ends:
+            at = replace(at, training_loss=at.epoch_nats / max(1, at.epoch_tokens), epoch_nats=0.0, epoch_tokens=0)
         if epoch_ends and validation_rows:
             at = _validate(model, validation_rows, at, epoch, run)
         now = time.monotonic()
-        if epoch_ends or now - saved > CHECKPOINT_SECONDS:
+        is_due = epoch_ends or now - saved > CHECKPOINT_SECONDS
+        if is_due or now - told > RECORD_SECONDS:
+            _tell(step, at, epoch, epoch_ends and bool(validation_rows), run)
+            told = now
+        if is_due:  # after telling: what is run again is told again, what is not must have been told
             checkpoints.save(run.attempts[0], run.home, at, trained, optimizer)
             checkpoints.collect(run.attempts, at.best_step)
             saved = now
-        if epoch_ends or now - told > RECORD_SECONDS:
-            _tell(step, at, epoch, epoch_ends and bool(validation_rows), run)
-            told = now
     _take_best(at, trained, run)
     return at
 
 
+def _count(at: Position, step: Step) -> Position:
+    nats, tokens = sum(v for v, _ in step.row_losses), sum(n for _, n in step.row_losses)
+    return replace(at, epoch_nats=at.epoch_nats + nats, epoch_tokens=at.epoch_tokens + tokens)
+
+
 def _tell(step: Step, at: Position, epoch: int, was_validated: bool, run: Run) -> None:
     run.report(
-        "step", step=at.step, epoch=epoch, training_loss=at.training_loss, learning_rate=step.rate,
+        "step", step=at.step, epoch=epoch, training_loss=step.loss if math.isfinite(step.loss) else None, learning_rate=step.rate,
         validation_loss=at.validation_loss if was_validated else None, grad_norm=step.grad_norm if math.isfinite(step.grad_norm) else None,
         tokens=step.tokens, tokens_per_second=step.tokens / step.seconds, seconds=step.seconds,
     )  # fmt: skip
