@@ -175,10 +175,12 @@ class Worker:
             self._store.get(job.id), home=self._settings.home, job_folder=folder.parent, device=self._settings.device,
             threads=self._settings.threads,
         )  # fmt: skip
+        environment = {**os.environ, **self._settings.environment(), "TUNESMITH_WORKER_PID": str(os.getpid())}
+        environment.pop("TUNESMITH_STORE")  # a child has no database credential
         with (folder / "log.txt").open("ab") as errors:
             process = subprocess.Popen(
                 child.command(phase[1]), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
-                env={**os.environ, **self._settings.environment(), "TUNESMITH_WORKER_PID": str(os.getpid())},
+                env=environment,
             )  # fmt: skip
         try:
             return self._listen(process, job, assignment)

@@ -27,6 +27,7 @@ from tunesmith.jobs import Job, JobStatus
 from tunesmith.settings import Settings
 
 PROMPTS = [f"say {w}" for w in WORDS] + [f"{w} say" for w in WORDS]
+LONG = next_word_rows(8)  # 160 steps: long enough to be killed in the middle
 FAST = {"learning_rate": 1e-2, "batch_size": 5, "max_epochs": 10}
 
 
@@ -148,7 +149,7 @@ def undisturbed(tuned_base: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     """The weights of a LoRA job that nobody killed."""
     home = tmp_path_factory.mktemp("undisturbed")
     service = Tunesmith(home=home)
-    job = service.create("m", str(tuned_base), next_word_rows(2), method="lora", **FAST).wait(timeout_s=120)
+    job = service.create("m", str(tuned_base), LONG, method="lora", **FAST).wait(timeout_s=120)
     assert job.status is JobStatus.SUCCEEDED, job.error
     weights = final_weights(service, job)
     from peft import PeftModel
@@ -171,7 +172,7 @@ def undisturbed(tuned_base: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 
 def start(home: Path, tuned_base: Path) -> Job:
     """A LoRA job that is past its first steps."""
-    job = Tunesmith().create("m", str(tuned_base), next_word_rows(2), method="lora", **FAST)
+    job = Tunesmith().create("m", str(tuned_base), LONG, method="lora", **FAST)
     until(lambda: job.refresh().step >= 2, 90)
     return job
 
@@ -181,6 +182,7 @@ def test_kill_9_changes_nothing_but_the_time(home: Path, tuned_base: Path, undis
     job = start(home, tuned_base)
     if victim == "trainer":
         [trainer] = children("tunesmith.tuning.trainer", home)
+        assert b"TUNESMITH_STORE" not in Path(f"/proc/{trainer}/environ").read_bytes(), "a child has no database credential"
         os.kill(trainer, signal.SIGKILL)
     else:
         assert kill_worker(home) is not None
@@ -192,8 +194,15 @@ def test_kill_9_changes_nothing_but_the_time(home: Path, tuned_base: Path, undis
     assert found.keys() == undisturbed.keys() and all(torch.equal(found[n], undisturbed[n]) for n in found)
 
 
-def test_a_cancel_stops_the_trainer_and_no_model_appears(home: Path, tuned_base: Path) -> None:
+def test_ctrl_c_detaches_the_watcher_and_the_job_goes_on_until_it_is_cancelled(home: Path, tuned_base: Path) -> None:
     job = start(home, tuned_base)
+    command = [sys.executable, "-m", "tunesmith.interfaces.cli", "job", "wait", job.id]
+    watcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert watcher.stderr is not None and "RUNNING" in watcher.stderr.readline()
+    watcher.send_signal(signal.SIGINT)
+    _, said = watcher.communicate(timeout=20)
+    assert watcher.returncode == 130 and f"detached; the job goes on: tunesmith job wait {job.id}" in said and "Traceback" not in said
+    assert job.refresh().status is JobStatus.RUNNING
     assert job.cancel().status is JobStatus.CANCELLING
     job = job.wait(timeout_s=20)
     assert job.status is JobStatus.CANCELLED and not children("tunesmith.tuning.trainer", home)
