@@ -16,6 +16,7 @@ from tunesmith.errors import (
     InvalidModelName,
     InvalidOption,
     InvalidOptionValue,
+    MissingExtra,
     NotADataSource,
     NoUsableRows,
     TooManyRows,
@@ -121,6 +122,15 @@ def test_a_bad_name_is_told_before_any_row_is_read(service: Tunesmith) -> None:
 def test_missing_weights_are_told_before_any_row_is_read(service: Tunesmith) -> None:
     with pytest.raises(WeightsNotHere):
         service.create("m", "llama3-8b", "SELECT error('a row was read') AS prompt, 'x' AS completion")
+
+
+def test_without_the_training_packages_a_job_is_refused_at_the_door(service: Tunesmith, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "torch", None)  # Python's own way to say that a module cannot be had
+    with pytest.raises(MissingExtra, match=r"tuning needs packages.*tunesmith\[train\]"):
+        service.create("m", "tunesmith-tiny", ROWS)
+    assert service.show() == []
 
 
 def test_a_base_that_wants_to_run_code_is_refused(service: Tunesmith, tiny_base: Path, tmp_path: Path) -> None:

@@ -262,4 +262,5 @@ class TrainingFailed(Failed):
 
 
 class MissingExtra(Failed):
-    """{what} needs packages that are not installed. Install them: pip install 'tunesmith[{extra}]'"""
+    """{what} needs packages that are not installed. Install PyTorch first (its own install page, choice CPU where there is no GPU), then
+    the rest: pip install 'tunesmith[{extra}]'. Nothing was created."""

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,8 @@ class Tunesmith:
         """
         access.require(access.principal(), "CREATE MODEL", name)
         model_key(name)  # InvalidModelName before anything is read
+        if not all(map(_is_installed, ("torch", "transformers", "peft"))):
+            raise MissingExtra(what="tuning", extra="train")
         parsed = Options.parse(options)
         spec = catalog.find(base_model, self.settings.home)
         template = PromptTemplate.of_base(Path(spec.folder))
@@ -196,6 +199,13 @@ class Tunesmith:
             raise database_error(path, e) from None
         with connection:
             yield connection
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # a module that was switched off in this process
+        return False
 
 
 def database_error(path: str, e: duckdb.Error) -> DatabaseBusy | DatabaseNotOpened:
