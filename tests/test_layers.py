@@ -84,6 +84,30 @@ def test_only_errors_defines_exceptions() -> None:
                 assert not any("Error" in ast.unparse(b) or "Exception" in ast.unparse(b) for b in node.bases), (path, node.name)
 
 
+LOGS = {"worker.log", "log.txt"}  # what processes say while they run; nothing reads them back
+
+
+def test_only_durable_writes_files() -> None:
+    """Libraries write too, but into a folder that durable opened and will sync, hash and rename."""
+    wrong = []
+    for part, path in files():
+        if part == "durable":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name, text = ast.unparse(node.func).rpartition(".")[2], ast.unparse(node)
+            modes = [
+                a.value for a in node.args + [k.value for k in node.keywords] if isinstance(a, ast.Constant) and isinstance(a.value, str)
+            ]
+            writes = name in {"write_text", "write_bytes"} or (
+                name == "open" and any(set(m) <= set("wax+bt") and set(m) & set("wax+") for m in modes)
+            )
+            if writes and not any(log in text for log in LOGS):
+                wrong.append(f"{path.name}: {text}")
+    assert not wrong
+
+
 def test_only_the_store_writes_sql_about_jobs() -> None:
     for part, path in files():
         if part != "store":

@@ -130,6 +130,10 @@ class Tunesmith:
     def models(self) -> list[TunedModel]:
         return registry.listing(self.store, self.settings.home)
 
+    def bases(self) -> list[tuple[catalog.ModelSpec, Path | None]]:
+        """The catalogue of base models, each with the folder of its weights, or None where they are not here."""
+        return [(spec, catalog.locate(spec, self.settings.home)) for spec in catalog.entries().values()]
+
     def model(self, name: str) -> TunedModel:
         """The tuned or base model of this name; UnknownModel otherwise."""
         return registry.resolve(self.store, self.settings.home, name)

@@ -30,10 +30,6 @@ class Settings:
             threads=int(os.environ.get("TUNESMITH_THREADS") or processors()), idle_s=float(os.environ.get("TUNESMITH_IDLE_S") or 60),
         )  # fmt: skip
 
-    @property
-    def bases(self) -> Path:
-        return self.home / "bases"
-
     def job_folder(self, job_id: str) -> Path:
         return self.home / "jobs" / job_id.removeprefix("ft_")
 

@@ -267,11 +267,7 @@ def model_list(
 
 
 def _base_list(as_json: bool, quiet: bool) -> None:
-    from tunesmith import catalog
-    from tunesmith.settings import Settings
-
-    home = Settings.read().home
-    found = [(spec, catalog.locate(spec, home)) for spec in catalog.entries().values()]
+    found = _service().bases()
     if as_json:
         print(
             json.dumps([{**asdict(spec), "folder": str(folder) if folder else None, "here": folder is not None} for spec, folder in found])

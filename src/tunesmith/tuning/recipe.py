@@ -39,7 +39,7 @@ def _method(facts: Facts, decided: dict[str, Resolved]) -> tuple[str, str]:
     if facts.spec.parameters < SMALL:
         return (
             "full",
-            f"{facts.spec.parameters / 1e6:.1f}M weights: tuned whole (a 5M base gave 47 % so, 20 % with LoRA, on banking77)",
+            f"{facts.spec.parameters / 1e6:.1f}M weights: small enough to tune whole, which learns more than an adapter",
         )
     return "lora", f"{facts.spec.parameters / 1e6:,.0f}M weights: an adapter needs a fraction of the memory"
 
@@ -63,7 +63,7 @@ def _learning_rate(facts: Facts, decided: dict[str, Resolved]) -> tuple[float, s
         rate = 1e-3 / math.sqrt(millions / 3) if millions < 50 else 2e-5
         return _capped(facts, rate), f"whole model of {millions:,.0f}M weights: 1e-3 at 3M, falling with the square root; 2e-5 from 50M on"
     rate = 3e-3 if millions < 50 else 5e-4 if millions < 1000 else 2e-4
-    reason = "3e-3 below 50M (91 % on the demo's table, 67 % at 5e-3), 5e-4 below a billion, 2e-4 above; never over pretraining's"
+    reason = "3e-3 below 50M, 5e-4 below a billion, 2e-4 above; never over pretraining's"
     return _capped(facts, rate), f"LoRA on {millions:,.0f}M weights: {reason}"
 
 
