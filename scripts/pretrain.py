@@ -4,8 +4,8 @@
 
 `--prose` holds running text (a column `text`), `--tasks` rows of `prompt` and `completion`; both may be
 Parquet, CSV or JSON lines, several files each. The script trains a byte-level BPE, packs both sources into
-rows of `--context` tokens, mixes more and more tasks in towards the end, and lets the learning rate fall to
-zero exactly when the minutes are over. State is saved every `--save-minutes`; the same command goes on
+rows of `--context` tokens (joined to `--positions` tokens in the last part), mixes more and more tasks in
+towards the end, and lets the learning rate fall to zero exactly when the minutes are over. State is saved every `--save-minutes`; the same command goes on
 from there. The result is an ordinary Hugging Face folder (safetensors, float16) with `pretraining.json`
 beside the weights: what was read, how fast, and the held-out loss in bits per byte.
 """
@@ -78,16 +78,17 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--tasks", nargs="+", required=True)
     p.add_argument("--out", required=True)
     p.add_argument("--state", help="resumable state; default: OUT.state")
-    p.add_argument("--minutes", type=float, default=20.0)
-    p.add_argument("--save-minutes", type=float, default=5.0)
+    p.add_argument("--minutes", type=float, default=90.0)
+    p.add_argument("--save-minutes", type=float, default=10.0)
     p.add_argument("--vocabulary", type=int, default=4096)
-    p.add_argument("--width", type=int, default=192)
+    p.add_argument("--width", type=int, default=256)
     p.add_argument("--layers", type=int, default=5)
-    p.add_argument("--heads", type=int, default=6)
-    p.add_argument("--hidden", type=int, default=512)
+    p.add_argument("--heads", type=int, default=8)
+    p.add_argument("--hidden", type=int, default=640)
     p.add_argument("--context", type=int, default=512, help="length of a packed training row")
-    p.add_argument("--positions", type=int, default=1024, help="longest input that the base declares")
-    p.add_argument("--batch", type=int, default=16, help="packed rows per step")
+    p.add_argument("--positions", type=int, default=1024, help="longest input that the base declares: rows of the last part")
+    p.add_argument("--long-from", type=float, default=0.75, help="share of the time after which rows are `positions` long")
+    p.add_argument("--batch", type=int, default=8, help="packed rows per step")
     p.add_argument("--rate", type=float, default=3e-3, help="peak AdamW rate (embeddings, norms)")
     p.add_argument("--matrix-rate", type=float, default=0.02, help="peak Muon rate (matrices)")
     p.add_argument("--threads", type=int, default=2)
@@ -200,7 +201,7 @@ def orthogonal(g: torch.Tensor, steps: int = 5) -> torch.Tensor:
 def pretrain(model: LlamaForCausalLM, streams: dict[str, np.ndarray], args: argparse.Namespace, state: Path) -> tuple[list, int]:
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    optimizers = [Muon(matrices, args.matrix_rate), torch.optim.AdamW(rest, args.rate, betas=(0.9, 0.95), weight_decay=0.0)]
+    optimizers = [Muon(matrices, args.matrix_rate), torch.optim.AdamW(rest, args.rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
     for o in optimizers:
         o.param_groups[0]["peak"] = o.param_groups[0]["lr"]
     step, used, curve = restore(model, optimizers, state)
@@ -237,11 +238,15 @@ def schedule(fraction: float) -> float:
 
 
 def rows_of_step(streams: dict[str, np.ndarray], step: int, fraction: float, args: argparse.Namespace) -> torch.Tensor:
-    tasks = round(args.batch * (0.35 + 0.45 * fraction))
+    """The same number of tokens at every step: `batch` rows of `context`, later fewer rows of `positions`."""
+    joined = args.positions // args.context if fraction > args.long_from else 1
+    count = args.batch // joined
+    tasks = round(count * (0.35 + 0.45 * fraction))
     rows = []
-    for name, count in (("tasks", tasks), ("prose", args.batch - tasks)):
-        generator = np.random.default_rng([args.seed, step, len(name), count])
-        rows.append(streams[name][generator.integers(0, len(streams[name]), count)])
+    for name, n in (("tasks", tasks), ("prose", count - tasks)):
+        generator = np.random.default_rng([args.seed, step, len(name), n])
+        stream = streams[name][: len(streams[name]) // joined * joined].reshape(-1, args.context * joined)
+        rows.append(stream[generator.integers(0, len(stream), n)])
     return torch.from_numpy(np.concatenate(rows).astype(np.int64))
 
 

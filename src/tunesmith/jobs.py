@@ -89,6 +89,7 @@ class Options:
     """
 
     max_epochs: int | str = option("auto", "Passes over the training rows.", low=1, high=10, auto=True)
+    patience: int = option(2, "Epochs without a better validation loss before training stops; 0: never.", low=0, high=10)
     method: str = option("auto", "How weights may change.", choices=("lora", "full"), auto=True)
     learning_rate: float | str = option("auto", "Peak rate of AdamW.", low=1e-7, high=1.0, auto=True)
     batch_size: int | str = option("auto", "Rows per optimizer step.", low=1, high=1024, auto=True)
@@ -266,6 +267,8 @@ class Job:
     """Nats per token: of the last recorded step while it runs, the mean of the last epoch when it has ended."""
     validation_loss: float | None = None
     """Of the last epoch while it runs, of the best one when it has ended."""
+    stopped_by: str = ""
+    """What ended the training: `max_epochs`, or `patience` where the validation loss had stopped falling."""
     verdict: Mapping[str, Any] | None = None
     """Scores on the verdict rows: n, metric, and the arms base, commonest and tuned."""
     warnings: tuple[str, ...] = ()

@@ -296,9 +296,7 @@ class _Scribe:
             case "prepared":
                 self._store.record(self._job, resolved=message["resolved"], input_tokens=message["input_tokens"], rows=message["rows"])
             case "trained":
-                self._store.record(
-                    self._job, step=message["step"], training_loss=message["training_loss"], validation_loss=message["validation_loss"]
-                )
+                self._store.record(self._job, **{k: message[k] for k in ("step", "training_loss", "validation_loss", "stopped_by")})
             case "verdict":
                 self._store.record(self._job, verdict=message["verdict"])
             case _:

@@ -134,6 +134,34 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(scene: Scene) ->
     assert scene.heard("started")[-1]["step"] == 6 and same(weights(whole), weights(resumed))
 
 
+def contradicted(scene: Scene) -> Scene:
+    """Validation that gets worse in the end: the same prompts, each with its neighbour's answer."""
+    ids = [r.encoded.ids for r in scene.rows]
+    swapped = [replace(r, encoded=replace(r.encoded, ids=[*r.encoded.ids[: r.encoded.n_prompt], *o[-r.encoded.n_completion :]]))
+               for r, o in zip(scene.rows, ids[1:] + ids[:1], strict=True)]  # fmt: skip
+    scene.validation = swapped[:3]
+    return scene
+
+
+@pytest.mark.parametrize("patience", [1, 2])
+def test_training_stops_when_validation_has_not_improved_for_so_many_epochs(scene: Scene, patience: int) -> None:
+    model, at = contradicted(scene).train(max_epochs=10, learning_rate=2e-2, patience=patience, batch_size=2)
+    per_epoch = -(-len(scene.rows) // 2)
+    assert at.stopped_by == "patience" and at.step == at.best_step + patience * per_epoch < 10 * per_epoch
+    assert loop.mean_loss(loop.evaluate(model, scene.validation)) == pytest.approx(at.best_loss), "the best epoch's weights"
+
+
+def test_without_patience_training_goes_on_to_the_last_epoch(scene: Scene) -> None:
+    _, at = contradicted(scene).train(max_epochs=10, learning_rate=2e-2, patience=0, batch_size=2)
+    assert (at.stopped_by, at.step) == ("max_epochs", 10 * -(-len(scene.rows) // 2)) and at.best_step < at.step
+
+
+def test_a_run_that_was_stopped_by_patience_stays_stopped_when_resumed(scene: Scene) -> None:
+    whole, at = contradicted(scene).train(max_epochs=10, learning_rate=2e-2, patience=1, batch_size=2)
+    resumed, again = scene.train(attempt=2, max_epochs=10, learning_rate=2e-2, patience=1, batch_size=2)
+    assert again == at and same(weights(whole), weights(resumed))
+
+
 def test_checkpoints_of_other_data_or_options_are_not_resumed(scene: Scene) -> None:
     scene.train()
     found = checkpoints.newest([scene.folder / "attempt-1"], {"data": "other"})

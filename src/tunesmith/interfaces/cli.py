@@ -200,7 +200,8 @@ def job_facts(job: Job) -> dict[str, Any]:
         "id": job.id, "name": job.name, "base_model": job.base_model, "task": job.task, "status": job.status.value,
         "progress": job.progress, "step": job.step, "total_steps": job.total_steps, "rows": dict(job.rows),
         "input_tokens": job.input_tokens, "trained_tokens": job.trained_tokens, "training_loss": job.training_loss,
-        "validation_loss": job.validation_loss, "verdict": job.verdict, "warnings": list(job.warnings), "error": job.error,
+        "validation_loss": job.validation_loss, "stopped_by": job.stopped_by, "verdict": job.verdict, "warnings": list(job.warnings),
+        "error": job.error,
         "training_data": job.training_data, "validation_data": job.validation_data, "options": job.options.to_json(),
         "resolved": job.resolved.to_json() if job.resolved else None, "created_at": job.created_at, "started_at": job.started_at,
         "finished_at": job.finished_at, "attempt": job.attempt, "owner": job.owner,
@@ -217,7 +218,8 @@ def job_page(job: Job) -> str:
     if job.rows:
         lines.append("rows: " + ", ".join(f"{n} {part}" for part, n in job.rows.items()))
     if job.total_steps:
-        lines.append(f"steps: {job.step} of {job.total_steps}; trained tokens: {job.trained_tokens:,}; attempts: {job.attempt}")
+        why = ", stopped by patience: validation no longer fell" if job.stopped_by == "patience" else ""
+        lines.append(f"steps: {job.step} of {job.total_steps}{why}; trained tokens: {job.trained_tokens:,}; attempts: {job.attempt}")
     losses = [
         f"{name} loss {value:.4f}"
         for name, value in (("training", job.training_loss), ("validation", job.validation_loss))

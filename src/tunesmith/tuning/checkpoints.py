@@ -34,6 +34,8 @@ class Position:
     training_loss: float | None = None
     """Mean token loss of the last whole epoch, each row as it was when its turn came."""
     validation_loss: float | None = None
+    stopped_by: str = ""
+    """Set on the last position alone: max_epochs or patience."""
     bound_to: dict[str, Any] = field(default_factory=dict)
     """Digest of the data and the decided options: a checkpoint of other data or options is not resumed."""
 

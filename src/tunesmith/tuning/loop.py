@@ -61,7 +61,7 @@ class Step:
 
 
 def train(model: Model, train_rows: Sequence[Example], validation_rows: Sequence[Example], options: ResolvedOptions, run: Run) -> Position:
-    """Train until the last step and leave the best epoch's weights in the model; returns the last position."""
+    """Train until the last step, or until validation has stopped falling; leave the best epoch's weights in the model."""
     trained = trained_tensors(model)
     optimizer = torch.optim.AdamW(trained.values(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
     per_epoch = steps_per_epoch(len(train_rows), options.batch_size)
@@ -69,7 +69,7 @@ def train(model: Model, train_rows: Sequence[Example], validation_rows: Sequence
     at = _start(trained, optimizer, run)
     run.report("started", step=at.step, total_steps=total, epochs=options.max_epochs)
     saved, told, bad = time.monotonic(), 0.0, 0
-    while at.step < total:
+    while at.step < total and not has_settled(at, per_epoch, options.patience):
         rows = [train_rows[i] for i in rows_of_step(len(train_rows), options.batch_size, options.seed, at.step)]
         rate = options.learning_rate * at.rate_scale * schedule(at.step, total, options.warmup)
         step = optimizer_step(model, trained, optimizer, rows, rate, options.max_grad_norm)
@@ -98,7 +98,7 @@ def train(model: Model, train_rows: Sequence[Example], validation_rows: Sequence
             checkpoints.collect(run.attempts, at.best_step)
             saved = now
     _take_best(at, trained, run)
-    return at
+    return replace(at, stopped_by="max_epochs" if at.step >= total else "patience")
 
 
 def _count(at: Position, step: Step) -> Position:
@@ -175,6 +175,11 @@ def schedule(step: int, total: int, warmup: float) -> float:
     if step < rising:
         return (step + 1) / rising
     return (total - step) / max(1, total - rising)
+
+
+def has_settled(at: Position, per_epoch: int, patience: int) -> bool:
+    """Whether `patience` whole epochs have gone by without a better validation loss. Decided by the position alone, so a resumed run agrees."""
+    return 0 < patience * per_epoch <= at.step - at.best_step and at.best_step > 0 and at.step % per_epoch == 0
 
 
 def _start(trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, run: Run) -> Position:

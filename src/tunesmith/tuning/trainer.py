@@ -33,7 +33,7 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
         durable.write_json(staged / "prompt_template.json", asdict(encoder.template))
         if not (folder / RESULT).exists():
             durable.publish(staged, folder / RESULT, {"job": assignment.job_id, "method": options.method, "step": at.step})
-    report("trained", step=at.step, training_loss=at.training_loss, validation_loss=at.best_loss)
+    report("trained", step=at.step, training_loss=at.training_loss, validation_loss=at.best_loss, stopped_by=at.stopped_by)
 
 
 if __name__ == "__main__":
