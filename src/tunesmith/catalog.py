@@ -23,6 +23,8 @@ class ModelSpec:
     task: str = "causal_lm"
     hub_id: str = ""
     bundled: bool = False
+    scratch_of: str = ""
+    """The bundled base whose configuration and tokenizer this control has; its weights are random and were never pretrained."""
     parameters: int = 0
     """0 where it is not known before the weights are read."""
     context: int = 0
@@ -79,7 +81,7 @@ def find(name: str, home: Path) -> ModelSpec:
 def locate(spec: ModelSpec, home: Path) -> Path | None:
     """The folder with the weights of a catalogue entry or hub id, if they are on this machine."""
     if spec.bundled:
-        return Path(str(files("tunesmith.bases").joinpath(spec.name)))
+        return Path(str(files("tunesmith.bases").joinpath(spec.scratch_of or spec.name)))
     candidates = [home / "bases" / spec.name]
     hub = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser() / "hub"
     repository = hub / ("models--" + spec.hub_id.replace("/", "--"))

@@ -5,6 +5,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from conftest import WORDS
+from tunesmith import catalog
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.template import Encoder, PromptTemplate
 from tunesmith.errors import PromptTooLong
@@ -121,3 +122,10 @@ def test_loaded_models_are_kept_and_the_oldest_let_go(tuned_base: Path, tiny_bas
     assert engine_for(base_of(tuned_base), "cpu") is first
     engine_for(base_of(tiny_base), "cpu")
     assert engine_for(base_of(tuned_base), "cpu") is not first
+
+
+def test_the_bundled_base_and_its_control_are_two_engines(tmp_path: Path) -> None:
+    prompt, sampling = [[{"role": "user", "content": "Where is my card?"}]], Sampling(max_tokens=8)
+    bases = [TunedModel(name=n, base=catalog.find(n, tmp_path)) for n in ("tunesmith-tiny", "tunesmith-tiny-scratch")]
+    answers = [engine_for(b, "cpu").generate(prompt, sampling)[0].text for b in bases]
+    assert bases[0].base.folder == bases[1].base.folder and answers[0] != answers[1]

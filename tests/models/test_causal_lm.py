@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tunesmith import catalog
 from tunesmith.data.template import Encoded
 from tunesmith.errors import DamagedFiles
 from tunesmith.models import causal_lm
@@ -47,3 +48,15 @@ def test_weights_that_are_missing_are_never_made_up(tiny_base: Path, tmp_path: P
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(DamagedFiles, match=r"layers\.1\.mlp\.up_proj"):
         causal_lm.load(folder, CPU)
+
+
+def test_the_control_has_the_bundled_bases_shape_and_never_its_weights(tmp_path: Path) -> None:
+    tiny, scratch = (catalog.find(n, tmp_path) for n in ("tunesmith-tiny", "tunesmith-tiny-scratch"))
+    torch.manual_seed(7)
+    models = [causal_lm.load_base(s, CPU) for s in (tiny, scratch, scratch)]
+    states = [m.state_dict() for m in models]
+    assert {n: t.shape for n, t in states[0].items()} == {n: t.shape for n, t in states[1].items()}
+    assert all(torch.equal(t, states[2][n]) for n, t in states[1].items()), "the same control at every load"
+    matrices = [n for n, t in states[0].items() if t.ndim == 2]
+    assert not any(torch.allclose(states[0][n], states[1][n]) for n in matrices)
+    assert sum(p.numel() for p in models[0].parameters()) == tiny.parameters == scratch.parameters

@@ -1,6 +1,7 @@
 """Contract of every registered method: it trains, saves what a plain library loads, and comes back to the same logits."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,13 @@ from tunesmith.jobs import Options, Resolved, ResolvedOptions
 from tunesmith.models import causal_lm, methods
 
 CPU = torch.device("cpu")
-OPTIONS = ResolvedOptions({"rank": Resolved(4, "user", "")})
+
+
+def options(**values: Any) -> ResolvedOptions:
+    return ResolvedOptions({n: Resolved(v, "user", "") for n, v in {"rank": 4, "targets": "all-linear", **values}.items()})
+
+
+OPTIONS = options()
 
 
 @pytest.fixture(params=sorted(methods.METHODS))
@@ -47,3 +54,11 @@ def test_a_lora_starts_as_the_base_and_has_the_papers_number_of_weights(tiny_bas
     model = methods.load("lora").prepare(base, OPTIONS).eval()
     assert torch.equal(model(input_ids=ids).logits, before)
     assert sum(p.numel() for p in methods.trained_tensors(model).values()) == sum(4 * (a + b) for a, b in shapes)
+
+
+@pytest.mark.parametrize(("targets", "layers"), [("attention", "self_attn"), ("mlp", "mlp")])
+def test_a_lora_can_be_kept_to_the_attention_or_the_mlp(tiny_base: Path, targets: str, layers: str) -> None:
+    model = methods.load("lora").prepare(causal_lm.load(tiny_base, CPU), options(targets=targets))
+    trained = methods.trained_tensors(model)
+    inside = [n for n, m in causal_lm.load(tiny_base, CPU).named_modules() if layers in n and isinstance(m, torch.nn.Linear)]
+    assert len(trained) == 2 * len(inside) and all(f".{layers}." in n for n in trained)

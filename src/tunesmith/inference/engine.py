@@ -60,11 +60,12 @@ class Engine:
         base_folder, place = Path(tuned.base.folder), causal_lm.device_of(device)
         if not tuned.folder:
             template = PromptTemplate.of_base(base_folder)
-            return cls(causal_lm.load(base_folder, place), Encoder(template, base_folder), tuned.name, tuned.base.context)
+            return cls(causal_lm.load_base(tuned.base, place), Encoder(template, base_folder), tuned.name, tuned.base.context)
         folder = Path(tuned.folder)
         durable.verify(folder, tuned.digest or None)
         method = methods.load(tuned.method)
-        model = method.load(causal_lm.load(folder if method.WHOLE else base_folder, place), folder)
+        start = causal_lm.load(folder, place) if method.WHOLE else causal_lm.load_base(tuned.base, place)
+        model = method.load(start, folder)
         template = PromptTemplate.from_json(json.loads((folder / "prompt_template.json").read_text()))
         return cls(model.eval(), Encoder(template, base_folder), tuned.name, tuned.base.context)
 
@@ -152,12 +153,12 @@ def choose(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator) ->
     return torch.multinomial(p_BV, 1, generator=generator).squeeze(-1)
 
 
-_loaded: OrderedDict[tuple[str, str, str], Engine] = OrderedDict()
+_loaded: OrderedDict[tuple[str, ...], Engine] = OrderedDict()
 
 
 def engine_for(tuned: TunedModel, device: str) -> Engine:
     """The engine of a model, loaded once and kept while it is among the last used."""
-    key = (tuned.base.folder, tuned.folder, tuned.digest)
+    key = (tuned.base.name, tuned.base.folder, tuned.folder, tuned.digest)
     if key not in _loaded:
         _loaded[key] = Engine.load(tuned, device)
         while len(_loaded) > LOADED_LIMIT:

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from tunesmith.catalog import ModelSpec
 from tunesmith.data.template import Encoded
 from tunesmith.errors import DamagedFiles
 from tunesmith.models.methods import Model
@@ -41,6 +42,18 @@ def load(folder: Path, device: torch.device) -> PreTrainedModel:
     lacking = sorted(found["missing_keys"]) + [str(k[0]) for k in found["mismatched_keys"]]
     if lacking:  # the library would fill them with random numbers and only warn
         raise DamagedFiles(folder=str(folder), reason=f"weights are missing or of another shape: {', '.join(lacking[:5])} ({len(lacking)})")
+    model.config.use_cache = False
+    return model.to(device).eval()
+
+
+def load_base(spec: ModelSpec, device: torch.device) -> PreTrainedModel:
+    """The weights of a catalogue entry or folder; for a control the same random ones at every call."""
+    if not spec.scratch_of:
+        return load(Path(spec.folder), device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = AutoConfig.from_pretrained(spec.folder, local_files_only=True)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.config.use_cache = False
     return model.to(device).eval()
 

@@ -22,7 +22,7 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
     torch.manual_seed(options.seed)
     dataset, encoder = assignment.dataset(), assignment.encoder()
     rows = {part: encode(dataset, part, encoder, spec, options.on_long).accepted for part in ("train", "validation")}
-    base = causal_lm.load(Path(spec.folder), causal_lm.device_of(assignment.device))
+    base = causal_lm.load_base(spec, causal_lm.device_of(assignment.device))
     model = method.prepare(base, options)
     bound_to: dict[str, Any] = {"data": assignment.data_digest, "options": {k: r.value for k, r in options.decided.items()}}
     at = train(model, rows["train"], rows["validation"], options, Run(assignment.attempts, home, bound_to, report))
