@@ -94,9 +94,7 @@ class Options:
     learning_rate: float | str = option("auto", "Peak rate of AdamW.", low=1e-7, high=1.0, auto=True)
     batch_size: int | str = option("auto", "Rows per optimizer step.", low=1, high=1024, auto=True)
     rank: int | str = option("auto", "Rank of the LoRA matrices.", low=1, high=512, auto=True)
-    targets: str = option(
-        "all-linear", "Which linear layers LoRA adapts; never the head.", choices=("all-linear", "attention", "mlp")
-    )
+    targets: str = option("all-linear", "Which linear layers LoRA adapts; never the head.", choices=("all-linear", "attention", "mlp"))
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.", low=1e-6, high=1e6)
     weight_decay: float = option(0.0, "Weight decay of AdamW.", low=0.0, high=1.0)
     warmup: float = option(0.1, "Share of the steps in which the rate rises.", low=0.0, high=0.9)

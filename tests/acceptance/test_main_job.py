@@ -279,4 +279,8 @@ def test_a_job_waits_while_the_disk_is_full(home: Path, tuned_base: Path, monkey
 
 def test_the_bundled_base_is_here_and_can_be_asked(home: Path) -> None:
     tiny = Tunesmith().model("tunesmith-tiny").base
-    assert isinstance(tiny, ModelSpec) and 4_000_000 <= tiny.parameters <= 6_500_000 and tiny.prompt_window + tiny.completion_window <= tiny.context
+    assert (
+        isinstance(tiny, ModelSpec)
+        and 4_000_000 <= tiny.parameters <= 6_500_000
+        and tiny.prompt_window + tiny.completion_window <= tiny.context
+    )

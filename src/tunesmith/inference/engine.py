@@ -51,7 +51,7 @@ class Engine:
     """A loaded model with its prompt template."""
 
     def __init__(self, model: Model, encoder: Encoder, name: str, context: int) -> None:
-        self._model, self.encoder, self._name, self._context = model, encoder, name, context
+        self.model, self.encoder, self._name, self._context = model, encoder, name, context
         self._device = next(model.parameters()).device
 
     @classmethod
@@ -110,9 +110,9 @@ class Engine:
         for b, p in enumerate(prompts):
             ids_BT[b, : len(p)] = torch.tensor(p)
             mask[b, : len(p)] = 1
-        cache = DynamicCache(config=self._model.config)
+        cache = DynamicCache(config=self.model.config)
         ends_K, place_B = torch.unique(lengths_B - 1, return_inverse=True)
-        logits_BKV = causal_lm.logits_at(self._model, ends_K, input_ids=ids_BT, attention_mask=mask, past_key_values=cache, use_cache=True)
+        logits_BKV = causal_lm.logits_at(self.model, ends_K, input_ids=ids_BT, attention_mask=mask, past_key_values=cache, use_cache=True)
         logits_BV = logits_BKV[torch.arange(B), place_B]
         stops = torch.tensor(self.encoder.template.stop_ids, device=self._device)
         written: list[Tensor] = []
@@ -125,7 +125,7 @@ class Engine:
             if not (running_B & (n + 1 < room_B)).any():
                 break
             mask = torch.cat([mask, mask.new_ones(B, 1)], 1)
-            step = self._model(
+            step = self.model(
                 input_ids=token_B[:, None],
                 attention_mask=mask,
                 position_ids=(lengths_B + n)[:, None],

@@ -178,7 +178,7 @@ def schedule(step: int, total: int, warmup: float) -> float:
 
 
 def has_settled(at: Position, per_epoch: int, patience: int) -> bool:
-    """Whether `patience` whole epochs have gone by without a better validation loss. Decided by the position alone, so a resumed run agrees."""
+    """Whether `patience` whole epochs brought no better validation loss. Decided by the position alone, so a resumed run agrees."""
     return 0 < patience * per_epoch <= at.step - at.best_step and at.best_step > 0 and at.step % per_epoch == 0
 
 

@@ -1,0 +1,425 @@
+"""What pretraining of the bundled base is worth: `tunesmith-tiny` against the same model with random weights, on real tables.
+
+    python benchmarks/base.py                  runs what is not yet in benchmarks/results/base.json, then writes the docs
+    python benchmarks/base.py --only-docs      writes the table of docs/base.md and docs/rows.svg from the results
+
+Every run is the product's own trainer, stopped early on validation. A method's rate is chosen on seed 0 by validation loss; the scores are
+medians over three seeds, on rows that chose nothing. The banking77 and restaurant8k rows, e2e_nlg and stories260k are read
+from the folder of `--data`; nothing is downloaded.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+import duckdb
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+RESULTS = HERE / "results" / "base.json"
+SEEDS = (0, 1, 2)
+VALIDATION, TEST = 100, 400  # rows; the demo's table has its own
+MAX_EPOCHS, PATIENCE, BATCH = 8, 2, 16
+RATES = {"full": (5e-4, 1e-3, 2e-3), "lora": (1e-3, 3e-3, 1e-2)}
+ROW_COUNTS = (50, 100, 300, 1000)
+TINY, SCRATCH = "tunesmith-tiny", "tunesmith-tiny-scratch"
+
+Row = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Table:
+    name: str
+    train: list[Row]
+    validation: list[Row]
+    test: list[Row]
+    is_closed: bool
+    """Whether the answers are a closed set, so that a linear model on words can compete."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One tuning: what decides its result."""
+
+    table: str
+    rows: int
+    base: str
+    method: str
+    rate: float
+    seed: int
+    extra: str = ""
+    """Further options as JSON."""
+
+    @property
+    def key(self) -> str:
+        return "|".join(str(v) for v in asdict(self).values())
+
+
+# ---------------------------------------------------------------- tables
+
+
+@cache
+def tables(data: str) -> dict[str, Table]:
+    folder = Path(data)
+    slots = _query(f"SELECT prompt, completion FROM '{folder}/text_generation/restaurant8k_slots_train.csv'")
+    intents = _query(f"SELECT text, replace(label, '_', ' ') FROM '{folder}/text_classification/banking77_train.csv'")
+    sentences = _query(f"SELECT prompt, completion FROM '{folder}/text_generation/e2e_nlg_dev.csv'")
+    found = [
+        _demo(),
+        _cut("restaurant8k", slots, is_closed=False),
+        _cut("banking77", intents, is_closed=True),
+        _cut("e2e_nlg", sentences, is_closed=False),
+    ]
+    return {t.name: t for t in found}
+
+
+def _query(sql: str) -> list[Row]:
+    with duckdb.connect() as connection:
+        return [(str(p), str(c)) for p, c in connection.execute(sql).fetchall()]
+
+
+def _demo() -> Table:
+    from tunesmith.demo import tickets
+
+    parts: dict[str, list[Row]] = {"train": [], "valid": [], "test": []}
+    for t in tickets():
+        if t.team and t.split in parts and len(t.message) < 2000:
+            parts[t.split].append((t.message, t.team))
+    return Table("demo", parts["train"][:900], parts["valid"], parts["test"], is_closed=True)
+
+
+def _cut(name: str, rows: list[Row], is_closed: bool) -> Table:
+    """Test, validation and training rows in a seeded order; rows of one prompt never stand in two parts."""
+    by_prompt: dict[str, list[Row]] = {}
+    for row in rows:
+        by_prompt.setdefault(" ".join(row[0].lower().split()), []).append(row)
+    prompts = sorted(by_prompt)
+    random.Random(7).shuffle(prompts)
+    ordered = iter(prompts)
+
+    def take(wanted: int) -> list[Row]:
+        part: list[Row] = []
+        while len(part) < wanted:
+            part += by_prompt[next(ordered)]
+        return part[:wanted]
+
+    test, validation = take(TEST), take(VALIDATION)
+    return Table(name, take(max(ROW_COUNTS)), validation, test, is_closed)
+
+
+# ---------------------------------------------------------------- one run, in a process of its own with one thread
+
+
+def tune(run: Run, data: str) -> dict[str, Any]:
+    import torch
+
+    from tunesmith import catalog
+    from tunesmith.data.dataset import Dataset, snapshot
+    from tunesmith.data.examples import encode
+    from tunesmith.data.template import Encoder, PromptTemplate
+    from tunesmith.evaluation.metrics import exact_match
+    from tunesmith.inference.engine import Engine, Sampling
+    from tunesmith.jobs import Options
+    from tunesmith.registry import TunedModel
+    from tunesmith.tuning import child, trainer
+    from tunesmith.tuning.loop import evaluate, mean_loss
+    from tunesmith.tuning.recipe import Facts, resolve
+
+    table, began = tables(data)[run.table], time.monotonic()
+    with tempfile.TemporaryDirectory() as temporary:
+        home = Path(temporary)
+        parts = {"training": table.train[: run.rows], "validation": table.validation, "test": table.test}
+        with duckdb.connect() as connection:
+            for name, rows in parts.items():
+                connection.execute(f"CREATE TABLE {name}_rows (prompt VARCHAR, completion VARCHAR)")
+                connection.executemany(f"INSERT INTO {name}_rows VALUES (?, ?)", rows)
+            frozen = snapshot(connection, {n: f"SELECT * FROM {n}_rows" for n in parts}, home / "data", home=home, seed=run.seed)
+        spec = catalog.find(run.base, home)
+        asked = {"max_epochs": MAX_EPOCHS, "patience": PATIENCE, "batch_size": BATCH, "method": run.method, "learning_rate": run.rate,
+                 "seed": run.seed, **json.loads(run.extra or "{}")}  # fmt: skip
+        options = resolve(Options.parse(asked), Facts(spec, run.rows))
+        template = PromptTemplate.of_base(Path(spec.folder))
+        (home / "attempt-1").mkdir()
+        assignment = child.Assignment(
+            job_id="benchmark", task="causal_lm", home=str(home), folder=str(home / "attempt-1"), data_folder=str(home / "data"),
+            data_digest=frozen.digest, options=asked, resolved=options.to_json(), base=spec.to_json(), template=template.to_json(),
+            device="cpu", threads=1,
+        )  # fmt: skip
+        told: dict[str, dict[str, Any]] = {}
+        trainer.run(assignment, lambda kind, **facts: told.__setitem__(kind, facts))
+        trained_s = time.monotonic() - began
+        tuned = TunedModel(name="tuned", base=spec, method=run.method, folder=str(home / "attempt-1" / trainer.RESULT))
+        engine = Engine.load(tuned, "cpu")
+        verdict = encode(
+            Dataset.open(home / "data", frozen.digest), "verdict", Encoder(template, Path(spec.folder)), spec, "reject"
+        ).accepted
+        room = 2 * max(e.encoded.n_completion for e in verdict)
+        answers = [c.text for c in engine.generate([e.row.messages for e in verdict], Sampling(max_tokens=room))]
+        with torch.inference_mode():
+            loss = mean_loss(evaluate(engine.model, verdict))
+    return {
+        "exact_match": exact_match(answers, [e.row.completion for e in verdict]), "loss": loss, "n": len(verdict),
+        **{k: told["trained"][k] for k in ("validation_loss", "step", "stopped_by")},
+        "trained_seconds": round(trained_s, 1), "seconds": round(time.monotonic() - began, 1),
+        "samples": [
+            {"prompt": e.row.prompt, "wanted": e.row.completion, "answer": a} for e, a in zip(verdict[:12:4], answers[:12:4], strict=True)
+        ],
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- the plan
+
+
+class Bench:
+    """Runs what is not known yet, two at a time, and keeps every result at once."""
+
+    def __init__(self, data: str, processes: int) -> None:
+        self._data, self._processes = data, processes
+        self.known: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}, "seconds": 0.0}
+
+    def run(self, runs: Iterable[Run]) -> None:
+        missing = [r for r in dict.fromkeys(runs) if r.key not in self.known["runs"]]
+        missing.sort(key=lambda r: -r.rows * (3 if r.table == "e2e_nlg" else 1))
+        began = time.monotonic()
+        with ProcessPoolExecutor(self._processes, mp_context=get_context("spawn")) as pool:
+            waiting = {pool.submit(tune, r, self._data): r for r in missing}
+            for n, done in enumerate(as_completed(waiting), 1):
+                run, result = waiting[done], done.result()
+                self.known["runs"][run.key] = result
+                self.save()
+                print(f"{n}/{len(missing)}  {run.key}  exact match {result['exact_match']:.1%}  loss {result['loss']:.3f}  "
+                      f"{result['step']} steps  {result['seconds']:.0f} s", flush=True)  # fmt: skip
+        self.known["seconds"] += time.monotonic() - began
+        self.save()
+
+    def save(self) -> None:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(self.known, indent=1, sort_keys=True) + "\n")
+
+    def get(self, run: Run) -> dict[str, Any]:
+        return self.known["runs"][run.key]  # type: ignore[no-any-return]
+
+    def rate(self, table: str, base: str, method: str) -> float:
+        """The rate with the lowest validation loss on seed 0."""
+        return min(RATES[method], key=lambda rate: self.get(Run(table, full_size(table), base, method, rate, 0))["validation_loss"])
+
+    def median(self, what: str, table: str, rows: int, base: str, method: str, extra: str = "") -> float:
+        rate = self.rate(table, base, method)
+        return statistics.median(self.get(Run(table, rows, base, method, rate, s, extra))[what] for s in SEEDS)
+
+
+def arms(table: str) -> list[tuple[str, str]]:
+    """Base and method of the arms of a table; sentences are compared by loss, without LoRA."""
+    return [(b, m) for b, m in ARMS if (table, m) != ("e2e_nlg", "lora")]
+
+
+ARMS = ((TINY, "full"), (TINY, "lora"), (SCRATCH, "full"))
+LORA_EXTRAS = ('{"rank": 64}', '{"targets": "attention"}')
+
+
+def full_size(table: str) -> int:
+    return 900 if table == "demo" else 1000
+
+
+def everything(bench: Bench) -> None:
+    names = list(tables(bench._data))
+    triples = [(t, b, m) for t in names for b, m in arms(t)]
+    bench.run(Run(t, full_size(t), b, m, rate, 0) for t, b, m in triples for rate in RATES[m])
+    chosen = {(t, b, m): bench.rate(t, b, m) for t, b, m in triples}
+    bench.run(
+        [Run(t, full_size(t), b, m, chosen[t, b, m], s) for t, b, m in triples for s in SEEDS]
+        + [Run("restaurant8k", 300, b, m, chosen["restaurant8k", b, m], s) for b, m in ARMS for s in SEEDS]
+        + [Run(t, rows, TINY, "full", chosen[t, TINY, "full"], s)
+           for t in ("demo", "restaurant8k", "banking77") for rows in ROW_COUNTS[:-1] for s in SEEDS]
+        + [Run("banking77", 1000, TINY, "lora", chosen["banking77", TINY, "lora"], s, extra) for extra in LORA_EXTRAS for s in SEEDS]
+    )  # fmt: skip
+    bench.known["linear"] = {t.name: linear_model(t) for t in tables(bench._data).values() if t.is_closed}
+    bench.known["commonest"] = {t.name: commonest_share(t) for t in tables(bench._data).values()}
+    bench.known["prose"] = prose_bits(bench._data)
+    bench.save()
+
+
+def linear_model(table: Table) -> float:
+    """TF-IDF on words and pairs with logistic regression: exact match on the test rows."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(C=10, max_iter=2000))
+    model.fit(*zip(*table.train, strict=True))
+    return float(model.score(*zip(*table.test, strict=True)))
+
+
+def commonest_share(table: Table) -> float:
+    always = Counter(c for _, c in table.train).most_common(1)[0][0]
+    return sum(c == always for _, c in table.test) / len(table.test)
+
+
+def prose_bits(data: str) -> dict[str, float]:
+    """Bits per byte of 200 pieces of prose that the base was not pretrained on, each read in windows of 512 tokens."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import pretrain
+
+    from tunesmith.models import causal_lm
+
+    args = argparse.Namespace(prose=[f"{data}/corpus/prose.parquet"], tasks=[f"{data}/corpus/tasks.parquet"], seed=0)
+    texts = pretrain.read_sources(args)[0][-pretrain.HELD_OUT :]
+    folders = {TINY: ROOT / "src" / "tunesmith" / "bases" / TINY, "stories260k": Path(data) / "models" / "stories260k"}
+    return {name: _bits_per_byte(causal_lm, folder, texts) for name, folder in folders.items()}
+
+
+def _bits_per_byte(causal_lm: Any, folder: Path, texts: Sequence[str], window: int = 512) -> float:
+    import torch
+    from tokenizers import Tokenizer
+
+    model, tokenizer = causal_lm.load(folder, torch.device("cpu")), Tokenizer.from_file(str(folder / "tokenizer.json"))
+    nats, size = 0.0, 0
+    with torch.inference_mode():
+        for text in texts:
+            ids = torch.tensor(tokenizer.encode(text).ids)
+            first = 0
+            while first < len(ids) - 1:
+                piece = ids[first : first + window]
+                logits = model(piece[None]).logits[0, :-1]
+                nats += float(torch.nn.functional.cross_entropy(logits, piece[1:], reduction="sum"))
+                first += window - 1
+            size += len(text.encode())
+    return nats / math.log(2) / size
+
+
+# ---------------------------------------------------------------- the docs
+
+
+def write_docs(bench: Bench) -> None:
+    page = ROOT / "docs" / "base.md"
+    text = page.read_text()
+    for name, make in (("table", table_md), ("lora", lora_md), ("samples", samples_md)):
+        start, end = f"<!-- benchmark: {name} -->\n", f"<!-- end: {name} -->"
+        before, _, rest = text.partition(start)
+        text = before + start + make(bench) + end + rest.partition(end)[2]
+    page.write_text(text)
+    (ROOT / "docs" / "rows.svg").write_text(curve_svg(bench))
+
+
+def table_md(bench: Bench) -> str:
+    columns = ["table, training rows", "commonest answer", "TF-IDF + logistic regression", "scratch, full", "tiny, LoRA", "tiny, full"]
+    lines = ["| " + " | ".join([*columns, "gain", "asked"]) + " |", "|---" * 8 + "|"]
+    for table, rows, asked in (("demo", 900, 20), ("restaurant8k", 300, 8), ("restaurant8k", 1000, 10), ("banking77", 1000, 15)):
+        scores = [bench.median("exact_match", table, rows, b, m) for b, m in ARMS]
+        full, lora, scratch = scores
+        linear = bench.known["linear"].get(table)
+        lines.append(
+            f"| {table}, {rows:,} | {bench.known['commonest'][table]:.1%} | {'–' if linear is None else f'{linear:.1%}'} | {scratch:.1%} "
+            f"| {lora:.1%} | {full:.1%} | {100 * (max(full, lora) - scratch):+.1f} points | {asked} |"
+        )
+    tiny, scratch = (bench.median("loss", "e2e_nlg", 1000, b, "full") for b in (TINY, SCRATCH))
+    lines.append(f"| e2e_nlg, 1,000: held-out loss | | | {scratch:.3f} | | {tiny:.3f} | {100 * (tiny / scratch - 1):+.0f} % | -20 % |")
+    prose = bench.known["prose"]
+    rates = [f"{t}: " + ", ".join(f"{b[10:]} {m} {bench.rate(t, b, m):g}" for b, m in arms(t)) for t in tables_known(bench)]
+    lines += ["", "Rates, chosen on seed 0: " + "; ".join(rates) + ".",
+        "", f"Prose never trained on, 200 pieces: {prose[TINY]:.2f} bits per byte; stories260k needs {prose['stories260k']:.2f}.",
+        "", f"All runs together took {bench.known['seconds'] / 60:.0f} minutes on two cores, two runs at a time.", ""]  # fmt: skip
+    return "\n".join(lines)
+
+
+def tables_known(bench: Bench) -> list[str]:
+    return list(dict.fromkeys(k.partition("|")[0] for k in bench.known["runs"]))
+
+
+def lora_md(bench: Bench) -> str:
+    lines = ["| banking77, 1,000 rows | exact match | held-out loss |", "|---|---|---|"]
+    rate = bench.rate("banking77", TINY, "lora")
+    for r in RATES["lora"]:
+        one = bench.get(Run("banking77", 1000, TINY, "lora", r, 0))
+        lines.append(f"| LoRA, rank 16, rate {r:g} (seed 0) | {one['exact_match']:.1%} | {one['loss']:.3f} |")
+    for label, method, extra in (
+        (f"LoRA, rank 16, rate {rate:g}", "lora", ""),
+        (f"LoRA, rank 64, rate {rate:g}", "lora", LORA_EXTRAS[0]),
+        (f"LoRA on attention only, rank 16, rate {rate:g}", "lora", LORA_EXTRAS[1]),
+        (f"full, rate {bench.rate('banking77', TINY, 'full'):g}", "full", ""),
+    ):
+        score, loss = (bench.median(w, "banking77", 1000, TINY, method, extra) for w in ("exact_match", "loss"))
+        lines.append(f"| {label} | {score:.1%} | {loss:.3f} |")
+    return "\n".join([*lines, ""])
+
+
+def samples_md(bench: Bench) -> str:
+    both = [bench.get(Run("e2e_nlg", 1000, b, "full", bench.rate("e2e_nlg", b, "full"), 0))["samples"] for b in (TINY, SCRATCH)]
+    lines = []
+    for tiny, scratch in zip(*both, strict=True):
+        lines += [
+            f"- `{tiny['prompt']}`",
+            f"  - a person: {tiny['wanted']}",
+            f"  - tiny: {tiny['answer']}",
+            f"  - scratch: {scratch['answer']}",
+        ]
+    return "\n".join([*lines, ""])
+
+
+def curve_svg(bench: Bench) -> str:
+    """Exact match against training rows, one line a table, medians of three seeds with the range of the seeds."""
+    width, height, left, top, right, bottom = 640, 360, 52, 34, 118, 46
+    colours = {"demo": "#1f77b4", "restaurant8k": "#d95f02", "banking77": "#1b9e77"}
+
+    def x(rows: float) -> float:
+        low, high = math.log(ROW_COUNTS[0]), math.log(ROW_COUNTS[-1])
+        return left + (width - left - right) * (math.log(rows) - low) / (high - low)
+
+    def y(score: float) -> float:
+        return top + (height - top - bottom) * (1 - score)
+
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12" role="img">',
+           "<title>Exact match of tunesmith-tiny after full tuning, against the number of training rows</title>",
+           f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
+           f'<text x="{left}" y="20" fill="#222222" font-size="13">Exact match (median and range of 3 seeds)</text>']  # fmt: skip
+    for tick in (0, 0.25, 0.5, 0.75, 1):
+        out.append(f'<line x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" stroke="#dddddd"/>'
+                   f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end" fill="#444444">{tick:.0%}</text>')  # fmt: skip
+    for rows in ROW_COUNTS:
+        out.append(f'<text x="{x(rows):.1f}" y="{height - bottom + 18}" text-anchor="middle" fill="#444444">{rows:,}</text>')
+    out.append(f'<text x="{(left + width - right) / 2:.0f}" y="{height - 8}" text-anchor="middle" fill="#444444">training rows</text>')
+    for table, colour in colours.items():
+        sizes = [*ROW_COUNTS[:-1], full_size(table)]
+        rate = bench.rate(table, TINY, "full")
+        runs = [[bench.get(Run(table, n, TINY, "full", rate, s))["exact_match"] for s in SEEDS] for n in sizes]
+        points = [(x(n), y(statistics.median(r))) for n, r in zip(sizes, runs, strict=True)]
+        out += [f'<line x1="{x(n):.1f}" x2="{x(n):.1f}" y1="{y(min(r)):.1f}" y2="{y(max(r)):.1f}" stroke="{colour}" stroke-opacity="0.5"/>'
+                for n, r in zip(sizes, runs, strict=True)]  # fmt: skip
+        out.append(
+            f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="' + " ".join(f"{a:.1f},{b:.1f}" for a, b in points) + '"/>'
+        )
+        out += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3.5" fill="{colour}"/>' for a, b in points]
+        out.append(f'<text x="{points[-1][0] + 10:.1f}" y="{points[-1][1] + 4:.1f}" fill="{colour}">{table}</text>')
+    return "\n".join([*out, "</svg>", ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", default=str(ROOT.parent / "shared" / "data"), help="folder with text_generation/, text_classification/ …")
+    parser.add_argument("--only-docs", action="store_true")
+    args = parser.parse_args()
+    bench = Bench(args.data, processes=2)
+    if not args.only_docs:
+        everything(bench)
+    write_docs(bench)
+    print(table_md(bench))
+
+
+if __name__ == "__main__":
+    main()
