@@ -100,6 +100,15 @@ class UnknownBaseModel(NotFound):
     folder is written with a slash (./my-model), a model of the hub as organisation/name."""
 
 
+class UnknownGroup(NotFound):
+    """The training query gives no column {name!r} to look at as a group. Did you mean {closest!r}? Its columns beside prompt and
+    completion are: {known}. Add the column to the SELECT."""
+
+
+class ViewNotWritten(Conflict):
+    """The view {name} was not written: {reason}"""
+
+
 class WeightsNotHere(NotFound):
     """The weights of base model {name!r} are not on this machine, and Tunesmith never downloads by itself. Bring them:
     `hf download {hub_id} --local-dir {folder}` (or on another machine, and copy that folder), or name a local folder as the base

@@ -12,9 +12,18 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from tunesmith import access, catalog, durable, registry, worker
+from tunesmith.data.audit import AuditReport, audit
 from tunesmith.data.dataset import PARTS, snapshot
 from tunesmith.data.template import Encoder, PromptTemplate, parse_messages
-from tunesmith.errors import DatabaseBusy, DatabaseNotOpened, InvalidOptionValue, MissingExtra, NotADataSource, TooManyRows
+from tunesmith.errors import (
+    DatabaseBusy,
+    DatabaseNotOpened,
+    InvalidOptionValue,
+    MissingExtra,
+    NotADataSource,
+    TooManyRows,
+    ViewNotWritten,
+)
 from tunesmith.jobs import Job, Options, model_key
 from tunesmith.registry import TunedModel
 from tunesmith.settings import Settings
@@ -125,6 +134,36 @@ class Tunesmith:
         self.store.get(job_id)
         return pyarrow.Table.from_pylist(self.store.rows("metrics", job_id))
 
+    # ------------------------------------------------------------ before a job
+
+    def audit(
+        self, training_data: Data, validation_data: Data = None, *, test_data: Data = None, base_model: str = "tunesmith-tiny",
+        groups: Sequence[str] = (),
+    ) -> AuditReport:  # fmt: skip
+        """What is wrong with the rows, which rows, and the SQL that mends it. Nothing is stored, no job is created.
+
+        `base_model` decides tokens and windows; `groups` names columns whose values are groups (default: those with few values).
+        """
+        spec = catalog.find(base_model, self.settings.home)
+        with self._source() as connection:
+            given = {"training": training_data, "validation": validation_data, "test": test_data}
+            queries = {part: text for part, data in given.items() if (text := _query(connection, part, data))}
+            return audit(connection, queries, self._encoder_of(Path(spec.folder)), spec, groups)
+
+    def write_view(self, name: str, sql: str) -> int:
+        """Make (or replace) a view of a query, such as `AuditReport.clean_sql`, in the user's database; returns its rows."""
+        parts = ".".join('"' + part.replace('"', '""') + '"' for part in name.split("."))
+        database = self._database
+        if not isinstance(database, duckdb.DuckDBPyConnection) and os.fspath(database) == ":memory:":
+            raise ViewNotWritten(name=name, reason="there is no database file; name one (--database)")
+        try:
+            cursor = database.cursor() if isinstance(database, duckdb.DuckDBPyConnection) else duckdb.connect(os.fspath(database))
+            with cursor:
+                cursor.execute(f"CREATE OR REPLACE VIEW {parts} AS {sql}")
+                return int(cursor.execute(f"SELECT count(*) FROM {parts}").fetchall()[0][0])
+        except duckdb.Error as e:
+            raise ViewNotWritten(name=name, reason=str(e).splitlines()[0]) from None
+
     # ------------------------------------------------------------ models
 
     def models(self) -> list[TunedModel]:
@@ -176,7 +215,9 @@ class Tunesmith:
         return replace(job, service=self)
 
     def _encoder(self, name: str) -> Encoder:
-        folder = Path(self.model(name).base.folder)
+        return self._encoder_of(Path(self.model(name).base.folder))
+
+    def _encoder_of(self, folder: Path) -> Encoder:
         if folder not in self._encoders:
             self._encoders[folder] = Encoder(PromptTemplate.of_base(folder), folder)
         return self._encoders[folder]

@@ -84,30 +84,37 @@ class Dataset:
 
 def snapshot(connection: duckdb.DuckDBPyConnection, queries: Mapping[str, Query], final: Path, *, home: Path, seed: int) -> Snapshot:
     """Freeze the rows of the training, validation and test query (those given) into the folder `final`."""
-    checked = {name: check_query(connection, sql, name) for name, sql in queries.items() if sql}
-    with durable.staging(home) as outer:
+    with durable.staging(home) as outer, duckdb.connect() as own:
         durable.check_space(outer, 0)
         staged = outer / "data"
         staged.mkdir()
-        chat = {name: _freeze(connection, name, sql, outer / f"{name}.raw") for name, sql in checked.items()}
-        with duckdb.connect() as own:
-            _classify(own, chat, outer)
-            for name in checked:
-                _must_have_rows(own, name)
-            rows = _split(own, set(checked), seed)
-            rejected = _count(own, "SELECT count(*) FROM rows WHERE reason IS NOT NULL")
-            for part in PARTS:
-                own.execute(f"COPY (SELECT row, prompt, completion, context FROM parted WHERE part = '{part}' ORDER BY row) "
-                            f"TO '{_quoted(staged / part)}.parquet' (FORMAT parquet)")  # fmt: skip
-            own.execute(f"COPY (SELECT source AS part, row, reason, context FROM rows WHERE reason IS NOT NULL ORDER BY source, row) "
-                        f"TO '{_quoted(staged / 'rejected')}.parquet' (FORMAT parquet)")  # fmt: skip
-            source_of = dict(own.execute("SELECT DISTINCT part, source FROM parted").fetchall())
+        chat = collect(connection, queries, own, outer)
+        rows = _split(own, set(chat), seed)
+        rejected = _count(own, "SELECT count(*) FROM rows WHERE reason IS NOT NULL")
+        for part in PARTS:
+            own.execute(f"COPY (SELECT row, prompt, completion, context FROM parted WHERE part = '{part}' ORDER BY row) "
+                        f"TO '{_quoted(staged / part)}.parquet' (FORMAT parquet)")  # fmt: skip
+        own.execute(f"COPY (SELECT source AS part, row, reason, context FROM rows WHERE reason IS NOT NULL ORDER BY source, row) "
+                    f"TO '{_quoted(staged / 'rejected')}.parquet' (FORMAT parquet)")  # fmt: skip
+        source_of = dict(own.execute("SELECT DISTINCT part, source FROM parted").fetchall())
         facts = {
             "rows": rows, "rejected": rejected, "frozen_at": time.time(),
             "chat": {part: chat.get(source_of.get(part, "training"), False) for part in PARTS},
         }  # fmt: skip
         digest = durable.publish(staged, final, facts)
     return Snapshot(digest, {**rows, "rejected": rejected}, tuple(_warnings(rows)))
+
+
+def collect(
+    connection: duckdb.DuckDBPyConnection, queries: Mapping[str, Query], own: duckdb.DuckDBPyConnection, folder: Path
+) -> dict[str, bool]:
+    """Run the user's queries once and make the table `rows` of the connection `own`; which of the queries gave messages."""
+    checked = {name: check_query(connection, sql, name) for name, sql in queries.items() if sql}
+    chat = {name: _freeze(connection, name, sql, folder / f"{name}.raw") for name, sql in checked.items()}
+    _classify(own, chat, folder)
+    for name in checked:
+        _must_have_rows(own, name)
+    return chat
 
 
 def _warnings(rows: Mapping[str, int]) -> Iterator[str]:

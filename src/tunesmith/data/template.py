@@ -150,6 +150,16 @@ class Encoder:
         prompt = self.prompt(messages)
         return Encoded([*prompt, *self.text(completion), self.template.end_id], len(prompt))
 
+    def count_rows(self, rows: Sequence[tuple[str, str]], chat: bool = False) -> list[tuple[int, int]]:
+        """Tokens of many rows' prompts and completions, as `row` would give them; a chat prompt is its messages as JSON."""
+        completions = self._text.encode_batch([c for _, c in rows], add_special_tokens=False)
+        if chat:
+            prompts = [len(self.prompt(json.loads(p))) for p, _ in rows]
+        else:
+            frame = len(self.prompt([{"role": "user", "content": "x"}])) - len(self.text("x"))  # the same around every text
+            prompts = [frame + len(e.ids) for e in self._text.encode_batch([p for p, _ in rows], add_special_tokens=False)]
+        return [(p, len(c.ids) + 1) for p, c in zip(prompts, completions, strict=True)]
+
     def text(self, text: str) -> list[int]:
         return self._text.encode(text, add_special_tokens=False).ids
 

@@ -99,6 +99,32 @@ def init(
            f"{path}: {rows} rows in tickets, messages without a team in new_tickets" if rows else f"{path}: empty")  # fmt: skip
 
 
+# ---------------------------------------------------------------- before a job
+
+
+@app.command()
+def audit(
+    training: Annotated[str, typer.Argument(help="A query with prompt and completion, or a .parquet, .csv or .jsonl file.")],
+    validation: Annotated[str, typer.Option("--validation", help="A query or file whose prompts must not be in training.")] = "",
+    test: Annotated[str, typer.Option("--test", help="Likewise, for the rows that will judge the model.")] = "",
+    base: Annotated[str, typer.Option("--base", "-b", help="Base model that counts the tokens.")] = "tunesmith-tiny",
+    group: Annotated[list[str] | None, typer.Option("--group", help="A column whose values are groups; may be repeated.")] = None,
+    database: Database = ":memory:",
+    write_view: Annotated[str, typer.Option("--write-view", help="Make a view of the training query with the fixes.")] = "",
+    html: Annotated[bool, typer.Option("--html", help="Print one self-contained HTML page.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What is wrong with the rows, which rows, and the SQL that mends it. Creates no job."""
+    from tunesmith.interfaces.pages import audit_html, audit_text
+
+    service = _service(database)
+    report = service.audit(training, validation or None, test_data=test or None, base_model=base, groups=group or ())
+    rows = service.write_view(write_view, report.clean_sql) if write_view else 0
+    print(json.dumps(report.to_json()) if as_json else audit_html(report) if html else audit_text(report))
+    if write_view:
+        print(f"view {write_view}: {rows:,} of {report.rows['training']:,} rows", file=sys.stderr)
+
+
 # ---------------------------------------------------------------- tune
 
 

@@ -67,6 +67,7 @@ class _Functions:
 
         scalar("tunesmith_finetune", self._finetune, None, "VARCHAR")
         scalar("tunesmith_table", self._table, 1, "VARCHAR")
+        scalar("tunesmith_audit", self._audit, 4, "VARCHAR")
         scalar("tunesmith_count_tokens", self._count_tokens, 2, "BIGINT")
         scalar("tunesmith_complete", self._complete, 4, "VARCHAR", "arrow")
         scalar("tunesmith_try_complete", self._try_complete, 4, "VARCHAR", "arrow")
@@ -142,6 +143,10 @@ class _Functions:
 
     # ------------------------------------------------------------ tables
 
+    def _audit(self, training: str, validation: str | None, test: str | None, base_model: str) -> str:
+        report = self._service.audit(training, validation, test_data=test, base_model=base_model)
+        return json.dumps([{k: getattr(f, k) for k in AUDIT_COLUMNS} for f in report.findings])
+
     def _table(self, name: str) -> str:
         return json.dumps([TABLES[name][1](row) for row in self._service.rows(TABLES[name][0])], default=str)
 
@@ -167,6 +172,10 @@ def _macros() -> list[str]:
     for kind, place in (("MACRO", "snowflake.cortex."), ("TEMP MACRO", "")):
         for name, overloads in MACROS.items():
             made.append(f"CREATE {kind} {place}{name} " + ", ".join(overloads))
+    made.append(
+        "CREATE MACRO tunesmith.main.audit(training_data, validation_data := NULL, test_data := NULL, base_model := 'tunesmith-tiny') "
+        f"AS TABLE {_rows_of('tunesmith_audit(training_data, validation_data, test_data, base_model)', AUDIT_COLUMNS)}"
+    )
     for name, (_, _, columns) in TABLES.items():
         made.append(f"CREATE VIEW tunesmith.main.{name} AS {_view(name, columns)}")
     made.append(f"CREATE VIEW snowflake.account_usage.cortex_fine_tuning_usage_history AS {_USAGE_HISTORY}")
@@ -247,9 +256,20 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]], dict[st
 }  # fmt: skip
 
 
+AUDIT_COLUMNS = {
+    "severity": "VARCHAR", "name": "VARCHAR", "source": "VARCHAR", "count": "BIGINT", "message": "VARCHAR", "advice": "VARCHAR",
+    "rows": "BIGINT[]", "fix": "VARCHAR",
+}  # fmt: skip
+
+
 def _view(name: str, columns: dict[str, str]) -> str:
+    return _rows_of(f"tunesmith_table('{name}')", columns)
+
+
+def _rows_of(call: str, columns: dict[str, str]) -> str:
+    """A SELECT of the rows that a function gives as a JSON list of objects."""
     shape = json.dumps([columns]).replace("'", "''")
-    return f"SELECT unnest(from_json(tunesmith_table('{name}'), '{shape}'), recursive := true)"
+    return f"SELECT r.* FROM (SELECT unnest(from_json({call}, '{shape}')) AS r)"
 
 
 # Snowflake, account-usage/cortex_fine_tuning_usage_history: training only, by base model and the hour in which jobs ended.

@@ -1,0 +1,96 @@
+"""The documents of a job for a reader: as text for terminals, as one self-contained HTML page."""
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from html import escape
+
+from tunesmith.data.audit import ROWS_SHOWN, AuditReport, Finding
+
+MARKS = {"error": "✗", "warning": "!", "note": "·"}
+CLASSES_SHOWN, ROWS_NAMED = 12, 8
+
+
+def audit_text(report: AuditReport) -> str:
+    """The counts, then the findings, the gravest first, each with its rows, its advice and the start of its SQL."""
+    lines = list(_facts(report))
+    for f in report.findings:
+        lines += ["", f"{MARKS[f.severity]} {f.name} ({f.source}): {f.message}", *_indented(_rows_named(f)), *_indented(f.advice)]
+    if not report.findings:
+        lines += ["", "nothing to mend was found"]
+    lines += [""] + [f"not measured: {what}" for what in report.not_measured]
+    if report.clean_sql and any(f.fix for f in report.findings):
+        lines.append("the SQL of every fix: --json; all of them as a view: --write-view NAME")
+    return "\n".join(lines).rstrip()
+
+
+def _facts(report: AuditReport) -> Iterator[str]:
+    parts = [f"{n:,} {source}" for source, n in report.rows.items()]
+    yield f"rows: {', '.join(parts)}; {report.tokens or 0:,} tokens an epoch by {report.base_model}"
+    for part, q in report.lengths.items():
+        yield f"{part}: {q['median']} tokens in the middle, {q['p95']} at 95 %, {q['longest']} at most"
+    if report.classes:
+        shown = ", ".join(f"{c} {n}" for c, n in list(report.classes.items())[:CLASSES_SHOWN])
+        more = f", … ({len(report.classes)} in all)" if len(report.classes) > CLASSES_SHOWN else ""
+        entropy = "" if report.entropy is None else f"; normalised entropy {report.entropy:.2f}, commonest to rarest {report.imbalance:.1f}"
+        yield f"answers: {shown}{more}{entropy}"
+    if report.languages:
+        yield "languages: " + ", ".join(f"{name} {share:.0%}" for name, share in list(report.languages.items())[:5])
+    for g in report.groups:
+        tells = "cannot be measured" if g.mutual_information is None else f"{g.mutual_information:.1%} of the answer, p = {g.p_value:.2g}"
+        shown = ", ".join(f"{v or '(empty)'} {n}" for v, n in list(g.counts.items())[:6])
+        yield f"group {g.column}: {shown}; tells {tells}"
+
+
+def _rows_named(f: Finding) -> str:
+    if not f.rows:
+        return ""
+    return "rows " + ", ".join(map(str, f.rows[:ROWS_NAMED])) + (f", … ({f.count} in all)" if f.count > ROWS_NAMED else "")
+
+
+def _indented(text: str) -> list[str]:
+    return textwrap.wrap(text, 118, initial_indent="    ", subsequent_indent="    ")
+
+
+def audit_html(report: AuditReport) -> str:
+    """One page without scripts or links to anything outside."""
+    bars = "".join(
+        f"<tr><td>{escape(c)}</td><td class=n>{n}</td><td><i style='width:{100 * n / max(report.classes.values()):.0f}%'></i></td></tr>"
+        for c, n in report.classes.items()
+    )
+    findings = "".join(_finding_html(f) for f in report.findings) or "<p>Nothing to mend was found.</p>"
+    groups = "".join(_group_html(g.column, g.counts, g.by_answer) for g in report.groups)
+    not_measured = "".join(f"<p>Not measured: {escape(t)}</p>" for t in report.not_measured)
+    return _PAGE.format(
+        title=f"Audit: {sum(report.rows.values()):,} rows",
+        body="".join(f"<p>{escape(line)}</p>" for line in _facts(report))
+        + f"<h2>{len(report.findings)} findings</h2>{findings}{not_measured}"
+        + (f"<h2>Answers</h2><table class=bars>{bars}</table>" if bars else "") + (f"<h2>Groups</h2>{groups}" if groups else "")
+        + f"<h2>The training query with the fixes</h2><pre>{escape(report.clean_sql)}</pre>",
+    )  # fmt: skip
+
+
+def _finding_html(f: Finding) -> str:
+    rows = ", ".join(map(str, f.rows)) + (f" … ({ROWS_SHOWN} of {f.count} shown)" if f.count > len(f.rows) > 0 else "")
+    return (
+        f"<details class={f.severity}><summary><b>{escape(f.name)}</b> {f.source}: {escape(f.message)}</summary><p>{escape(f.advice)}</p>"
+        + (f"<p>Rows: {rows}</p>" if rows else "") + (f"<pre>{escape(f.fix)}</pre>" if f.fix else "") + "</details>"
+    )  # fmt: skip
+
+
+def _group_html(column: str, values: Mapping[str, int], by_answer: Mapping[str, Mapping[str, int]]) -> str:
+    head = "".join(f"<th>{escape(v or '(empty)')}</th>" for v in values)
+    body = "".join(
+        f"<tr><td>{escape(answer)}</td>" + "".join(f"<td class=n>{row.get(v, 0)}</td>" for v in values) + "</tr>"
+        for answer, row in by_answer.items()
+    )
+    total = "<tr><td>all</td>" + "".join(f"<td class=n>{n}</td>" for n in values.values()) + "</tr>"
+    return f"<h3>{escape(column)}</h3><table><tr><th></th>{head}</tr>{body}{total}</table>"
+
+
+_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body{{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}}
+pre{{white-space:pre-wrap;background:#f4f4f4;padding:.6rem;overflow-wrap:anywhere}} td,th{{padding:.1rem .6rem;text-align:left}}
+.n{{text-align:right}} .bars td:last-child{{width:20rem}} i{{display:block;height:.7rem;background:#4a78b5}}
+details{{border-left:4px solid #999;padding:.2rem .8rem;margin:.5rem 0}} .error{{border-color:#b3261e}} .warning{{border-color:#c98a00}}
+summary{{cursor:pointer}}</style></head><body><h1>{title}</h1>{body}</body></html>
+"""
