@@ -153,3 +153,49 @@ def test_doctor_says_what_to_do_about_a_home_that_cannot_be_written(tmp_path: Pa
     (tmp_path / "file").write_text("")
     found = shell("doctor", env={"TUNESMITH_HOME": str(tmp_path / "file" / "home"), "PATH": ""})
     assert found.returncode == 1 and "set TUNESMITH_HOME" in found.stdout
+
+
+def test_the_audit_is_text_json_or_a_page_and_writes_a_clean_view(tmp_path: Path) -> None:
+    import duckdb
+
+    database = str(tmp_path / "shop.duckdb")
+    call("init", database, "--demo")
+    query = "SELECT message AS prompt, team AS completion, region FROM tickets WHERE split = 'train'"
+    text = call("audit", query, "--database", database, "--write-view", "clean")
+    assert "✗ conflicts (training): 12 rows" in text.stdout and "answers: billing" in text.stdout and "group region" in text.stdout
+    found = json.loads(call("audit", query, "-d", database, "--json").stdout)
+    assert {"conflicts", "duplicates", "personal_data", "unusable"} <= {f["name"] for f in found["findings"]}
+    page = call("audit", query, "-d", database, "--html").stdout
+    assert (
+        page.startswith("<!doctype html>")
+        and page.count("<details") == len(found["findings"])
+        and "http" not in page
+        and "<script" not in page
+    )
+    with duckdb.connect(database) as connection:
+        rows = connection.execute("SELECT count(*) FROM clean").fetchall()[0][0]
+        again = json.loads(call("audit", "SELECT * FROM clean", "-d", database, "--json").stdout) if connection.close() is None else {}
+    assert f"view clean: {rows} of 945 rows" in text.stderr
+    assert not {f["name"] for f in again["findings"]} & {
+        "conflicts",
+        "duplicates",
+        "near_duplicates",
+        "personal_data",
+        "unusable",
+        "too_long",
+    }
+
+
+def test_a_view_needs_a_database_and_a_name_that_is_free(tmp_path: Path) -> None:
+    with pytest.raises(Conflict, match="no database file"):
+        call("audit", ROWS, "--write-view", "clean")
+    database = str(tmp_path / "shop.duckdb")
+    call("init", database, "--demo")
+    with pytest.raises(Conflict, match="tickets"):
+        call("audit", ROWS, "-d", database, "--write-view", "tickets")
+
+
+def test_a_page_shows_what_users_wrote_as_text() -> None:
+    rows = "SELECT '<b>' || i || '</b> how are you' AS prompt, '<script>x' || (i % 2) AS completion FROM range(40) r(i)"
+    page = call("audit", rows, "--html").stdout
+    assert "&lt;script&gt;x0" in page and "<script" not in page and "<b>3" not in page

@@ -217,3 +217,17 @@ def test_nothing_is_left_on_stderr_when_python_ends(home: Path, body: str) -> No
     code = f"import tunesmith\nc = tunesmith.connect()\nd = c.cursor()\n{body}\n"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "leaked" not in ended.stderr and (ended.stderr == "" or "ZeroDivisionError" in ended.stderr)
+
+
+def test_the_audit_is_a_table_of_findings_and_their_sql_runs(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("CREATE TABLE audited AS SELECT 'say the word ' || i % 30 AS prompt, 'yes' AS completion FROM range(60) r(i)")
+    found = connection.execute(
+        "SELECT name, severity, count, rows[1], fix FROM tunesmith.audit('SELECT * FROM audited') ORDER BY count, name"
+    ).fetchall()
+    duplicates = next(f for f in found if f[0] == "duplicates")
+    assert duplicates[1:4] == ("warning", 30, 31)
+    assert connection.execute(f"SELECT count(*) FROM ({duplicates[4]})").fetchall() == [(30,)]
+    leaks = "SELECT count FROM tunesmith.audit('SELECT * FROM audited', test_data := 'SELECT * FROM audited WHERE prompt LIKE ''% 7''') WHERE name = 'leakage'"
+    assert one(connection, leaks) == 2
+    with pytest.raises(duckdb.Error, match="nosuch"):
+        connection.execute("SELECT * FROM tunesmith.audit('SELECT * FROM nosuch')").fetchall()

@@ -175,9 +175,9 @@ class _Audit:
 
     def _near_duplicates(self) -> Iterator[Finding]:
         for source in self._chat:
-            rows = self._all("SELECT min(row), any_value(prompt) FROM usable WHERE source = ? GROUP BY p ORDER BY 1", source)
+            rows = self._all("SELECT list(row), any_value(prompt) FROM usable WHERE source = ? GROUP BY p ORDER BY min(row)", source)
             groups = near_duplicates([prompt for _, prompt in rows])
-            again = sorted(rows[i][0] for group in groups for i in group[1:])
+            again = sorted(row for group in groups for i in group[1:] for row in rows[i][0])
             yield from self._finding(
                 "near_duplicates", "warning", source, again, "prompts that nearly equal an earlier one (MinHash, similarity 0.8 or more)",
                 "look at them: variants of one text teach less than their number promises", listed=True,
@@ -196,12 +196,12 @@ class _Audit:
                 "leakage", "error", "training", equal, f"training prompts that are also in the {other} query",
                 f"the {other} score would reward memory; take them out of training", keep=condition,
             )  # fmt: skip
-            both = self._all("SELECT source, min(row), any_value(prompt) FROM usable WHERE source IN ('training', ?) GROUP BY source, p "
-                             "ORDER BY 1, 2", other)  # fmt: skip
+            both = self._all("SELECT source, list(row), any_value(prompt) FROM usable WHERE source IN ('training', ?) GROUP BY source, p "
+                             "ORDER BY source, min(row)", other)  # fmt: skip
             near = set()
             for group in near_duplicates([prompt for *_, prompt in both]):
                 if len({both[i][0] for i in group}) == 2:
-                    near |= {both[i][1] for i in group if both[i][0] == "training"}
+                    near |= {row for i in group if both[i][0] == "training" for row in both[i][1]}
             yield from self._finding(
                 "near_leakage", "warning", "training", sorted(near - set(equal)),
                 f"training prompts nearly equal to one of the {other} query",

@@ -6,11 +6,13 @@ with probability over 0.99999; each candidate pair is then judged by the share o
 
 import re
 from collections.abc import Sequence
+from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
 
 HASHES, BANDS = 128, 32
+NEIGHBOURS = 32  # texts compared with each one that falls into the same band: what keeps a band of a thousand linear
 _WORD = re.compile(r"\w+")
 
 
@@ -20,13 +22,14 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.8) -> list[list[i
     parent = np.arange(len(texts))
     bands = signatures.reshape(len(texts), BANDS, HASHES // BANDS)
     for band in range(BANDS):
-        order = np.lexsort(bands[:, band].T)
-        a, b = order[:-1], order[1:]
-        alike = (bands[a, band] == bands[b, band]).all(1)
-        a, b = a[alike], b[alike]
-        agree = (signatures[a] == signatures[b]).mean(1) >= threshold
-        for i, j in zip(a[agree].tolist(), b[agree].tolist(), strict=True):
-            _join(parent, i, j)
+        order = np.lexsort((*bands[:, (band + 1) % BANDS].T, *bands[:, band].T))  # within a band, the likest beside each other
+        for apart in range(1, NEIGHBOURS + 1):
+            a, b = order[:-apart], order[apart:]
+            alike = (bands[a, band] == bands[b, band]).all(1)
+            a, b = a[alike], b[alike]
+            agree = (signatures[a] == signatures[b]).mean(1) >= threshold
+            for i, j in zip(a[agree].tolist(), b[agree].tolist(), strict=True):
+                _join(parent, i, j)
     groups: dict[int, list[int]] = {}
     for i in range(len(texts)):
         groups.setdefault(_root(parent, i), []).append(i)
@@ -40,7 +43,10 @@ def _signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
     starts: list[int] = []
     for text in texts:
         starts.append(len(words))
-        words += [numbers.setdefault(w, len(numbers) + 1) for w in _WORD.findall(text.lower())] or [0]
+        for word in _WORD.findall(text.lower()):
+            if word not in numbers:  # a word's number is its own, so that a pair is judged alike in any company
+                numbers[word] = int.from_bytes(blake2b(word.encode(errors="replace"), digest_size=8).digest(), "big")
+            words.append(numbers[word])
         words.append(0)  # the last word pairs with nothing, so that a text of one word is a set of one
     flat = np.asarray(words, np.uint64)
     pairs = _mixed(flat * np.uint64(0x9E3779B97F4A7C15) + np.append(flat[1:], np.uint64(0)))
