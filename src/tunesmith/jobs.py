@@ -271,7 +271,7 @@ class Job:
     stopped_by: str = ""
     """What ended the training: `max_epochs`, or `patience` where the validation loss had stopped falling."""
     verdict: Mapping[str, Any] | None = None
-    """Scores on the verdict rows: n, metric, and the arms base, commonest and tuned."""
+    """Whether tuning helped, as JSON of `evaluation.verdict.Verdict`: word, metric, n, arms, interval, rows won and lost, …"""
     warnings: tuple[str, ...] = ()
     error: Mapping[str, Any] | None = None
     created_at: float = field(default_factory=time.time)

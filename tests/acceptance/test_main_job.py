@@ -92,6 +92,8 @@ def test_a_table_becomes_a_model_that_answers_in_sql(database: Path, home: Path,
         assert sum(wanted == got for _, wanted, got in answers) >= 18
         assert job.verdict is not None and job.verdict["arms"]["tuned"] >= 0.9 and job.verdict["n"] == 20
         assert job.verdict["arms"]["commonest"] == 0.1 and job.verdict["arms"]["base"] == 0.0
+        assert set(job.verdict["arms"]) == {"base", "examples", "commonest", "tuned"} and job.verdict["word"] == "HELPED"
+        assert job.verdict["losses"]["tuned"] < job.verdict["losses"]["base"] and job.verdict["low"] > 0.05
 
         one = "SELECT trained_tokens, input_tokens FROM tunesmith.jobs"
         trained, once = connection.execute(one).fetchall()[0]
@@ -117,7 +119,7 @@ def same_job_through_the_other_doors(job: Job, home: Path) -> None:
     assert job.metrics.num_rows > 0 and "validation_loss" in job.metrics.column_names
     assert "SUCCEEDED" in job._repr_html_() and job.id in job._repr_html_()
     shown = subprocess.run([sys.executable, "-m", "tunesmith.interfaces.cli", "job", "show", job.id], capture_output=True, text=True)
-    assert shown.stdout.startswith("exact match on 20 verdict rows") and "user: as asked" in shown.stdout
+    assert shown.stdout.startswith("HELPED: tuning gained") and "exact match on 20 verdict rows" in shown.stdout and "user: as asked" in shown.stdout
     asked = [sys.executable, "-m", "tunesmith.interfaces.cli", "complete", "next_word", *PROMPTS[:3]]
     printed = subprocess.run(asked, capture_output=True, text=True).stdout.splitlines()
     assert printed == [c.text for c in service.complete("next_word", PROMPTS[:3])]

@@ -1,52 +1,201 @@
-"""EVALUATING, in a child process of the worker: what did tuning change on rows that chose nothing?
+"""EVALUATING, in a child process of the worker: did tuning help, on rows that chose nothing?
 
-Three arms answer the same verdict rows: the base, always the commonest completion of the training rows, and the tuned model.
+The arms answer the same verdict rows: the base; the base with examples in its prompt; always the commonest training completion; where
+answers are a closed set, a linear model on words; the tuned model.
 """
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from importlib.resources import files
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 
 from tunesmith.data.examples import Example, encode
+from tunesmith.data.template import Encoded, Messages
 from tunesmith.errors import DamagedFiles
-from tunesmith.evaluation.metrics import commonest, exact_match
+from tunesmith.evaluation.metrics import METRICS, commonest, metrics_for
+from tunesmith.evaluation.verdict import PROMPT_ARMS, STOP_RATE, Verdict, Word, judge, sentence, slices
 from tunesmith.inference.engine import Completion, Engine, Sampling
+from tunesmith.models import causal_lm
 from tunesmith.registry import TunedModel
 from tunesmith.tuning import child
+from tunesmith.tuning.loop import evaluate, mean_loss
 from tunesmith.tuning.trainer import RESULT
 
 ROOM = 2  # an answer may be this many times as long as the longest wanted one before it is cut
+LEAST_EXAMPLES, MOST_EXAMPLES = 3, 16  # in the prompt; more cost time in proportion, whatever they bring
+CLOSED_SHARE, CLOSED_CLASSES = 0.2, 200  # a closed set: so few different answers for so many rows
+ROWS_LISTED, WORST_LISTED = 100, 10
 
 
 def run(assignment: child.Assignment, report: child.Report) -> None:
     spec, options = assignment.spec, assignment.decided
     torch.set_num_threads(assignment.threads)
     dataset, encoder = assignment.dataset(), assignment.encoder()
-    verdict = encode(dataset, "verdict", encoder, spec, options.on_long).accepted
-    if not verdict:
+    rows = {part: encode(dataset, part, encoder, spec, options.on_long).accepted for part in ("train", "verdict")}
+    if not rows["verdict"]:
         report("verdict", verdict=None)
         return
-    wanted = [e.row.completion for e in verdict]
-    sampling = Sampling(max_tokens=ROOM * max(e.encoded.n_completion for e in verdict))
     results = [a / RESULT for a in assignment.attempts if (a / RESULT).exists()]
     if not results:
         raise DamagedFiles(folder=assignment.folder, reason="no attempt of this job holds a finished model")
     base = TunedModel(name=spec.name, base=spec)
     tuned = TunedModel(name=spec.name, base=spec, method=options.method, folder=str(results[0]))
-    always = commonest([e.row.completion for e in encode(dataset, "train", encoder, spec, options.on_long).accepted])
-    answers = {
-        "base": _answers(base, verdict, assignment, sampling),
-        "commonest": None,
-        "tuned": _answers(tuned, verdict, assignment, sampling),
-    }
-    arms = {arm: exact_match([c.text for c in found] if found else [always] * len(wanted), wanted) for arm, found in answers.items()}
-    stopped = [c.stopped for c in answers["tuned"] or []]
-    report("verdict", verdict={
-        "n": len(verdict), "metric": "exact_match", "arms": arms, "commonest_answer": always, "stop_rate": sum(stopped) / len(stopped),
-    })  # fmt: skip
+    verdict = _Evaluation(rows["train"], rows["verdict"], assignment.device, options.seed).verdict(base, tuned)
+    for warning in warnings(verdict):
+        report("warning", message=warning)
+    report("verdict", verdict=verdict.to_json())
 
 
-def _answers(model: TunedModel, rows: list[Example], assignment: child.Assignment, sampling: Sampling) -> list[Completion]:
-    engine = Engine.load(model, assignment.device)
-    return engine.generate([e.row.messages for e in rows], sampling)
+def warnings(verdict: Verdict) -> list[str]:
+    """What must be read on every screen."""
+    found = []
+    if verdict.word is Word.HARMED:
+        found.append(sentence(verdict.to_json()))
+    if verdict.stop_rate < STOP_RATE:
+        found.append(
+            f"only {verdict.stop_rate:.0%} of the answers stop by themselves; {STOP_RATE:.0%} should: look at the completions' ends"
+        )
+    return found
+
+
+class _Evaluation:
+    """The arms' answers to the verdict rows, gathered arm by arm, then judged."""
+
+    def __init__(self, train: Sequence[Example], rows: Sequence[Example], device: str, seed: int) -> None:
+        self._train, self._rows, self._device, self._seed = train, rows, device, seed
+        self._wanted = [e.row.completion for e in rows]
+        self._sampling = Sampling(max_tokens=ROOM * max(e.encoded.n_completion for e in rows))
+        self._always = commonest([e.row.completion for e in train])
+        self._answers: dict[str, list[str]] = {}
+        self._losses: dict[str, list[tuple[float, int]]] = {}
+        self._retention: dict[str, float] = {}
+        self._notes: list[str] = []
+        self._n_examples, self._stop_rate = 0, 1.0
+
+    def verdict(self, base: TunedModel, tuned: TunedModel) -> Verdict:
+        self._ask_base(Engine.load(base, self._device))
+        self._answers["commonest"] = [self._always] * len(self._rows)
+        self._ask_linear_model()
+        self._ask_tuned(Engine.load(tuned, self._device))
+        return self._judge(metrics_for([e.row.completion for e in self._train]))
+
+    def _ask_base(self, engine: Engine) -> None:
+        self._answers["base"] = [c.text for c in self._complete(engine, [])]
+        examples = self._examples(engine)
+        self._n_examples = sum(m["role"] == "assistant" for m in examples)
+        if examples:
+            self._answers["examples"] = [c.text for c in self._complete(engine, examples)]
+        else:
+            self._notes.append(f"the base was not asked with examples: its window holds fewer than {LEAST_EXAMPLES}")
+        self._losses["base"], self._retention["base"] = evaluate(engine.model, self._rows), retention(engine)
+
+    def _ask_tuned(self, engine: Engine) -> None:
+        completions = self._complete(engine, [])
+        self._answers["tuned"] = [c.text for c in completions]
+        self._stop_rate = sum(c.stopped for c in completions) / len(completions)
+        self._losses["tuned"], self._retention["tuned"] = evaluate(engine.model, self._rows), retention(engine)
+
+    def _complete(self, engine: Engine, examples: Messages) -> list[Completion]:
+        return engine.generate([with_examples(e.row.messages, examples) for e in self._rows], self._sampling)
+
+    def _judge(self, metrics: list[str]) -> Verdict:
+        scores = {m: {arm: self._scores(m, arm) for arm in ARMS if arm in self._answers} for m in metrics}
+        means = {m: {arm: sum(s) / len(s) for arm, s in arms.items()} for m, arms in scores.items()}
+        primary, arms = scores[metrics[0]], means[metrics[0]]
+        against = max((a for a in PROMPT_ARMS if a in arms), key=lambda a: arms[a])
+        word, difference, low, high = judge(primary["tuned"], primary[against], self._seed)
+        if arms["tuned"] <= arms["commonest"]:
+            self._notes.append(f"the tuned model is no better than always answering {self._always!r:.40}")
+        if arms.get("linear", 0) >= arms["tuned"]:
+            self._notes.append("a linear model on words scores as high: you may not need a language model for this")
+        flips = [(e.row.row, t - b) for e, t, b in zip(self._rows, primary["tuned"], primary[against], strict=True)]
+        return Verdict(
+            word, metrics[0], len(self._rows), arms, against, difference, low, high, stop_rate=self._stop_rate, examples=self._n_examples,
+            losses={arm: mean_loss(found) for arm, found in self._losses.items()}, commonest_answer=self._always,
+            other_metrics={m: means[m] for m in metrics[1:]}, won=tuple(r for r, d in flips if d > 0)[:ROWS_LISTED],
+            lost=tuple(r for r, d in flips if d < 0)[:ROWS_LISTED], worst=tuple(self._worst()), retention=self._retention,
+            slices=slices([json.loads(e.row.context) for e in self._rows], primary["tuned"], primary[against]), notes=tuple(self._notes),
+        )  # fmt: skip
+
+    def _scores(self, metric: str, arm: str) -> list[float]:
+        return [METRICS[metric](a, w) for a, w in zip(self._answers[arm], self._wanted, strict=True)]
+
+    def _worst(self) -> list[dict[str, Any]]:
+        """The rows on which the tuned model's loss is highest."""
+        losses = [v / n for v, n in self._losses["tuned"]]
+        order = sorted(range(len(losses)), key=lambda i: -losses[i])[:WORST_LISTED]
+        return [
+            {"row": self._rows[i].row.row, "loss": losses[i], "wanted": self._wanted[i], "answer": self._answers["tuned"][i]} for i in order
+        ]
+
+    def _examples(self, engine: Engine) -> list[dict[str, str]]:
+        """Training rows as turns before the question: as many as fit beside the longest one, different answers first."""
+        longest = max(self._rows, key=lambda e: e.encoded.n_prompt).row.messages
+        room = engine.context - self._sampling.max_tokens
+        turns: list[dict[str, str]] = []
+        for example in different_first(self._train, self._seed)[:MOST_EXAMPLES]:
+            turn = [m for m in example.row.messages if m["role"] != "system"] + [{"role": "assistant", "content": example.row.completion}]
+            if len(engine.encoder.prompt(with_examples(longest, turns + turn))) > room:
+                break
+            turns += turn
+        return turns if sum(m["role"] == "assistant" for m in turns) >= LEAST_EXAMPLES else []
+
+    def _ask_linear_model(self) -> None:
+        """Where answers are a closed set: what words alone tell."""
+        labels = [e.row.completion.strip() for e in self._train]
+        classes = set(labels)
+        if not 2 <= len(classes) <= min(CLOSED_CLASSES, max(2, CLOSED_SHARE * len(labels))):
+            return
+        if find_spec("sklearn") is None:
+            self._notes.append("the linear model on words was not measured: pip install 'tunesmith[audit]'")
+            return
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+
+        model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\S+"), LogisticRegression(C=10, max_iter=1000))
+        model.fit([question(e) for e in self._train], labels)
+        self._answers["linear"] = [str(a) for a in model.predict([question(e) for e in self._rows])]
+
+
+ARMS = ("base", "examples", "commonest", "linear", "tuned")
+
+
+def question(example: Example) -> str:
+    """The last thing the user said."""
+    return str(example.row.messages[-1]["content"])
+
+
+def with_examples(messages: Messages, examples: Messages) -> list[dict[str, str]]:
+    """Examples as turns of the chat: after a system message, before all else."""
+    head = [dict(m) for m in messages if m["role"] == "system"]
+    return [*head, *map(dict, examples), *(dict(m) for m in messages if m["role"] != "system")]
+
+
+def different_first(rows: Sequence[Example], seed: int) -> list[Example]:
+    """The rows in a seeded order, one of each answer before the second of any."""
+    shuffled = random.Random(seed).sample(list(rows), len(rows))
+    seen: dict[str, int] = {}
+    ranked: list[tuple[int, int, Example]] = []
+    for example in shuffled:
+        answer = example.row.completion.strip()
+        seen[answer] = seen.get(answer, 0) + 1
+        ranked.append((seen[answer], len(ranked), example))
+    return [example for *_, example in sorted(ranked, key=lambda r: r[:2])]
+
+
+def retention(engine: Engine) -> float:
+    """Bits per byte of plain prose that ships with the package: what the base could do before it was tuned to something else."""
+    lines = files("tunesmith.evaluation").joinpath("retention.txt").read_text("utf-8").splitlines()
+    batch = causal_lm.collate([Encoded(engine.encoder.text(line), 1) for line in lines], next(engine.model.parameters()).device)
+    with torch.inference_mode():
+        nats = float(causal_lm.token_losses(engine.model, batch).sum())
+    return nats / math.log(2) / sum(len(line.encode()) for line in lines)
 
 
 if __name__ == "__main__":

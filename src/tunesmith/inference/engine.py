@@ -51,7 +51,7 @@ class Engine:
     """A loaded model with its prompt template."""
 
     def __init__(self, model: Model, encoder: Encoder, name: str, context: int) -> None:
-        self.model, self.encoder, self._name, self._context = model, encoder, name, context
+        self.model, self.encoder, self._name, self.context = model, encoder, name, context
         self._device = next(model.parameters()).device
 
     @classmethod
@@ -86,12 +86,10 @@ class Engine:
 
     def _prompt_ids(self, messages: Messages) -> list[int]:
         content = max((m["content"] for m in messages), key=len)
-        too_long = self.encoder.surely_longer(content, self._context)
+        too_long = self.encoder.surely_longer(content, self.context)
         ids = [] if too_long else self.encoder.prompt(messages)
-        if too_long or len(ids) >= self._context:
-            raise PromptTooLong(
-                window=self._context, tokens=len(ids) or f"over {self._context}", model=self._name, prompt=content[:60] + "…"
-            )
+        if too_long or len(ids) >= self.context:
+            raise PromptTooLong(window=self.context, tokens=len(ids) or f"over {self.context}", model=self._name, prompt=content[:60] + "…")
         return ids
 
     def _batches(self, asked: list[list[int]], sampling: Sampling) -> Iterator[tuple[list[int], list[Completion]]]:
@@ -103,7 +101,7 @@ class Engine:
     @torch.inference_mode()
     def _answer(self, prompts: list[list[int]], sampling: Sampling, generator: torch.Generator) -> list[Completion]:
         lengths_B = torch.tensor([len(p) for p in prompts], device=self._device)
-        room_B = (self._context - lengths_B).clamp(max=sampling.max_tokens)  # each row's own: neighbours decide nothing
+        room_B = (self.context - lengths_B).clamp(max=sampling.max_tokens)  # each row's own: neighbours decide nothing
         B, T = len(prompts), int(lengths_B.max())
         ids_BT = torch.zeros(B, T, dtype=torch.long, device=self._device)
         mask = torch.zeros(B, T, dtype=torch.long, device=self._device)

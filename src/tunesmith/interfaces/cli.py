@@ -260,16 +260,9 @@ def job_page(job: Job) -> str:
 
 
 def verdict_lines(job: Job) -> list[str]:
-    """The first numbers that matter: the arms on the verdict rows, n beside them."""
-    if not job.verdict:
-        return []
-    arms, n = job.verdict["arms"], job.verdict["n"]
-    words = {
-        "base": f"{job.base_model} as it is",
-        "commonest": f"always {job.verdict['commonest_answer']!r:.40}",
-        "tuned": f"{job.name}, tuned",
-    }
-    return [f"exact match on {n} verdict rows, which chose nothing:"] + [f"  {100 * arms[a]:5.1f} %  {words[a]}" for a in arms]
+    from tunesmith.interfaces.pages import verdict_text
+
+    return verdict_text(job.verdict, job.base_model, job.name)
 
 
 # ---------------------------------------------------------------- models

@@ -3,11 +3,37 @@
 import textwrap
 from collections.abc import Iterator, Mapping
 from html import escape
+from typing import Any
 
 from tunesmith.data.audit import ROWS_SHOWN, AuditReport, Finding
+from tunesmith.evaluation.verdict import sentence
 
 MARKS = {"error": "✗", "warning": "!", "note": "·"}
 CLASSES_SHOWN, ROWS_NAMED = 12, 8
+
+
+ARMS = {
+    "base": "{base} as it is", "examples": "{base} with {examples} examples in its prompt", "commonest": "always {always!r:.40}",
+    "linear": "a linear model on words", "tuned": "{name}, tuned",
+}  # fmt: skip
+METRIC_WORDS = {
+    "exact_match": "exact match", "number": "equal numbers", "json": "valid and equal JSON", "token_f1": "token F1", "rouge_l": "ROUGE-L",
+}  # fmt: skip
+
+
+def verdict_text(verdict: Mapping[str, Any] | None, base: str, name: str) -> list[str]:
+    """The word first, then every arm on the same rows, then what must be known beside it."""
+    if not verdict:
+        return []
+    words = {"base": base, "name": name, "examples": verdict["examples"], "always": verdict["commonest_answer"]}
+    lines = [sentence(verdict), f"{METRIC_WORDS[verdict['metric']]} on {verdict['n']} verdict rows, which chose nothing:"]
+    lines += [f"  {100 * score:5.1f} %  {ARMS[arm].format(**words)}" for arm, score in verdict["arms"].items()]
+    won, lost, losses, kept = len(verdict["won"]), len(verdict["lost"]), verdict["losses"], verdict["retention"]
+    lines.append(
+        f"rows won {won}, lost {lost}; loss {losses['base']:.3f} -> {losses['tuned']:.3f}; answers that stop {verdict['stop_rate']:.1%}; "
+        f"plain prose {kept['base']:.2f} -> {kept['tuned']:.2f} bits per byte"
+    )
+    return lines + [f"note: {note}" for note in verdict["notes"]]
 
 
 def audit_text(report: AuditReport) -> str:
