@@ -30,13 +30,17 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 import duckdb
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+from plot import line_plot
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 RESULTS = HERE / "results" / "base.json"
 SEEDS = (0, 1, 2)
 VALIDATION, TEST = 100, 400  # rows; the demo's table has its own
-MAX_EPOCHS, PATIENCE, BATCH = 8, 2, 16
-RATES = {"full": (5e-4, 1e-3, 2e-3), "lora": (1e-3, 3e-3, 1e-2)}
+PATIENCE, BATCH = 2, 16
+MAX_EPOCHS = {"demo": 6, "restaurant8k": 6, "banking77": 6, "e2e_nlg": 4}
+RATES = {"tunesmith-tiny|full": (1e-3, 2e-3), "tunesmith-tiny|lora": (3e-3, 1e-2), "tunesmith-tiny-scratch|full": (5e-4, 1e-3, 2e-3)}
 ROW_COUNTS = (50, 100, 300, 1000)
 TINY, SCRATCH = "tunesmith-tiny", "tunesmith-tiny-scratch"
 
@@ -151,8 +155,8 @@ def tune(run: Run, data: str) -> dict[str, Any]:
                 connection.executemany(f"INSERT INTO {name}_rows VALUES (?, ?)", rows)
             frozen = snapshot(connection, {n: f"SELECT * FROM {n}_rows" for n in parts}, home / "data", home=home, seed=run.seed)
         spec = catalog.find(run.base, home)
-        asked = {"max_epochs": MAX_EPOCHS, "patience": PATIENCE, "batch_size": BATCH, "method": run.method, "learning_rate": run.rate,
-                 "seed": run.seed, **json.loads(run.extra or "{}")}  # fmt: skip
+        asked = {"max_epochs": MAX_EPOCHS[run.table], "patience": PATIENCE, "batch_size": BATCH, "method": run.method,
+                 "learning_rate": run.rate, "seed": run.seed, **json.loads(run.extra or "{}")}  # fmt: skip
         options = resolve(Options.parse(asked), Facts(spec, run.rows))
         template = PromptTemplate.of_base(Path(spec.folder))
         (home / "attempt-1").mkdir()
@@ -217,7 +221,9 @@ class Bench:
 
     def rate(self, table: str, base: str, method: str) -> float:
         """The rate with the lowest validation loss on seed 0."""
-        return min(RATES[method], key=lambda rate: self.get(Run(table, full_size(table), base, method, rate, 0))["validation_loss"])
+        return min(
+            RATES[f"{base}|{method}"], key=lambda rate: self.get(Run(table, full_size(table), base, method, rate, 0))["validation_loss"]
+        )
 
     def median(self, what: str, table: str, rows: int, base: str, method: str, extra: str = "") -> float:
         rate = self.rate(table, base, method)
@@ -240,7 +246,7 @@ def full_size(table: str) -> int:
 def everything(bench: Bench) -> None:
     names = list(tables(bench._data))
     triples = [(t, b, m) for t in names for b, m in arms(t)]
-    bench.run(Run(t, full_size(t), b, m, rate, 0) for t, b, m in triples for rate in RATES[m])
+    bench.run(Run(t, full_size(t), b, m, rate, 0) for t, b, m in triples for rate in RATES[f"{b}|{m}"])
     chosen = {(t, b, m): bench.rate(t, b, m) for t, b, m in triples}
     bench.run(
         [Run(t, full_size(t), b, m, chosen[t, b, m], s) for t, b, m in triples for s in SEEDS]
@@ -273,7 +279,6 @@ def commonest_share(table: Table) -> float:
 
 def prose_bits(data: str) -> dict[str, float]:
     """Bits per byte of 200 pieces of prose that the base was not pretrained on, each read in windows of 512 tokens."""
-    sys.path.insert(0, str(ROOT / "scripts"))
     import pretrain
 
     from tunesmith.models import causal_lm
@@ -345,7 +350,7 @@ def tables_known(bench: Bench) -> list[str]:
 def lora_md(bench: Bench) -> str:
     lines = ["| banking77, 1,000 rows | exact match | held-out loss |", "|---|---|---|"]
     rate = bench.rate("banking77", TINY, "lora")
-    for r in RATES["lora"]:
+    for r in RATES[f"{TINY}|lora"]:
         one = bench.get(Run("banking77", 1000, TINY, "lora", r, 0))
         lines.append(f"| LoRA, rank 16, rate {r:g} (seed 0) | {one['exact_match']:.1%} | {one['loss']:.3f} |")
     for label, method, extra in (
@@ -373,40 +378,13 @@ def samples_md(bench: Bench) -> str:
 
 
 def curve_svg(bench: Bench) -> str:
-    """Exact match against training rows, one line a table, medians of three seeds with the range of the seeds."""
-    width, height, left, top, right, bottom = 640, 360, 52, 34, 118, 46
-    colours = {"demo": "#1f77b4", "restaurant8k": "#d95f02", "banking77": "#1b9e77"}
-
-    def x(rows: float) -> float:
-        low, high = math.log(ROW_COUNTS[0]), math.log(ROW_COUNTS[-1])
-        return left + (width - left - right) * (math.log(rows) - low) / (high - low)
-
-    def y(score: float) -> float:
-        return top + (height - top - bottom) * (1 - score)
-
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12" role="img">',
-           "<title>Exact match of tunesmith-tiny after full tuning, against the number of training rows</title>",
-           f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-           f'<text x="{left}" y="20" fill="#222222" font-size="13">Exact match (median and range of 3 seeds)</text>']  # fmt: skip
-    for tick in (0, 0.25, 0.5, 0.75, 1):
-        out.append(f'<line x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" stroke="#dddddd"/>'
-                   f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end" fill="#444444">{tick:.0%}</text>')  # fmt: skip
-    for rows in ROW_COUNTS:
-        out.append(f'<text x="{x(rows):.1f}" y="{height - bottom + 18}" text-anchor="middle" fill="#444444">{rows:,}</text>')
-    out.append(f'<text x="{(left + width - right) / 2:.0f}" y="{height - 8}" text-anchor="middle" fill="#444444">training rows</text>')
-    for table, colour in colours.items():
-        sizes = [*ROW_COUNTS[:-1], full_size(table)]
+    """Exact match against training rows: medians of three seeds, with their range."""
+    series = {}
+    for table in ("demo", "restaurant8k", "banking77"):
         rate = bench.rate(table, TINY, "full")
-        runs = [[bench.get(Run(table, n, TINY, "full", rate, s))["exact_match"] for s in SEEDS] for n in sizes]
-        points = [(x(n), y(statistics.median(r))) for n, r in zip(sizes, runs, strict=True)]
-        out += [f'<line x1="{x(n):.1f}" x2="{x(n):.1f}" y1="{y(min(r)):.1f}" y2="{y(max(r)):.1f}" stroke="{colour}" stroke-opacity="0.5"/>'
-                for n, r in zip(sizes, runs, strict=True)]  # fmt: skip
-        out.append(
-            f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="' + " ".join(f"{a:.1f},{b:.1f}" for a, b in points) + '"/>'
-        )
-        out += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3.5" fill="{colour}"/>' for a, b in points]
-        out.append(f'<text x="{points[-1][0] + 10:.1f}" y="{points[-1][1] + 4:.1f}" fill="{colour}">{table}</text>')
-    return "\n".join([*out, "</svg>", ""])
+        sizes = [*ROW_COUNTS[:-1], full_size(table)]
+        series[table] = [(n, [bench.get(Run(table, n, TINY, "full", rate, s))["exact_match"] for s in SEEDS]) for n in sizes]
+    return line_plot("Exact match after full tuning (median and range of 3 seeds)", "training rows", series, ROW_COUNTS, percent=True)
 
 
 def main() -> None:

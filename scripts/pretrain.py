@@ -2,12 +2,12 @@
 
     python scripts/pretrain.py --prose prose.parquet --tasks tasks.parquet --out base/ --minutes 20
 
-`--prose` holds running text (a column `text`), `--tasks` rows of `prompt` and `completion`; both may be
-Parquet, CSV or JSON lines, several files each. The script trains a byte-level BPE, packs both sources into
-rows of `--context` tokens (joined to `--positions` tokens in the last part), mixes more and more tasks in
-towards the end, and lets the learning rate fall to zero exactly when the minutes are over. State is saved every `--save-minutes`; the same command goes on
-from there. The result is an ordinary Hugging Face folder (safetensors, float16) with `pretraining.json`
-beside the weights: what was read, how fast, and the held-out loss in bits per byte.
+`--prose` holds running text (a column `text`), `--tasks` rows of `prompt` and `completion`; both may be Parquet, CSV or
+JSON lines, several files each. The script trains a byte-level BPE, packs both sources into rows of `--context` tokens (joined to
+`--positions` tokens in the last part), mixes more and more tasks in towards the end, and lets the learning rate fall to zero
+exactly when the minutes are over. State is saved every `--save-minutes`; the same command goes on from there. The result is an
+ordinary Hugging Face folder (safetensors, float16) with `pretraining.json` beside the weights: what was read, how fast, and the
+held-out loss in bits per byte.
 """
 
 import argparse
