@@ -174,7 +174,7 @@ def test_a_finished_job_cannot_be_cancelled(store: JobStore) -> None:
 def test_a_step_run_again_replaces_its_first_record(store: JobStore) -> None:
     job = evaluating(store)
     for loss in (2.0, 1.0):
-        store.record_step(job, {"step": 1, "epoch": 1, "training_loss": loss})
+        store.record_step(job, {"step": 1, "epoch": 1, "training_loss": loss}, trained=70)
     assert [m["training_loss"] for m in store.rows("metrics", job.id)] == [1.0]
     assert store.last_metric(job.id) == store.rows("metrics")[0]
 

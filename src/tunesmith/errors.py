@@ -213,6 +213,10 @@ class RowsTooLong(Invalid):
     on_long is 'fail': rows {rows}. Shorten them, or say on_long = 'reject' or 'cut_prompt'."""
 
 
+class BudgetTooSmall(Invalid):
+    """{name} allows {tokens} tokens, less than the first optimizer step of {batch_size} rows: raise it, or lower batch_size."""
+
+
 class UnsafeBaseModel(Invalid):
     """The base model in {folder} was refused: {reason}. Tunesmith reads safetensors and JSON only and runs no code of a model."""
 

@@ -90,6 +90,9 @@ class Options:
 
     max_epochs: int | str = option("auto", "Passes over the training rows.", low=1, high=10, auto=True)
     patience: int = option(2, "Epochs without a better validation loss before training stops; 0: never.", low=0, high=10)
+    budget_tokens: int = option(0, "Training stops before it has read more tokens; 0: no limit.", low=0, high=10**15)
+    budget_minutes: float = option(0.0, "Training stops after so many minutes; 0: no limit.", low=0.0, high=1e6)
+    budget_credits: float = option(0.0, "Training stops before it costs more, by the price table; 0: no limit.", low=0.0, high=1e9)
     method: str = option("auto", "How weights may change.", choices=("lora", "full"), auto=True)
     learning_rate: float | str = option("auto", "Peak rate of AdamW.", low=1e-7, high=1.0, auto=True)
     batch_size: int | str = option("auto", "Rows per optimizer step.", low=1, high=1024, auto=True)
@@ -269,7 +272,7 @@ class Job:
     validation_loss: float | None = None
     """Of the last epoch while it runs, of the best one when it has ended."""
     stopped_by: str = ""
-    """What ended the training: `max_epochs`, or `patience` where the validation loss had stopped falling."""
+    """What ended the training: `max_epochs`, `patience` where the validation loss had stopped falling, or the name of a budget."""
     verdict: Mapping[str, Any] | None = None
     """Whether tuning helped, as JSON of `evaluation.verdict.Verdict`: word, metric, n, arms, interval, rows won and lost, …"""
     warnings: tuple[str, ...] = ()

@@ -322,13 +322,12 @@ class JobStore:
         with self._fenced(job) as (c, _):
             c.execute(jobs.update().where(jobs.c.id == job.id).values(**changes))
 
-    def record_step(self, job: Job, metric: Mapping[str, Any], losses: Sequence[Mapping[str, Any]] = (), epochs: int = 0) -> None:
+    def record_step(self, job: Job, metric: Mapping[str, Any], losses: Sequence[Mapping[str, Any]] = (), trained: int = 0) -> None:
         """A recorded step, the rows' losses up to it and the job's progress, in one commit; a step run again replaces its first record."""
-        with self._fenced(job) as (c, row):
+        with self._fenced(job) as (c, _):
             _replace_rows(c, metrics, [{"job_id": job.id, **metric}])
             _replace_rows(c, row_losses, [{"job_id": job.id, **r} for r in losses])
             known = {k: metric[k] for k in ("training_loss", "validation_loss") if metric.get(k) is not None}
-            trained = round(row.input_tokens * epochs * metric["step"] / max(1, row.total_steps))
             c.execute(jobs.update().where(jobs.c.id == job.id).values(step=metric["step"], trained_tokens=trained, **known))
 
     def record_rows(self, job: Job, table: Table, rows: Iterable[Mapping[str, Any]]) -> None:

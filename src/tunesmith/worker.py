@@ -270,7 +270,7 @@ class _Scribe:
     """Writes down what a child reports."""
 
     def __init__(self, store: JobStore, job: Job) -> None:
-        self._store, self._job, self._epochs = store, job, 0
+        self._store, self._job = store, job
         self._row_losses: list[dict[str, Any]] = []
 
     def hear(self, message: dict[str, Any]) -> TunesmithError | str | None:
@@ -289,14 +289,15 @@ class _Scribe:
                 part, epoch = message["part"], message["epoch"]
                 self._row_losses += [{"part": part, "epoch": epoch, "row": r, "loss": v, "tokens": n} for r, v, n in message["rows"]]
             case "started":
-                self._epochs = message["epochs"]
                 self._store.record(self._job, step=message["step"], total_steps=message["total_steps"])
             case "step":
                 self._step(message)
             case "prepared":
                 self._store.record(self._job, resolved=message["resolved"], input_tokens=message["input_tokens"], rows=message["rows"])
             case "trained":
-                self._store.record(self._job, **{k: message[k] for k in ("step", "training_loss", "validation_loss", "stopped_by")})
+                self._store.record(
+                    self._job, **{k: message[k] for k in ("step", "trained_tokens", "training_loss", "validation_loss", "stopped_by")}
+                )
             case "verdict":
                 self._store.record(self._job, verdict=message["verdict"])
             case _:
@@ -304,7 +305,7 @@ class _Scribe:
         return None
 
     def _step(self, metric: dict[str, Any]) -> None:
-        self._store.record_step(self._job, metric, self._row_losses, self._epochs)
+        self._store.record_step(self._job, metric, self._row_losses, metric.pop("trained_tokens"))
         self._row_losses = []
 
 

@@ -119,7 +119,11 @@ def same_job_through_the_other_doors(job: Job, home: Path) -> None:
     assert job.metrics.num_rows > 0 and "validation_loss" in job.metrics.column_names
     assert "SUCCEEDED" in job._repr_html_() and job.id in job._repr_html_()
     shown = subprocess.run([sys.executable, "-m", "tunesmith.interfaces.cli", "job", "show", job.id], capture_output=True, text=True)
-    assert shown.stdout.startswith("HELPED: tuning gained") and "exact match on 20 verdict rows" in shown.stdout and "user: as asked" in shown.stdout
+    assert (
+        shown.stdout.startswith("HELPED: tuning gained")
+        and "exact match on 20 verdict rows" in shown.stdout
+        and "user: as asked" in shown.stdout
+    )
     asked = [sys.executable, "-m", "tunesmith.interfaces.cli", "complete", "next_word", *PROMPTS[:3]]
     printed = subprocess.run(asked, capture_output=True, text=True).stdout.splitlines()
     assert printed == [c.text for c in service.complete("next_word", PROMPTS[:3])]
@@ -286,3 +290,15 @@ def test_the_bundled_base_is_here_and_can_be_asked(home: Path) -> None:
         and 4_000_000 <= tiny.parameters <= 6_500_000
         and tiny.prompt_window + tiny.completion_window <= tiny.context
     )
+
+
+def test_a_budget_ends_a_job_with_a_usable_model_and_its_cost_stays_within(home: Path, tuned_base: Path) -> None:
+    service = Tunesmith()
+    once = service.create("whole", str(tuned_base), LONG, **{**FAST, "max_epochs": 1}).wait(timeout_s=120)
+    budget = 1.5 * once.input_tokens * 1e-6  # a credit is a million tokens here
+    job = service.create("cut_short", str(tuned_base), LONG, budget_credits=budget, **FAST).wait(timeout_s=120)
+    assert (job.status, job.stopped_by) == (JobStatus.SUCCEEDED, "budget_credits"), job.error
+    assert once.stopped_by == "max_epochs" and once.input_tokens < job.trained_tokens <= 1.5 * once.input_tokens
+    [cost] = [u["credits"] for u in service.rows("usage") if u["job_id"] == job.id]
+    assert 0.9 * budget < cost <= budget
+    assert service.complete("cut_short", PROMPTS[:2])[0].text

@@ -62,7 +62,10 @@ def test_scores_are_shown_by_every_column_that_can_be_a_slice() -> None:
     contexts = [{"region": "north" if i < 10 else "south", "id": i, "one": "same"} for i in range(30)]
     tuned, before = [1.0] * 10 + [0.5] * 20, [0.0] * 10 + [0.5] * 20
     found = slices(contexts, tuned, before)
-    assert [(s.column, s.value, s.n, s.before, s.tuned) for s in found] == [("region", "north", 10, 0, 1), ("region", "south", 20, 0.5, 0.5)]
+    assert [(s.column, s.value, s.n, s.before, s.tuned) for s in found] == [
+        ("region", "north", 10, 0, 1),
+        ("region", "south", 20, 0.5, 0.5),
+    ]
     assert found[1].low == found[1].high == 0
 
 
@@ -73,5 +76,7 @@ def test_a_verdict_crosses_as_json_and_says_its_word_first() -> None:
     )  # fmt: skip
     data = json.loads(json.dumps(verdict.to_json()))
     assert Verdict.from_json(data) == verdict
-    assert sentence(data).startswith("HELPED: tuning gained +70.0 points on 168 rows (95 % interval +60.0 to +80.0), against the base with 5")
+    assert sentence(data).startswith(
+        "HELPED: tuning gained +70.0 points on 168 rows (95 % interval +60.0 to +80.0), against the base with 5"
+    )
     assert sentence({**data, "word": "NO_EVIDENCE"}).startswith("NO EVIDENCE") and math.isclose(data["low"], 0.6)

@@ -50,7 +50,9 @@ def double_model(folder: Path, method: str) -> nn.Module:
         layer.input_layernorm, layer.post_attention_layernorm = TrueNorm(layer.input_layernorm), TrueNorm(layer.post_attention_layernorm)
     model.model.norm = TrueNorm(model.model.norm)
     torch.manual_seed(0)
-    tuned = methods.load(method).prepare(model, ResolvedOptions({"rank": Resolved(4, "user", "")}))
+    tuned = methods.load(method).prepare(
+        model, ResolvedOptions({"targets": Resolved("all-linear", "user", ""), "rank": Resolved(4, "user", "")})
+    )
     for p in methods.trained_tensors(tuned).values():
         p.data = p.data.double()
         if method == "lora" and not p.any():

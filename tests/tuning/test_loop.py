@@ -10,11 +10,11 @@ from conftest import WORDS, next_word_rows
 from tunesmith.data.dataset import Row
 from tunesmith.data.examples import Example
 from tunesmith.data.template import Encoder, PromptTemplate
-from tunesmith.errors import NonFiniteLoss
+from tunesmith.errors import BudgetTooSmall, NonFiniteLoss
 from tunesmith.jobs import Options, Resolved, ResolvedOptions
 from tunesmith.models import causal_lm, methods
 from tunesmith.tuning import checkpoints, loop
-from tunesmith.tuning.loop import Run, train
+from tunesmith.tuning.loop import Budget, Run, train
 
 CPU = torch.device("cpu")
 
@@ -34,6 +34,7 @@ class Scene:
             for i, r in enumerate(next_word_rows())
         ]
         self.base, self.folder, self.told, self.validation = base, folder, [], self.rows[:3]  # type: ignore[var-annotated]
+        self.budget = Budget()
 
     def train(self, on: Callable[..., None] | None = None, attempt: int = 1, **changes: Any) -> tuple[Any, checkpoints.Position]:
         torch.manual_seed(0)
@@ -46,7 +47,8 @@ class Scene:
             if on is not None:
                 on(model, kind, facts)
 
-        return model, train(model, self.rows, self.validation, chosen, Run(attempts, self.folder, {"data": "d"}, report))
+        run = Run(attempts, self.folder, {"data": "d"}, report)
+        return model, train(model, self.rows, self.validation, chosen, run, self.budget)
 
     def heard(self, kind: str) -> list[dict[str, Any]]:
         return [f for k, f in self.told if k == kind]
@@ -160,6 +162,43 @@ def test_a_run_that_was_stopped_by_patience_stays_stopped_when_resumed(scene: Sc
     whole, at = contradicted(scene).train(max_epochs=10, learning_rate=2e-2, patience=1, batch_size=2)
     resumed, again = scene.train(attempt=2, max_epochs=10, learning_rate=2e-2, patience=1, batch_size=2)
     assert again == at and same(weights(whole), weights(resumed))
+
+
+def tokens_of(scene: Scene) -> int:
+    return sum(len(r.encoded.ids) for r in scene.rows)
+
+
+def test_a_whole_run_has_trained_every_token_once_an_epoch(scene: Scene) -> None:
+    _, at = scene.train(max_epochs=2)
+    assert at.trained_tokens == 2 * tokens_of(scene) and scene.heard("step")[-1]["trained_tokens"] == at.trained_tokens
+
+
+@pytest.mark.parametrize("share", [0.35, 1.0, 1.7])
+def test_a_token_budget_is_never_exceeded_and_the_rate_falls_to_its_end(scene: Scene, share: float) -> None:
+    scene.budget = Budget(tokens=int(share * tokens_of(scene)), tokens_option="budget_credits")
+    model, at = scene.train(max_epochs=3, batch_size=2, warmup=0.0)
+    longest = max(len(r.encoded.ids) for r in scene.rows)
+    assert scene.budget.tokens - 2 * longest < at.trained_tokens <= scene.budget.tokens
+    assert at.stopped_by == "budget_credits" and at.best_step > 0 and scene.heard("started")[0]["total_steps"] == at.step
+    rates = [s["learning_rate"] for s in scene.heard("step")]
+    assert rates == sorted(rates, reverse=True) and rates[-1] == pytest.approx(rates[0] / max(1, at.step - 1))
+    again, resumed = scene.train(attempt=2, max_epochs=3, batch_size=2, warmup=0.0)
+    assert resumed == at and same(weights(model), weights(again)), "a resumed run does not spend more"
+
+
+def test_a_budget_below_one_step_is_refused(scene: Scene) -> None:
+    scene.budget = Budget(tokens=3)
+    with pytest.raises(BudgetTooSmall, match="budget_tokens allows 3 tokens"):
+        scene.train()
+
+
+def test_a_budget_of_time_stops_at_a_step_with_a_usable_model(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene.budget = Budget(seconds=25.0)
+    clock = iter(range(0, 100_000, 1))  # an injected clock: every look is a second later
+    monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(clock)))
+    model, at = scene.train(max_epochs=10, batch_size=2)
+    assert at.stopped_by == "budget_minutes" and 0 < at.step < 50 and at.best_step > 0
+    assert loop.mean_loss(loop.evaluate(model, scene.validation)) == pytest.approx(at.best_loss)
 
 
 def test_checkpoints_of_other_data_or_options_are_not_resumed(scene: Scene) -> None:

@@ -244,7 +244,9 @@ def job_page(job: Job) -> str:
     if job.rows:
         lines.append("rows: " + ", ".join(f"{n} {part}" for part, n in job.rows.items()))
     if job.total_steps:
-        why = ", stopped by patience: validation no longer fell" if job.stopped_by == "patience" else ""
+        why = {"": "", "max_epochs": "", "patience": ", stopped by patience: validation no longer fell"}.get(
+            job.stopped_by, f", stopped by {job.stopped_by}"
+        )
         lines.append(f"steps: {job.step} of {job.total_steps}{why}; trained tokens: {job.trained_tokens:,}; attempts: {job.attempt}")
     losses = [
         f"{name} loss {value:.4f}"

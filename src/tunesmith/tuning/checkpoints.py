@@ -34,8 +34,12 @@ class Position:
     training_loss: float | None = None
     """Mean token loss of the last whole epoch, each row as it was when its turn came."""
     validation_loss: float | None = None
+    trained_tokens: int = 0
+    """Tokens of the rows of all steps done, padding apart."""
+    seconds: float = 0.0
+    """Time spent training, over all attempts up to this checkpoint."""
     stopped_by: str = ""
-    """Set on the last position alone: max_epochs or patience."""
+    """Set on the last position alone: max_epochs, patience or a budget."""
     bound_to: dict[str, Any] = field(default_factory=dict)
     """Digest of the data and the decided options: a checkpoint of other data or options is not resumed."""
 

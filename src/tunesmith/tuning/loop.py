@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from tunesmith.data.examples import Example
-from tunesmith.errors import NonFiniteLoss
+from tunesmith.errors import BudgetTooSmall, NonFiniteLoss
 from tunesmith.jobs import ResolvedOptions
 from tunesmith.models.causal_lm import collate, token_losses
 from tunesmith.models.layout import micro_batches
 from tunesmith.models.methods import Model, trained_tensors
 from tunesmith.tuning import checkpoints
-from tunesmith.tuning.batches import rows_of_step, steps_per_epoch
+from tunesmith.tuning.batches import rows_of_step, steps_per_epoch, steps_within
 from tunesmith.tuning.checkpoints import Position
 
 MICRO_TOKENS = 4096  # padded tokens per micro-batch; more gains nothing on two cores and costs memory
@@ -60,16 +60,31 @@ class Step:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
-def train(model: Model, train_rows: Sequence[Example], validation_rows: Sequence[Example], options: ResolvedOptions, run: Run) -> Position:
-    """Train until the last step, or until validation has stopped falling; leave the best epoch's weights in the model."""
+@dataclass(frozen=True)
+class Budget:
+    """What a run may use at most; 0: no limit."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+    tokens_option: str = "budget_tokens"
+    """The option that set `tokens`."""
+
+
+def train(
+    model: Model, train_rows: Sequence[Example], validation_rows: Sequence[Example], options: ResolvedOptions, run: Run,
+    budget: Budget = Budget(),
+) -> Position:  # fmt: skip
+    """Train until the last step, until validation has stopped falling or a budget is used; leave the best weights in the model."""
     trained = trained_tensors(model)
     optimizer = torch.optim.AdamW(trained.values(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
     per_epoch = steps_per_epoch(len(train_rows), options.batch_size)
-    total = per_epoch * options.max_epochs
+    planned = per_epoch * options.max_epochs
+    total = _affordable(train_rows, options, planned, budget)
     at = _start(trained, optimizer, run)
-    run.report("started", step=at.step, total_steps=total, epochs=options.max_epochs)
+    run.report("started", step=at.step, total_steps=total)
     saved, told, bad = time.monotonic(), 0.0, 0
-    while at.step < total and not has_settled(at, per_epoch, options.patience):
+    while not at.stopped_by:
+        began = time.monotonic()
         rows = [train_rows[i] for i in rows_of_step(len(train_rows), options.batch_size, options.seed, at.step)]
         rate = options.learning_rate * at.rate_scale * schedule(at.step, total, options.warmup)
         step = optimizer_step(model, trained, optimizer, rows, rate, options.max_grad_norm)
@@ -79,26 +94,48 @@ def train(model: Model, train_rows: Sequence[Example], validation_rows: Sequence
         if bad == NON_FINITE_LIMIT:
             at, bad = _go_back(at, rows, options, trained, optimizer, run), 0
             continue
-        at = replace(at, step=at.step + 1)
+        at = replace(at, step=at.step + 1, trained_tokens=at.trained_tokens + step.tokens)
         epoch, epoch_ends = (at.step - 1) // per_epoch + 1, at.step % per_epoch == 0
         if step.is_finite:
             at = _count(at, step)
             run.report("row_losses", part="train", epoch=epoch, rows=_losses_of(rows, step.row_losses))
-        if epoch_ends:
+        out_of_time = 0 < budget.seconds <= at.seconds + time.monotonic() - began
+        pauses = epoch_ends or out_of_time or at.step == total
+        if pauses:
             at = replace(at, training_loss=at.epoch_nats / max(1, at.epoch_tokens), epoch_nats=0.0, epoch_tokens=0)
-        if epoch_ends and validation_rows:
+        if pauses and validation_rows:
             at = _validate(model, validation_rows, at, epoch, run)
         now = time.monotonic()
-        is_due = epoch_ends or now - saved > CHECKPOINT_SECONDS
+        at = replace(at, seconds=at.seconds + now - began)
+        at = replace(at, stopped_by=_stopped_by(at, total, planned, per_epoch, out_of_time, options, budget))
+        is_due = pauses or now - saved > CHECKPOINT_SECONDS
         if is_due or now - told > RECORD_SECONDS:
-            _tell(step, at, epoch, epoch_ends and bool(validation_rows), run)
+            _tell(step, at, epoch, pauses and bool(validation_rows), run)
             told = now
         if is_due:  # after telling: what is run again is told again, what is not must have been told
             checkpoints.save(run.attempts[0], run.home, at, trained, optimizer)
             checkpoints.collect(run.attempts, at.best_step)
             saved = now
     _take_best(at, trained, run)
-    return replace(at, stopped_by="max_epochs" if at.step >= total else "patience")
+    return at
+
+
+def _affordable(rows: Sequence[Example], options: ResolvedOptions, planned: int, budget: Budget) -> int:
+    """The steps that the token budget pays for: known before the first one, so that the rate falls to zero at the last."""
+    if not budget.tokens:
+        return planned
+    steps = steps_within([len(r.encoded.ids) for r in rows], options.batch_size, options.seed, planned, budget.tokens)
+    if steps == 0:
+        raise BudgetTooSmall(name=budget.tokens_option, tokens=budget.tokens, batch_size=options.batch_size)
+    return steps
+
+
+def _stopped_by(at: Position, total: int, planned: int, per_epoch: int, out_of_time: bool, options: ResolvedOptions, budget: Budget) -> str:
+    if at.step == total:
+        return "max_epochs" if total == planned else budget.tokens_option
+    if out_of_time:
+        return "budget_minutes"
+    return "patience" if has_settled(at, per_epoch, options.patience) else ""
 
 
 def _count(at: Position, step: Step) -> Position:
@@ -110,7 +147,7 @@ def _tell(step: Step, at: Position, epoch: int, was_validated: bool, run: Run) -
     run.report(
         "step", step=at.step, epoch=epoch, training_loss=step.loss if math.isfinite(step.loss) else None, learning_rate=step.rate,
         validation_loss=at.validation_loss if was_validated else None, grad_norm=step.grad_norm if math.isfinite(step.grad_norm) else None,
-        tokens=step.tokens, tokens_per_second=step.tokens / step.seconds, seconds=step.seconds,
+        tokens=step.tokens, tokens_per_second=step.tokens / step.seconds, seconds=step.seconds, trained_tokens=at.trained_tokens,
     )  # fmt: skip
 
 
@@ -179,7 +216,8 @@ def schedule(step: int, total: int, warmup: float) -> float:
 
 def has_settled(at: Position, per_epoch: int, patience: int) -> bool:
     """Whether `patience` whole epochs brought no better validation loss. Decided by the position alone, so a resumed run agrees."""
-    return 0 < patience * per_epoch <= at.step - at.best_step and at.best_step > 0 and at.step % per_epoch == 0
+    waited = 0 < patience * per_epoch <= at.step - at.best_step and at.best_step > 0 and at.step % per_epoch == 0
+    return waited and at.validation_loss is not None  # a loss that is no number is a failure, not a plateau
 
 
 def _start(trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, run: Run) -> Position:

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from tunesmith import durable
+from tunesmith import catalog, durable
 from tunesmith.data.examples import encode
 from tunesmith.models import causal_lm, methods
 from tunesmith.tuning import child
-from tunesmith.tuning.loop import Run, train
+from tunesmith.tuning.loop import Budget, Run, train
 
 RESULT = "result"  # the finished model inside the attempt's folder
 
@@ -25,7 +25,7 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
     base = causal_lm.load_base(spec, causal_lm.device_of(assignment.device))
     model = method.prepare(base, options)
     bound_to: dict[str, Any] = {"data": assignment.data_digest, "options": {k: r.value for k, r in options.decided.items()}}
-    at = train(model, rows["train"], rows["validation"], options, Run(assignment.attempts, home, bound_to, report))
+    at = train(model, rows["train"], rows["validation"], options, Run(assignment.attempts, home, bound_to, report), budget(assignment))
     with durable.staging(home) as outer:
         staged = outer / RESULT
         staged.mkdir()
@@ -33,7 +33,21 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
         durable.write_json(staged / "prompt_template.json", asdict(encoder.template))
         if not (folder / RESULT).exists():
             durable.publish(staged, folder / RESULT, {"job": assignment.job_id, "method": options.method, "step": at.step})
-    report("trained", step=at.step, training_loss=at.training_loss, validation_loss=at.best_loss, stopped_by=at.stopped_by)
+    report(
+        "trained", step=at.step, trained_tokens=at.trained_tokens, training_loss=at.training_loss, validation_loss=at.best_loss,
+        stopped_by=at.stopped_by,
+    )  # fmt: skip
+
+
+def budget(assignment: child.Assignment) -> Budget:
+    """The tighter of the budgets in tokens and in credits, and the one in minutes."""
+    options, seconds = assignment.decided, 60 * assignment.decided.budget_minutes
+    if options.budget_credits:
+        price = catalog.credits(Path(assignment.home), assignment.spec.name, "training", 1)
+        tokens = int(options.budget_credits / price) if price else 0
+        if tokens and (not options.budget_tokens or tokens < options.budget_tokens):
+            return Budget(tokens, seconds, "budget_credits")
+    return Budget(options.budget_tokens, seconds)
 
 
 if __name__ == "__main__":
