@@ -273,6 +273,10 @@ class Job:
     """Of the last epoch while it runs, of the best one when it has ended."""
     stopped_by: str = ""
     """What ended the training: `max_epochs`, `patience` where the validation loss had stopped falling, or the name of a budget."""
+    quote: Mapping[str, Any] | None = None
+    """What the job was expected to take, as JSON of `tuning.quote.Quote`, measured when training began."""
+    used: Mapping[str, Any] | None = None
+    """What it took: tokens_per_epoch, seconds_per_epoch, memory_mb."""
     verdict: Mapping[str, Any] | None = None
     """Whether tuning helped, as JSON of `evaluation.verdict.Verdict`: word, metric, n, arms, interval, rows won and lost, …"""
     warnings: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +14,7 @@ import duckdb
 
 from tunesmith import access, catalog, durable, registry, worker
 from tunesmith.data.audit import AuditReport, audit
-from tunesmith.data.dataset import PARTS, snapshot
+from tunesmith.data.dataset import PARTS, Dataset, Snapshot, snapshot
 from tunesmith.data.template import Encoder, PromptTemplate, parse_messages
 from tunesmith.errors import (
     DatabaseBusy,
@@ -28,6 +29,9 @@ from tunesmith.jobs import Job, Options, model_key
 from tunesmith.registry import TunedModel
 from tunesmith.settings import Settings
 from tunesmith.store import JobStore
+from tunesmith.tuning import child
+from tunesmith.tuning.prepare import prepare
+from tunesmith.tuning.quote import Measured, Quote
 
 if TYPE_CHECKING:
     import pyarrow
@@ -73,8 +77,7 @@ class Tunesmith:
         """
         access.require(access.principal(), "CREATE MODEL", name)
         model_key(name)  # InvalidModelName before anything is read
-        if not all(map(_is_installed, ("torch", "transformers", "peft"))):
-            raise MissingExtra(what="tuning", extra="train")
+        _must_be_able_to_train()
         parsed = Options.parse(options)
         spec = catalog.find(base_model, self.settings.home)
         template = PromptTemplate.of_base(Path(spec.folder))
@@ -87,10 +90,7 @@ class Tunesmith:
             return self._hand_out(self.store.add(job, idempotency_key))
         folder, accepted = self.settings.job_folder(job.id), None
         try:
-            with self._source() as connection:
-                queries = {"training": training_data, "validation": validation_data, "test": parsed.test_data}
-                texts = {part: _query(connection, part, data) for part, data in queries.items()}
-                frozen = snapshot(connection, texts, folder / "data", home=self.settings.home, seed=parsed.seed)
+            frozen = self._snapshot(training_data, validation_data, parsed, folder / "data")
             self._check_row_limit(spec, parsed, sum(frozen.rows[p] for p in PARTS))
             accepted = self.store.add(replace(job, data_digest=frozen.digest, rows=frozen.rows, warnings=frozen.warnings), idempotency_key)
         finally:
@@ -149,6 +149,32 @@ class Tunesmith:
             given = {"training": training_data, "validation": validation_data, "test": test_data}
             queries = {part: text for part, data in given.items() if (text := _query(connection, part, data))}
             return audit(connection, queries, self._encoder_of(Path(spec.folder)), spec, groups)
+
+    def quote(self, training_data: Data, validation_data: Data = None, *, base_model: str = "tunesmith-tiny", **options: Any) -> Quote:
+        """What a job would take: exact tokens, and seconds and memory from three steps run and thrown away in a process of their own.
+
+        Nothing is kept and no job is created. Errors are those of `create`, and those that would fail the job.
+        """
+        parsed, spec = Options.parse(options), catalog.find(base_model, self.settings.home)
+        _must_be_able_to_train()
+        template = PromptTemplate.of_base(Path(spec.folder))
+        folder = self.settings.home / "quotes" / uuid.uuid4().hex
+        try:
+            frozen = self._snapshot(training_data, validation_data, parsed, folder / "data")
+            dataset = Dataset.open(folder / "data", frozen.digest)
+            prepared = prepare(dataset, self._encoder_of(Path(spec.folder)), spec, parsed)
+            (folder / "attempt-1").mkdir()
+            assignment = child.Assignment(
+                job_id="quote", task=spec.task, home=str(self.settings.home), folder=str(folder / "attempt-1"),
+                data_folder=str(folder / "data"), data_digest=frozen.digest, options=parsed.to_json(),
+                resolved=prepared.resolved.to_json(), base=spec.to_json(), template=template.to_json(), device=self.settings.device,
+                threads=self.settings.threads,
+            )  # fmt: skip
+            measured = Measured(**child.ask("tunesmith.tuning.rehearsal", assignment, "measured"))
+        finally:
+            durable.remove(folder)
+        price = catalog.credits(self.settings.home, spec.name, "training", 1)
+        return Quote.of(spec, prepared.resolved, prepared.tokens, prepared.rows["train"], measured, price, self.settings.threads)
 
     def write_view(self, name: str, sql: str) -> int:
         """Make (or replace) a view of a query, such as `AuditReport.clean_sql`, in the user's database; returns its rows."""
@@ -222,6 +248,12 @@ class Tunesmith:
             self._encoders[folder] = Encoder(PromptTemplate.of_base(folder), folder)
         return self._encoders[folder]
 
+    def _snapshot(self, training_data: Data, validation_data: Data, options: Options, folder: Path) -> Snapshot:
+        with self._source() as connection:
+            queries = {"training": training_data, "validation": validation_data, "test": options.test_data}
+            texts = {part: _query(connection, part, data) for part, data in queries.items()}
+            return snapshot(connection, texts, folder, home=self.settings.home, seed=options.seed)
+
     def _check_row_limit(self, spec: catalog.ModelSpec, options: Options, rows: int) -> None:
         epochs = DEFAULT_EPOCHS if options.max_epochs == "auto" else int(options.max_epochs)
         limit = spec.row_limit // epochs
@@ -244,6 +276,11 @@ class Tunesmith:
             raise database_error(path, e) from None
         with connection:
             yield connection
+
+
+def _must_be_able_to_train() -> None:
+    if not all(map(_is_installed, ("torch", "transformers", "peft"))):
+        raise MissingExtra(what="tuning", extra="train")
 
 
 def _is_installed(package: str) -> bool:

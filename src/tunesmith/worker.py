@@ -296,8 +296,11 @@ class _Scribe:
                 self._store.record(self._job, resolved=message["resolved"], input_tokens=message["input_tokens"], rows=message["rows"])
             case "trained":
                 self._store.record(
-                    self._job, **{k: message[k] for k in ("step", "trained_tokens", "training_loss", "validation_loss", "stopped_by")}
+                    self._job,
+                    **{k: message[k] for k in ("step", "trained_tokens", "training_loss", "validation_loss", "stopped_by", "used")},
                 )
+            case "quoted":
+                self._store.record(self._job, quote=message["quote"])
             case "verdict":
                 self._store.record(self._job, verdict=message["verdict"])
             case _:

@@ -302,3 +302,18 @@ def test_a_budget_ends_a_job_with_a_usable_model_and_its_cost_stays_within(home:
     [cost] = [u["credits"] for u in service.rows("usage") if u["job_id"] == job.id]
     assert 0.9 * budget < cost <= budget
     assert service.complete("cut_short", PROMPTS[:2])[0].text
+
+
+def test_a_job_shows_what_was_quoted_against_what_was_used(home: Path, tuned_base: Path) -> None:
+    service = Tunesmith()
+    quote = service.quote(LONG, base_model=str(tuned_base), **FAST)
+    assert list((home / "quotes").iterdir()) == [] and service.show() == [], "nothing is kept"
+    job = service.create("m", str(tuned_base), LONG, **{**FAST, "patience": 0}).wait(timeout_s=120)
+    assert job.status is JobStatus.SUCCEEDED and job.quote is not None and job.used is not None, job.error
+    assert quote.tokens_per_epoch == job.quote["tokens_per_epoch"] == job.used["tokens_per_epoch"] == job.input_tokens
+    assert quote.epochs * quote.tokens_per_epoch == job.trained_tokens and quote.steps == job.step
+    assert job.quote["credits"] == pytest.approx(next(u["credits"] for u in service.rows("usage") if u["job_id"] == job.id))
+    assert 0 < quote.low < quote.seconds_per_epoch < quote.high and quote.memory_mb > 100 and quote.model_mb > 0
+    assert 0.3 < job.used["memory_mb"] / job.quote["memory_mb"] < 3 and job.used["seconds_per_epoch"] > 0
+    shown = subprocess.run([sys.executable, "-m", "tunesmith.interfaces.cli", "job", "show", job.id], capture_output=True, text=True).stdout
+    assert f"used against quoted: {job.input_tokens:,} tokens an epoch (as quoted)" in shown

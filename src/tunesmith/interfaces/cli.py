@@ -125,6 +125,23 @@ def audit(
         print(f"view {write_view}: {rows:,} of {report.rows['training']:,} rows", file=sys.stderr)
 
 
+def _quote(
+    training: Annotated[str, typer.Argument(help="A query with prompt and completion, or a .parquet, .csv or .jsonl file.")],
+    base: Annotated[list[str] | None, typer.Option("--base", "-b", help="Base model; may be repeated. Default: all that are here.")] = None,
+    validation: Annotated[str, typer.Option("--validation", help="A query or file; default: a share of the training rows.")] = "",
+    database: Database = ":memory:",
+    as_json: Json = False,
+    **options: Any,
+) -> None:
+    """What a job would take: exact tokens, and time and memory from three steps measured here. Creates no job."""
+    from tunesmith.interfaces.pages import quote_text
+
+    service, given = _service(database), {k: v for k, v in options.items() if v is not None}
+    names = base or [spec.name for spec, folder in service.bases() if folder is not None and not spec.scratch_of]
+    quotes = [service.quote(training, validation or None, base_model=name, **given) for name in names]
+    print(json.dumps([q.to_json() for q in quotes]) if as_json else "\n\n".join(map(quote_text, quotes)))
+
+
 # ---------------------------------------------------------------- tune
 
 
@@ -168,6 +185,7 @@ def _range(f: Any) -> str:
     return f"[{'|'.join(allowed_values(f))}; default {f.default!r}]"
 
 
+app.command("quote")(_with_options(_quote))
 app.command("tune")(_with_options(_tune))
 
 
@@ -226,7 +244,8 @@ def job_facts(job: Job) -> dict[str, Any]:
         "id": job.id, "name": job.name, "base_model": job.base_model, "task": job.task, "status": job.status.value,
         "progress": job.progress, "step": job.step, "total_steps": job.total_steps, "rows": dict(job.rows),
         "input_tokens": job.input_tokens, "trained_tokens": job.trained_tokens, "training_loss": job.training_loss,
-        "validation_loss": job.validation_loss, "stopped_by": job.stopped_by, "verdict": job.verdict, "warnings": list(job.warnings),
+        "validation_loss": job.validation_loss, "stopped_by": job.stopped_by, "quote": job.quote, "used": job.used,
+        "verdict": job.verdict, "warnings": list(job.warnings),
         "error": job.error,
         "training_data": job.training_data, "validation_data": job.validation_data, "options": job.options.to_json(),
         "resolved": job.resolved.to_json() if job.resolved else None, "created_at": job.created_at, "started_at": job.started_at,
@@ -248,6 +267,9 @@ def job_page(job: Job) -> str:
             job.stopped_by, f", stopped by {job.stopped_by}"
         )
         lines.append(f"steps: {job.step} of {job.total_steps}{why}; trained tokens: {job.trained_tokens:,}; attempts: {job.attempt}")
+    from tunesmith.interfaces.pages import used_text
+
+    lines += filter(None, [used_text(job.quote, job.used)])
     losses = [
         f"{name} loss {value:.4f}"
         for name, value in (("training", job.training_loss), ("validation", job.validation_loss))

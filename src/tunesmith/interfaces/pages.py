@@ -7,6 +7,7 @@ from typing import Any
 
 from tunesmith.data.audit import ROWS_SHOWN, AuditReport, Finding
 from tunesmith.evaluation.verdict import sentence
+from tunesmith.tuning.quote import Quote
 
 MARKS = {"error": "✗", "warning": "!", "note": "·"}
 CLASSES_SHOWN, ROWS_NAMED = 12, 8
@@ -34,6 +35,29 @@ def verdict_text(verdict: Mapping[str, Any] | None, base: str, name: str) -> lis
         f"plain prose {kept['base']:.2f} -> {kept['tuned']:.2f} bits per byte"
     )
     return lines + [f"note: {note}" for note in verdict["notes"]]
+
+
+def quote_text(quote: Quote) -> str:
+    minutes = [quote.epochs * s / 60 for s in (quote.seconds_per_epoch, quote.low, quote.high)]
+    return (
+        f"{quote.base_model}, {quote.method}: {quote.tokens_per_epoch:,} tokens an epoch, at most {quote.epochs} epochs of "
+        f"{quote.steps // quote.epochs:,} steps\n"
+        f"time     {minutes[0]:.1f} minutes ({minutes[1]:.1f} to {minutes[2]:.1f}); {quote.seconds_per_epoch:.1f} s an epoch on "
+        f"{quote.threads} threads; patience may end it earlier\n"
+        f"memory   {quote.memory_mb:,} MB at its peak; the saved model takes {quote.model_mb:,.1f} MB\n"
+        f"price    {quote.credits:.6g} credits by your price table"
+    )
+
+
+def used_text(quote: Mapping[str, Any] | None, used: Mapping[str, Any] | None) -> str:
+    """Quoted against used, in one line; empty until both are known."""
+    if not quote or not used:
+        return ""
+    parts = []
+    for what, unit in (("tokens_per_epoch", "tokens an epoch"), ("seconds_per_epoch", "s an epoch"), ("memory_mb", "MB")):
+        error = used[what] / quote[what] - 1
+        parts.append(f"{used[what]:,} {unit} ({'as quoted' if used[what] == quote[what] else f'{error:+.0%} of {quote[what]:,}'})")
+    return "used against quoted: " + ", ".join(parts)
 
 
 def audit_text(report: AuditReport) -> str:

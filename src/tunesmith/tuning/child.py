@@ -8,6 +8,7 @@ import ctypes
 import json
 import os
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from typing import Any, Self
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.dataset import Dataset
 from tunesmith.data.template import Encoder, PromptTemplate
-from tunesmith.errors import TrainingFailed, TunesmithError
+from tunesmith.errors import TrainingFailed, TunesmithError, from_json
 from tunesmith.jobs import Job, Options, ResolvedOptions
 
 Report = Callable[..., None]
@@ -83,6 +84,22 @@ def command(module: str) -> list[str]:
 
 def send(assignment: Assignment) -> bytes:
     return json.dumps(asdict(assignment)).encode()
+
+
+def ask(module: str, assignment: Assignment, kind: str) -> dict[str, Any]:
+    """Run a child to its end and give the facts of its report of this kind; its error is raised here."""
+    environment = {k: v for k, v in os.environ.items() if k != "TUNESMITH_STORE"}  # a child has no database credential
+    ended = subprocess.run(command(module), input=send(assignment), capture_output=True, env=environment)
+    found: dict[str, dict[str, Any]] = {}
+    for line in ended.stdout.splitlines():
+        message = json.loads(line)
+        found[message.pop("kind")] = message
+    if "error" in found:
+        raise from_json(found["error"]["error"])
+    if kind not in found:
+        reason = ended.stderr.decode(errors="replace")[-300:] or f"exit code {ended.returncode}"
+        raise TrainingFailed(id=assignment.job_id, phase=module.rpartition(".")[2], reason=reason)
+    return found[kind]
 
 
 def main(phase: str, run: Callable[[Assignment, Report], None]) -> None:

@@ -1,17 +1,41 @@
 """VALIDATING, in a child process of the worker: count the tokens, refuse rows by id, decide every `auto`. No torch."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.catalog import ModelSpec
-from tunesmith.data.dataset import PARTS
+from tunesmith.data.dataset import PARTS, Dataset
 from tunesmith.data.examples import encode
+from tunesmith.data.template import Encoder
 from tunesmith.errors import NoUsableRows, RowsTooLong
+from tunesmith.jobs import Options, ResolvedOptions
 from tunesmith.tuning import child
 from tunesmith.tuning.recipe import Facts, resolve
 
 
 def run(assignment: child.Assignment, report: child.Report) -> None:
-    dataset, encoder, spec, asked = assignment.dataset(), assignment.encoder(), assignment.spec, assignment.asked
+    prepared = prepare(assignment.dataset(), assignment.encoder(), assignment.spec, assignment.asked)
+    report("rejections", rows=prepared.rejected)
+    for warning in prepared.warnings:
+        report("warning", message=warning)
+    report("prepared", resolved=prepared.resolved.to_json(), input_tokens=prepared.tokens, rows=prepared.rows)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known of a job before any weight is loaded."""
+
+    resolved: ResolvedOptions
+    tokens: int
+    """Of the accepted training rows, once."""
+    rows: Mapping[str, int]
+    rejected: list[dict[str, Any]]
+    warnings: list[str]
+
+
+def prepare(dataset: Dataset, encoder: Encoder, spec: ModelSpec, asked: Options) -> Prepared:
+    """RowsTooLong or NoUsableRows where the rows do not allow training."""
     parts = {part: encode(dataset, part, encoder, spec, asked.on_long) for part in PARTS}
     too_long = [r for p in parts.values() for r in p.rejected]
     if too_long and asked.on_long == "fail":
@@ -20,18 +44,14 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
             rows=[f"{r['part']} {r['row']}" for r in too_long],
         )  # fmt: skip
     rejected = dataset.rejected() + too_long
-    report("rejections", rows=rejected)
     train = parts["train"].accepted
     if not train:
         raise NoUsableRows(part="training", rows=len(too_long), reasons=f"{len(too_long)} x too long")
     resolved = resolve(asked, Facts(spec, len(train)))
-    for warning in warnings(spec, resolved.learning_rate, too_long):
-        report("warning", message=warning)
-    report(
-        "prepared", resolved=resolved.to_json(), input_tokens=parts["train"].tokens,
-        rows={**{p: len(e.accepted) for p, e in parts.items()}, "rejected": len(rejected),
-              "cut": sum(x.was_cut for e in parts.values() for x in e.accepted)},
-    )  # fmt: skip
+    counts = {p: len(e.accepted) for p, e in parts.items()}
+    cut = sum(x.was_cut for e in parts.values() for x in e.accepted)
+    told = warnings(spec, resolved.learning_rate, too_long)
+    return Prepared(resolved, parts["train"].tokens, {**counts, "rejected": len(rejected), "cut": cut}, rejected, told)
 
 
 def warnings(spec: ModelSpec, learning_rate: float, too_long: list[dict[str, Any]]) -> list[str]:

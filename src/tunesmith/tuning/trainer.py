@@ -11,6 +11,8 @@ from tunesmith.data.examples import encode
 from tunesmith.models import causal_lm, methods
 from tunesmith.tuning import child
 from tunesmith.tuning.loop import Budget, Run, train
+from tunesmith.tuning.quote import Quote
+from tunesmith.tuning.rehearsal import memory_mb, rehearse
 
 RESULT = "result"  # the finished model inside the attempt's folder
 
@@ -24,6 +26,12 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
     rows = {part: encode(dataset, part, encoder, spec, options.on_long).accepted for part in ("train", "validation")}
     base = causal_lm.load_base(spec, causal_lm.device_of(assignment.device))
     model = method.prepare(base, options)
+    tokens = sum(len(r.encoded.ids) for r in rows["train"])
+    if not any(True for a in assignment.attempts for _ in a.glob("step-*")):  # a resumed job was quoted when it began
+        measured = rehearse(model, rows["train"], rows["validation"], options)
+        price = catalog.credits(home, spec.name, "training", 1)
+        quote = Quote.of(spec, options, tokens, len(rows["train"]), measured, price, assignment.threads)
+        report("quoted", quote=quote.to_json())
     bound_to: dict[str, Any] = {"data": assignment.data_digest, "options": {k: r.value for k, r in options.decided.items()}}
     at = train(model, rows["train"], rows["validation"], options, Run(assignment.attempts, home, bound_to, report), budget(assignment))
     with durable.staging(home) as outer:
@@ -36,6 +44,7 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
     report(
         "trained", step=at.step, trained_tokens=at.trained_tokens, training_loss=at.training_loss, validation_loss=at.best_loss,
         stopped_by=at.stopped_by,
+        used={"tokens_per_epoch": tokens, "seconds_per_epoch": round(at.seconds * tokens / at.trained_tokens, 2), "memory_mb": memory_mb()},
     )  # fmt: skip
 
 

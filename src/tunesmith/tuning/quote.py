@@ -1,0 +1,76 @@
+"""The quote: what a job will take, before it is paid for. Plain data; what is measured comes from `rehearsal`. No torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from tunesmith.catalog import ModelSpec
+from tunesmith.jobs import ResolvedOptions
+
+LOW, HIGH = 0.85, 1.25  # beyond the slowest and the fastest of three steps: what a quiet or a busy machine has added in our runs
+
+
+@dataclass(frozen=True)
+class Quote:
+    base_model: str
+    method: str
+    epochs: int
+    """At most; training may stop earlier by patience."""
+    steps: int
+    tokens_per_epoch: int
+    """Exact, by the base's own tokenizer: prompt, completion, template and stop ids of the accepted rows, no padding."""
+    credits: float
+    """For all epochs, by the price table."""
+    seconds_per_epoch: float
+    low: float
+    high: float
+    """Seconds per epoch, from three steps measured on this machine, the longest batch among them."""
+    memory_mb: int
+    """Peak of the trainer's process."""
+    model_mb: float
+    """Size of what is saved: the adapter, or the whole model."""
+    threads: int
+
+    @classmethod
+    def of(
+        cls, spec: ModelSpec, options: ResolvedOptions, tokens: int, rows: int, measured: "Measured", price: float, threads: int
+    ) -> Self:
+        """`tokens` and `rows` of one epoch; `price` in credits per token."""
+        seconds, low, high = measured.seconds_per_epoch(tokens)
+        return cls(
+            spec.name, options.method, options.max_epochs, options.max_epochs * -(-rows // options.batch_size), tokens,
+            options.max_epochs * tokens * price, round(seconds, 2), round(low, 2), round(high, 2), measured.memory_mb, measured.model_mb,
+            threads,
+        )  # fmt: skip
+
+    @property
+    def seconds(self) -> float:
+        """All epochs."""
+        return self.epochs * self.seconds_per_epoch
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the rehearsal found: a few optimizer steps of this job, on this machine, thrown away."""
+
+    seconds: Sequence[float]
+    tokens: Sequence[int]
+    """Of the rows of each step; the first step is that of the longest rows."""
+    validation_seconds: float
+    """Of one pass over the validation rows."""
+    memory_mb: int
+    model_mb: float
+
+    def seconds_per_epoch(self, tokens: int) -> tuple[float, float, float]:
+        """The expected time of an epoch of so many tokens, and an interval."""
+        rates = [s / t for s, t in zip(self.seconds, self.tokens, strict=True)]
+        usual, fixed = rates[1:], self.validation_seconds
+        middle = sum(usual) / len(usual)
+        return tokens * middle + fixed, LOW * (tokens * min(rates) + fixed), HIGH * (tokens * max(usual) + fixed)

@@ -1,0 +1,57 @@
+"""Three optimizer steps of a job, measured and thrown away: the longest rows first, then the first two steps of the seeded order.
+
+They run at rate zero with an optimizer of their own, so that no weight, no random number and no checkpoint of the job is touched.
+"""
+
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+
+from tunesmith.data.examples import Example, encode
+from tunesmith.jobs import ResolvedOptions
+from tunesmith.models import causal_lm, methods
+from tunesmith.models.methods import Model, trained_tensors
+from tunesmith.tuning import child
+from tunesmith.tuning.batches import rows_of_step
+from tunesmith.tuning.loop import evaluate, optimizer_step
+from tunesmith.tuning.quote import Measured
+
+VALIDATION_ROWS = 64  # measured; the rest in proportion
+
+
+def rehearse(model: Model, train: Sequence[Example], validation: Sequence[Example], options: ResolvedOptions) -> Measured:
+    trained = trained_tensors(model)
+    optimizer = torch.optim.AdamW(trained.values(), lr=0.0, weight_decay=0.0, fused=True)
+    longest = sorted(train, key=lambda e: -len(e.encoded.ids))[: options.batch_size]
+    batches = [longest] + [[train[i] for i in rows_of_step(len(train), options.batch_size, options.seed, s)] for s in (0, 1)]
+    with torch.random.fork_rng(devices=[]):
+        optimizer_step(model, trained, optimizer, batches[1][:1], 0.0, options.max_grad_norm)  # what happens only once
+        steps = [optimizer_step(model, trained, optimizer, rows, 0.0, options.max_grad_norm) for rows in batches]
+        began = time.monotonic()
+        some = validation[:VALIDATION_ROWS]
+        evaluate(model, some)
+        validation_s = (time.monotonic() - began) * len(validation) / max(1, len(some))
+    optimizer.zero_grad(set_to_none=True)
+    size = sum(p.numel() * p.element_size() for p in trained.values()) / 1e6
+    return Measured([s.seconds for s in steps], [s.tokens for s in steps], validation_s, memory_mb(), round(size, 3))
+
+
+def memory_mb() -> int:
+    """Peak resident memory of this process (Linux counts in KiB)."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
+
+
+def run(assignment: child.Assignment, report: child.Report) -> None:
+    options, spec = assignment.decided, assignment.spec
+    torch.set_num_threads(assignment.threads)
+    dataset, encoder = assignment.dataset(), assignment.encoder()
+    rows = {part: encode(dataset, part, encoder, spec, options.on_long).accepted for part in ("train", "validation")}
+    model = methods.load(options.method).prepare(causal_lm.load_base(spec, causal_lm.device_of(assignment.device)), options)
+    report("measured", **asdict(rehearse(model, rows["train"], rows["validation"], options)))
+
+
+if __name__ == "__main__":
+    child.main("rehearsing", run)
