@@ -31,11 +31,11 @@ fix: .venv/dev.done
 	touch $@
 
 .venv/train.done: .venv/torch.done pyproject.toml
-	$(BIN)/python -m pip install -e '.[train]'
+	$(BIN)/python -m pip install -e '.[train,audit]'
 	touch $@
 
 .venv/dev.done: .venv/train.done pyproject.toml
-	$(BIN)/python -m pip install -e '.[train,dev]'
+	$(BIN)/python -m pip install -e '.[train,audit,dev]'
 	touch $@
 
 clean:

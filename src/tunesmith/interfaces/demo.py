@@ -10,6 +10,7 @@ from rich.table import Table
 
 from tunesmith import connect, demo
 from tunesmith.interfaces.cli import JOB_FAILED, verdict_lines
+from tunesmith.interfaces.pages import quote_text
 from tunesmith.interfaces.progress import watch
 from tunesmith.jobs import Job, JobStatus
 from tunesmith.service import Tunesmith
@@ -18,6 +19,10 @@ NAME, BASE = "support_router", "tunesmith-tiny"
 NEEDED_GAIN = 0.20  # over the better of base and commonest answer; below it the demo has failed
 
 ROWS = "SELECT message AS prompt, team AS completion FROM tickets WHERE split = ''{split}''"
+AUDIT = f"""SELECT severity, name, source, count, message FROM tunesmith.audit(
+    '{ROWS.format(split="train")}',
+    validation_data := '{ROWS.format(split="valid")}',
+    test_data := '{ROWS.format(split="test")}')"""
 CREATE = f"""SELECT SNOWFLAKE.CORTEX.FINETUNE('CREATE', '{NAME}', '{BASE}',
     '{ROWS.format(split="train")}',
     '{ROWS.format(split="valid")}',
@@ -37,6 +42,13 @@ def run(path: str) -> int:
         f'[green]>>>[/] import tunesmith\n[green]>>>[/] con = tunesmith.connect("{path}")      # then con.execute("""…""").fetchall()\n'
     )
     with connect(path) as connection:
+        say.print("What is wrong with the rows? (column fix: the SQL that mends each finding)", style="bold")
+        _sql(say, AUDIT)
+        _show(say, ("severity", "finding", "query", "rows", "what"), connection.execute(AUDIT).fetchall())
+        say.print("What will it take? Three steps, measured here and thrown away:", style="bold")
+        rows = ROWS.format(split="train").replace("''", "'")
+        _shell(say, f'tunesmith quote "{rows}" --database {path}')
+        say.print(quote_text(Tunesmith(connection).quote(rows, base_model=BASE)) + "\n")
         _sql(say, CREATE)
         [(job_id,)] = connection.execute(CREATE).fetchall()
         say.print(f"{job_id}\n")
@@ -56,7 +68,7 @@ def run(path: str) -> int:
         say.print(json.dumps(json.loads(description), indent=1) + "\n")
         answer = f"SELECT id, message, COMPLETE('{job.name}', message) AS team FROM new_tickets ORDER BY id"
         _sql(say, answer)
-        _show(say, connection.execute(answer).fetchall())
+        _show(say, ("id", "message", "team"), connection.execute(answer).fetchall())
     return _end(say, job)
 
 
@@ -75,8 +87,8 @@ def _end(say: Console, job: Job) -> int:
     return 0
 
 
-def _show(say: Console, rows: list[tuple[object, ...]]) -> None:
-    table = Table("id", "message", "team")
+def _show(say: Console, columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
+    table = Table(*columns)
     for row in rows:
         table.add_row(*map(str, row))
     say.print(table)
