@@ -3,6 +3,7 @@
 import os
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +26,7 @@ from tunesmith.errors import (
     TooManyRows,
     ViewNotWritten,
 )
+from tunesmith.evaluation.verdict import Word, sentence
 from tunesmith.jobs import Job, Options, model_key
 from tunesmith.registry import TunedModel
 from tunesmith.settings import Settings
@@ -58,6 +60,7 @@ class Tunesmith:
         self._database = database
         self._store: JobStore | None = None
         self._encoders: dict[Path, Encoder] = {}
+        self._warned: set[str] = set()
 
     @property
     def store(self) -> JobStore:
@@ -210,6 +213,7 @@ class Tunesmith:
         """
         tuned = self.model(name)
         access.require(access.principal(), "USAGE", tuned.name)
+        self._warn_once(tuned)
         messages = [parse_messages(p) for p in prompts]
         sampling = _sampling(options)
         # The one late import of the house: answering needs torch, and `tunesmith job list` must not wait for it.
@@ -236,6 +240,12 @@ class Tunesmith:
         return self.store.rows(table)
 
     # ------------------------------------------------------------ inside
+
+    def _warn_once(self, tuned: TunedModel) -> None:
+        """A model that tuning harmed answers all the same; whoever asks it is told once."""
+        if tuned.verdict and tuned.verdict["word"] == Word.HARMED and tuned.name not in self._warned:
+            self._warned.add(tuned.name)
+            warnings.warn(f"{tuned.name}: {sentence(tuned.verdict)}", stacklevel=3)
 
     def _hand_out(self, job: Job) -> Job:
         return replace(job, service=self)

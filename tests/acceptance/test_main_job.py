@@ -317,3 +317,28 @@ def test_a_job_shows_what_was_quoted_against_what_was_used(home: Path, tuned_bas
     assert 0.3 < job.used["memory_mb"] / job.quote["memory_mb"] < 3 and job.used["seconds_per_epoch"] > 0
     shown = subprocess.run([sys.executable, "-m", "tunesmith.interfaces.cli", "job", "show", job.id], capture_output=True, text=True).stdout
     assert f"used against quoted: {job.input_tokens:,} tokens an epoch (as quoted)" in shown
+
+
+REPEATED = " UNION ALL ".join(f"SELECT 'say {w}' AS prompt, '{w}' AS completion" for w in WORDS)
+
+
+@pytest.mark.parametrize(
+    ("rows", "word", "rate"),
+    [(next_word_rows(8), "HARMED", 1e-2), ([{"prompt": f"say {w}", "completion": w} for w in WORDS] * 3, "NO_EVIDENCE", 1e-5)],
+)
+def test_tuning_that_harms_or_shows_nothing_is_told_by_its_word(
+    home: Path, tuned_base: Path, rows: list[dict[str, str]], word: str, rate: float
+) -> None:
+    """The base answers these questions rightly; one table teaches it otherwise, the other what it knows."""
+    service = Tunesmith()
+    options = {**FAST, "method": "full", "learning_rate": rate, "test_data": f"{REPEATED} UNION ALL {REPEATED}"}
+    job = service.create("m", str(tuned_base), rows, **options).wait(timeout_s=120)
+    assert job.status is JobStatus.SUCCEEDED and job.verdict is not None, job.error
+    assert (job.verdict["word"], job.verdict["arms"]["base"], job.verdict["n"]) == (word, 1.0, 20)
+    shown = subprocess.run([sys.executable, "-m", "tunesmith.interfaces.cli", "job", "show", job.id], capture_output=True, text=True).stdout
+    assert shown.startswith("HARMED: tuning lost" if word == "HARMED" else "NO EVIDENCE that tuning helped")
+    if word == "HARMED":
+        assert "warning: HARMED" in shown and job.verdict["high"] < -0.05 and len(job.verdict["lost"]) >= 18
+        with pytest.warns(UserWarning, match="HARMED") as told:
+            answers = [service.complete("m", PROMPTS[:1])[0].text for _ in range(2)]
+        assert len(told) == 1 and answers[0] == answers[1] != "", "it answers all the same, and says so once"
