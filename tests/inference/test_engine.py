@@ -1,8 +1,9 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from conftest import WORDS
 from tunesmith import catalog
@@ -57,6 +58,48 @@ def test_an_answer_does_not_depend_on_its_neighbours(engine: Engine, monkeypatch
     monkeypatch.setattr(engine_module, "BATCH_TOKENS", 1)
     assert engine.generate(ask(PROMPTS), Sampling(max_tokens=12)) == together
     assert engine.generate(ask(PROMPTS[::-1]), Sampling(max_tokens=12)) == together[::-1]
+
+
+SHARED = "here are words: red, green, blue. now "
+
+
+def test_what_prompts_begin_with_is_computed_once_and_changes_no_answer(
+    engine: Engine, tuned_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [SHARED + p for p in PROMPTS]
+    found = engine.generate(ask(prompts), Sampling(max_tokens=12))
+    for prompt, completion in zip(prompts, found, strict=True):
+        wanted, gap = hugging_face(tuned_base, prompt, 12)
+        assert completion.text == wanted or gap < TIE, prompt
+    lengths: list[int] = []
+    forward = engine.model.forward
+
+    def counted(*args: Any, **inputs: Any) -> Any:
+        lengths.append(inputs["input_ids"].numel())
+        return forward(*args, **inputs)
+
+    monkeypatch.setattr(engine.model, "forward", counted)
+    again = engine.generate(ask(prompts[:10]), Sampling(max_tokens=1))
+    with_prefix = sum(lengths)
+    monkeypatch.setattr(engine_module, "PREFIX_LEAST", 10**9)
+    lengths.clear()
+    assert engine.generate(ask(prompts[:10]), Sampling(max_tokens=1)) == again
+    assert with_prefix < 0.5 * sum(lengths), "most of the tokens were computed once"
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gemma2", "phi3"])
+def test_a_shared_prefix_changes_no_answer_in_any_family(family: str, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = dict(vocab_size=260, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                 head_dim=8, max_position_embeddings=256, eos_token_id=0, pad_token_id=0, bos_token_id=0)  # fmt: skip
+    if family in ("mistral", "gemma2"):
+        shape["sliding_window"] = 12
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape)).eval()
+    engine = Engine(model, Encoder(PromptTemplate.of_base(tiny_base), tiny_base), family, 256)
+    prompts = ask([SHARED + p for p in PROMPTS])
+    found = engine.generate(prompts, Sampling(max_tokens=6))
+    monkeypatch.setattr(engine_module, "PREFIX_LEAST", 10**9)
+    assert engine.generate(prompts, Sampling(max_tokens=6)) == found
 
 
 def test_a_long_neighbour_takes_no_room_from_an_answer(engine: Engine) -> None:

@@ -29,7 +29,9 @@ from tunesmith.tuning.trainer import RESULT
 ROOM = 2  # an answer may be this many times as long as the longest wanted one before it is cut
 LEAST_EXAMPLES, MOST_EXAMPLES = 3, 16  # in the prompt; more cost time in proportion, whatever they bring
 CLOSED_SHARE, CLOSED_CLASSES = 0.2, 200  # a closed set: so few different answers for so many rows
-ROWS_LISTED, WORST_LISTED = 100, 10
+LINEAR_ROWS = 20_000  # training rows of the linear model; more cost minutes
+WORST_LISTED = 10
+LARGEST_LOSS = 1e6
 
 
 def run(assignment: child.Assignment, report: child.Report) -> None:
@@ -116,9 +118,9 @@ class _Evaluation:
         flips = [(e.row.row, t - b) for e, t, b in zip(self._rows, primary["tuned"], primary[against], strict=True)]
         return Verdict(
             word, metrics[0], len(self._rows), arms, against, difference, low, high, stop_rate=self._stop_rate, examples=self._n_examples,
-            losses={arm: mean_loss(found) for arm, found in self._losses.items()}, commonest_answer=self._always,
-            other_metrics={m: means[m] for m in metrics[1:]}, won=tuple(r for r, d in flips if d > 0)[:ROWS_LISTED],
-            lost=tuple(r for r, d in flips if d < 0)[:ROWS_LISTED], worst=tuple(self._worst()), retention=self._retention,
+            losses={arm: _finite(mean_loss(found)) for arm, found in self._losses.items()}, commonest_answer=self._always,
+            other_metrics={m: means[m] for m in metrics[1:]}, won=tuple(r for r, d in flips if d > 0),
+            lost=tuple(r for r, d in flips if d < 0), worst=tuple(self._worst()), retention=self._retention,
             slices=slices([json.loads(e.row.context) for e in self._rows], primary["tuned"], primary[against]), notes=tuple(self._notes),
         )  # fmt: skip
 
@@ -127,7 +129,7 @@ class _Evaluation:
 
     def _worst(self) -> list[dict[str, Any]]:
         """The rows on which the tuned model's loss is highest."""
-        losses = [v / n for v, n in self._losses["tuned"]]
+        losses = [_finite(v / n) for v, n in self._losses["tuned"]]
         order = sorted(range(len(losses)), key=lambda i: -losses[i])[:WORST_LISTED]
         return [
             {"row": self._rows[i].row.row, "loss": losses[i], "wanted": self._wanted[i], "answer": self._answers["tuned"][i]} for i in order
@@ -147,7 +149,8 @@ class _Evaluation:
 
     def _ask_linear_model(self) -> None:
         """Where answers are a closed set: what words alone tell."""
-        labels = [e.row.completion.strip() for e in self._train]
+        train = different_first(self._train, self._seed)[:LINEAR_ROWS]
+        labels = [e.row.completion.strip() for e in train]
         classes = set(labels)
         if not 2 <= len(classes) <= min(CLOSED_CLASSES, max(2, CLOSED_SHARE * len(labels))):
             return
@@ -158,12 +161,17 @@ class _Evaluation:
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
 
-        model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\S+"), LogisticRegression(C=10, max_iter=1000))
-        model.fit([question(e) for e in self._train], labels)
+        model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\b\w+\b"), LogisticRegression(C=10, max_iter=1000))
+        model.fit([question(e) for e in train], labels)
         self._answers["linear"] = [str(a) for a in model.predict([question(e) for e in self._rows])]
 
 
 ARMS = ("base", "examples", "commonest", "linear", "tuned")
+
+
+def _finite(loss: float) -> float:
+    """A loss that JSON can hold: a broken model's infinity becomes the largest number that is shown."""
+    return loss if math.isfinite(loss) else LARGEST_LOSS
 
 
 def question(example: Example) -> str:
@@ -195,7 +203,7 @@ def retention(engine: Engine) -> float:
     batch = causal_lm.collate([Encoded(engine.encoder.text(line), 1) for line in lines], next(engine.model.parameters()).device)
     with torch.inference_mode():
         nats = float(causal_lm.token_losses(engine.model, batch).sum())
-    return nats / math.log(2) / sum(len(line.encode()) for line in lines)
+    return _finite(nats) / math.log(2) / sum(len(line.encode()) for line in lines)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """The engine behind complete(): many prompts in, one answer each.
 
-Prompts of like length are answered together with one key-value cache per batch; equal prompts are answered once when greedy. A batch is
-padded on the right, and each row's positions go on from its own end, so padding decides nothing. Models stay loaded, the last few used.
+What all prompts begin with is computed once. Prompts of like length are answered together with one key-value cache per batch; equal
+prompts are answered once when greedy. A batch is padded on the right, and each row's positions go on from its own end, so padding
+decides nothing. Models stay loaded, the last few used.
 """
 
+import copy
 import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -23,6 +25,8 @@ from tunesmith.models.methods import Model
 from tunesmith.registry import TunedModel
 
 BATCH_TOKENS = 8192  # padded prompt tokens answered together
+CACHE_TOKENS = 65_536  # prompt tokens whose keys and values are held together
+PREFIX_LEAST = 16  # shared tokens worth a pass of their own
 LOADED_LIMIT = 2  # models kept in memory
 
 
@@ -95,21 +99,38 @@ class Engine:
     def _batches(self, asked: list[list[int]], sampling: Sampling) -> Iterator[tuple[list[int], list[Completion]]]:
         generator = torch.Generator(self._device)
         generator.manual_seed(sampling.seed) if sampling.seed is not None else generator.seed()
-        for group in micro_batches([len(ids) for ids in asked], BATCH_TOKENS):
-            yield group, self._answer([asked[g] for g in group], sampling, generator)
+        prefix = self._prefix(asked)
+        n = prefix.get_seq_length()
+        longest = max(map(len, asked), default=1)
+        for group in micro_batches([len(ids) - n for ids in asked], BATCH_TOKENS, max(1, CACHE_TOKENS // longest)):
+            yield group, self._answer([asked[g] for g in group], prefix, sampling, generator)
 
     @torch.inference_mode()
-    def _answer(self, prompts: list[list[int]], sampling: Sampling, generator: torch.Generator) -> list[Completion]:
+    def _prefix(self, asked: list[list[int]]) -> DynamicCache:
+        """The keys and values of what all prompts begin with (a system prompt, examples), computed once; empty where that is little."""
+        cache = DynamicCache(config=self.model.config)
+        n = common_prefix(asked) if len(asked) > 1 else 0
+        if n >= PREFIX_LEAST:
+            ids = torch.tensor([asked[0][:n]], device=self._device)
+            last = torch.tensor([n - 1], device=self._device)
+            causal_lm.logits_at(self.model, last, input_ids=ids, past_key_values=cache, use_cache=True)
+        return cache
+
+    @torch.inference_mode()
+    def _answer(self, prompts: list[list[int]], prefix: DynamicCache, sampling: Sampling, generator: torch.Generator) -> list[Completion]:
         lengths_B = torch.tensor([len(p) for p in prompts], device=self._device)
         room_B = (self.context - lengths_B).clamp(max=sampling.max_tokens)  # each row's own: neighbours decide nothing
-        B, T = len(prompts), int(lengths_B.max())
+        S = prefix.get_seq_length()
+        B, T = len(prompts), int(lengths_B.max()) - S
         ids_BT = torch.zeros(B, T, dtype=torch.long, device=self._device)
-        mask = torch.zeros(B, T, dtype=torch.long, device=self._device)
+        mask = torch.zeros(B, S + T, dtype=torch.long, device=self._device)
         for b, p in enumerate(prompts):
-            ids_BT[b, : len(p)] = torch.tensor(p)
+            ids_BT[b, : len(p) - S] = torch.tensor(p[S:])
             mask[b, : len(p)] = 1
-        cache = DynamicCache(config=self.model.config)
-        ends_K, place_B = torch.unique(lengths_B - 1, return_inverse=True)
+        cache = copy.deepcopy(prefix)
+        if S:
+            cache.batch_repeat_interleave(B)
+        ends_K, place_B = torch.unique(lengths_B - S - 1, return_inverse=True)
         logits_BKV = causal_lm.logits_at(self.model, ends_K, input_ids=ids_BT, attention_mask=mask, past_key_values=cache, use_cache=True)
         logits_BV = logits_BKV[torch.arange(B), place_B]
         stops = torch.tensor(self.encoder.template.stop_ids, device=self._device)
@@ -137,6 +158,13 @@ class Engine:
     def _completion(self, n_prompt: int, tokens: list[int], stopped: bool) -> Completion:
         answer = tokens[: tokens.index(-1)] if -1 in tokens else tokens
         return Completion(self.encoder.decode(answer), n_prompt, len(answer), stopped)
+
+
+def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """How many ids all prompts begin with, at least one of each left over."""
+    least, greatest = min(prompts), max(prompts)  # what these two share, all share
+    shared = next((i for i, (a, b) in enumerate(zip(least, greatest, strict=False)) if a != b), min(len(least), len(greatest)))
+    return min(shared, min(map(len, prompts)) - 1)
 
 
 def choose(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:

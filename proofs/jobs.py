@@ -1,0 +1,47 @@
+"""One job in this process: the product's own trainer and evaluator on rows, without store, worker and start-up."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from tunesmith import catalog
+from tunesmith.data.dataset import Dataset, snapshot
+from tunesmith.data.template import Encoder, PromptTemplate
+from tunesmith.evaluation import evaluator
+from tunesmith.jobs import Options
+from tunesmith.tuning import child, trainer
+from tunesmith.tuning.prepare import prepare
+
+Row = tuple[str, str]
+
+
+def run_job(
+    home: Path, parts: Mapping[str, Sequence[Row]], base: str, asked: Mapping[str, Any], threads: int = 1
+) -> dict[str, dict[str, Any]]:
+    """Everything the trainer and the evaluator report, by kind (the last of each): trained, verdict, quoted, …
+
+    `parts` are training, validation and test rows of (prompt, completion); `home` is an empty folder.
+    """
+    with duckdb.connect() as connection:
+        for name, rows in parts.items():
+            connection.execute(f"CREATE TABLE {name}_rows (prompt VARCHAR, completion VARCHAR)")
+            connection.executemany(f"INSERT INTO {name}_rows VALUES (?, ?)", [list(r) for r in rows])
+        frozen = snapshot(
+            connection, {n: f"SELECT * FROM {n}_rows" for n in parts}, home / "data", home=home, seed=int(asked.get("seed", 0))
+        )
+    spec = catalog.find(base, home)
+    template = PromptTemplate.of_base(Path(spec.folder))
+    encoder = Encoder(template, Path(spec.folder))
+    prepared = prepare(Dataset.open(home / "data", frozen.digest), encoder, spec, Options.parse(asked))
+    (home / "attempt-1").mkdir()
+    assignment = child.Assignment(
+        job_id="in-process", task="causal_lm", home=str(home), folder=str(home / "attempt-1"), data_folder=str(home / "data"),
+        data_digest=frozen.digest, options=dict(asked), resolved=prepared.resolved.to_json(), base=spec.to_json(),
+        template=template.to_json(), device="cpu", threads=threads,
+    )  # fmt: skip
+    told: dict[str, dict[str, Any]] = {}
+    for phase in (trainer.run, evaluator.run):
+        phase(assignment, lambda kind, **facts: told.__setitem__(kind, facts))
+    return told
