@@ -163,7 +163,7 @@ def test_complete_answers_a_column_in_order_and_null_by_null(connection: duckdb.
         ("'no-such-model', 'x'", 'unknown model "no-such-model"'),
         ("'tunesmith-tiny', 'x', {'temperature': 3}", "temperature = 3.*0.0 to 1.0"),
         ("'tunesmith-tiny', [{'role': 'robot', 'content': 'x'}], {}", "invalid prompt object"),
-        ("'tunesmith-tiny', repeat('long ', 1000)", "max tokens of 512 exceeded"),
+        ("'tunesmith-tiny', repeat('long ', 2000)", "max tokens of 1024 exceeded"),
         ("'tunesmith-tiny', 'x', 'no json'", "invalid options object"),
     ],
 )
