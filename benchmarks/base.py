@@ -39,7 +39,7 @@ RESULTS = HERE / "results" / "base.json"
 SEEDS = (0, 1, 2)
 VALIDATION, TEST = 100, 400  # rows; the demo's table has its own
 PATIENCE, BATCH = 2, 16
-MAX_EPOCHS = {"demo": 6, "restaurant8k": 6, "banking77": 6, "e2e_nlg": 4}
+MAX_EPOCHS = {"demo": 5, "restaurant8k": 5, "banking77": 5, "e2e_nlg": 4}
 RATES = {"tunesmith-tiny|full": (1e-3, 2e-3), "tunesmith-tiny|lora": (3e-3, 1e-2), "tunesmith-tiny-scratch|full": (5e-4, 1e-3, 2e-3)}
 ROW_COUNTS = (50, 100, 300, 1000)
 TINY, SCRATCH = "tunesmith-tiny", "tunesmith-tiny-scratch"
@@ -220,7 +220,8 @@ class Bench:
         return self.known["runs"][run.key]  # type: ignore[no-any-return]
 
     def rate(self, table: str, base: str, method: str) -> float:
-        """The rate with the lowest validation loss on seed 0."""
+        """The rate with the lowest validation loss on seed 0; LoRA's is chosen on banking77 for all tables."""
+        table = "banking77" if method == "lora" else table
         return min(
             RATES[f"{base}|{method}"], key=lambda rate: self.get(Run(table, full_size(table), base, method, rate, 0))["validation_loss"]
         )
@@ -246,14 +247,15 @@ def full_size(table: str) -> int:
 def everything(bench: Bench) -> None:
     names = list(tables(bench._data))
     triples = [(t, b, m) for t in names for b, m in arms(t)]
-    bench.run(Run(t, full_size(t), b, m, rate, 0) for t, b, m in triples for rate in RATES[f"{b}|{m}"])
+    sweeps = [(t, b, m) for t, b, m in triples if m == "full" or t == "banking77"]
+    bench.run(Run(t, full_size(t), b, m, rate, 0) for t, b, m in sweeps for rate in RATES[f"{b}|{m}"])
     chosen = {(t, b, m): bench.rate(t, b, m) for t, b, m in triples}
     bench.run(
         [Run(t, full_size(t), b, m, chosen[t, b, m], s) for t, b, m in triples for s in SEEDS]
         + [Run("restaurant8k", 300, b, m, chosen["restaurant8k", b, m], s) for b, m in ARMS for s in SEEDS]
         + [Run(t, rows, TINY, "full", chosen[t, TINY, "full"], s)
            for t in ("demo", "restaurant8k", "banking77") for rows in ROW_COUNTS[:-1] for s in SEEDS]
-        + [Run("banking77", 1000, TINY, "lora", chosen["banking77", TINY, "lora"], s, extra) for extra in LORA_EXTRAS for s in SEEDS]
+        + [Run("banking77", 1000, TINY, "lora", chosen["banking77", TINY, "lora"], 0, extra) for extra in LORA_EXTRAS]
     )  # fmt: skip
     bench.known["linear"] = {t.name: linear_model(t) for t in tables(bench._data).values() if t.is_closed}
     bench.known["commonest"] = {t.name: commonest_share(t) for t in tables(bench._data).values()}
@@ -348,19 +350,14 @@ def tables_known(bench: Bench) -> list[str]:
 
 
 def lora_md(bench: Bench) -> str:
-    lines = ["| banking77, 1,000 rows | exact match | held-out loss |", "|---|---|---|"]
-    rate = bench.rate("banking77", TINY, "lora")
-    for r in RATES[f"{TINY}|lora"]:
-        one = bench.get(Run("banking77", 1000, TINY, "lora", r, 0))
-        lines.append(f"| LoRA, rank 16, rate {r:g} (seed 0) | {one['exact_match']:.1%} | {one['loss']:.3f} |")
-    for label, method, extra in (
-        (f"LoRA, rank 16, rate {rate:g}", "lora", ""),
-        (f"LoRA, rank 64, rate {rate:g}", "lora", LORA_EXTRAS[0]),
-        (f"LoRA on attention only, rank 16, rate {rate:g}", "lora", LORA_EXTRAS[1]),
-        (f"full, rate {bench.rate('banking77', TINY, 'full'):g}", "full", ""),
-    ):
-        score, loss = (bench.median(w, "banking77", 1000, TINY, method, extra) for w in ("exact_match", "loss"))
-        lines.append(f"| {label} | {score:.1%} | {loss:.3f} |")
+    lines = ["| banking77, 1,000 rows, seed 0 | exact match | held-out loss |", "|---|---|---|"]
+    best, full = bench.rate("banking77", TINY, "lora"), bench.rate("banking77", TINY, "full")
+    shown = [(f"LoRA, rank 16, rate {r:g}", "lora", r, "") for r in RATES[f"{TINY}|lora"]]
+    shown += [(f"LoRA, rank 64, rate {best:g}", "lora", best, LORA_EXTRAS[0])]
+    shown += [(f"LoRA on attention only, rank 16, rate {best:g}", "lora", best, LORA_EXTRAS[1]), (f"full, rate {full:g}", "full", full, "")]
+    for label, method, rate, extra in shown:
+        one = bench.get(Run("banking77", 1000, TINY, method, rate, 0, extra))
+        lines.append(f"| {label} | {one['exact_match']:.1%} | {one['loss']:.3f} |")
     return "\n".join([*lines, ""])
 
 

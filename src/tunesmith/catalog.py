@@ -4,6 +4,7 @@ A base is named by its entry in catalog.toml, by a local folder (written with a 
 hub. Nothing is ever downloaded: the weights are bundled, in the home's `bases/`, in the hub's own cache, or in a folder.
 """
 
+import hashlib
 import json
 import os
 import tomllib
@@ -117,6 +118,27 @@ def _completed(spec: ModelSpec, folder: Path) -> ModelSpec:
         prompt_window=min(spec.prompt_window or context - completion, context - min(completion, context)),
         parameters=spec.parameters or _parameters(folder),
     )  # fmt: skip
+
+
+@cache
+def _fingerprint(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
+    """A digest of a base's configuration and tokenizer, and of its weights' headers and 64 places spread over each file."""
+    digest = hashlib.sha256()
+    for name, size, _ in stamps:
+        digest.update(f"{name}:{size};".encode())
+        with (folder / name).open("rb") as file:
+            for place in sorted({0, *(size * i // 64 for i in range(64))}):
+                file.seek(place)
+                digest.update(file.read(65_536 if place == 0 else 4096))
+    return digest.hexdigest()
+
+
+def fingerprint(spec: ModelSpec) -> str:
+    """What tells one base from another: cheap for files of any size, and blind to a few changed bytes between its places."""
+    folder = Path(spec.folder)
+    files = sorted([*folder.glob("*.safetensors"), folder / "config.json", folder / "tokenizer.json"])
+    stamps = tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)
+    return _fingerprint(folder, stamps) + (":scratch" if spec.scratch_of else "")
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:

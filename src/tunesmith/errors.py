@@ -105,6 +105,10 @@ class UnknownGroup(NotFound):
     completion are: {known}. Add the column to the SELECT."""
 
 
+class CertificateRefused(Conflict):
+    """The model {name} is not used: {reasons}. Its certificate (tunesmith model show) says what was measured; tune it anew."""
+
+
 class ViewNotWritten(Conflict):
     """The view {name} was not written: {reason}"""
 

@@ -277,6 +277,8 @@ class Job:
     """What the job was expected to take, as JSON of `tuning.quote.Quote`, measured when training began."""
     used: Mapping[str, Any] | None = None
     """What it took: tokens_per_epoch, seconds_per_epoch, memory_mb."""
+    certificate: Mapping[str, Any] | None = None
+    """How the stored model was proven, as JSON of `models.certificate.Certificate`."""
     verdict: Mapping[str, Any] | None = None
     """Whether tuning helped, as JSON of `evaluation.verdict.Verdict`: word, metric, n, arms, interval, rows won and lost, …"""
     warnings: tuple[str, ...] = ()

@@ -222,6 +222,7 @@ class Worker:
             with durable.staging(self._settings.home) as outer:
                 staged = outer / "v1"  # hard links: no second copy of the weights
                 shutil.copytree(attempts[0], staged, copy_function=os.link, ignore=shutil.ignore_patterns(durable.MANIFEST))
+                durable.write_json(staged / "certificate.json", job.certificate)
                 durable.publish(staged, target, {"job": job.id, "name": job.name})
         durable.verify(target)
         model = dict(
@@ -301,6 +302,8 @@ class _Scribe:
                 )
             case "quoted":
                 self._store.record(self._job, quote=message["quote"])
+            case "certificate":
+                self._store.record(self._job, certificate=message["certificate"])
             case "verdict":
                 self._store.record(self._job, verdict=message["verdict"])
             case _:

@@ -8,19 +8,21 @@ import json
 import math
 import random
 from collections.abc import Sequence
-from importlib.resources import files
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 
+from tunesmith import catalog
+from tunesmith.data import prose
 from tunesmith.data.examples import Example, encode
 from tunesmith.data.template import Encoded, Messages
-from tunesmith.errors import DamagedFiles
+from tunesmith.errors import CertificateRefused, DamagedFiles
 from tunesmith.evaluation.metrics import METRICS, commonest, metrics_for
 from tunesmith.evaluation.verdict import PROMPT_ARMS, STOP_RATE, Verdict, Word, judge, sentence, slices
 from tunesmith.inference.engine import Completion, Engine, Sampling
-from tunesmith.models import causal_lm
+from tunesmith.models import causal_lm, methods
+from tunesmith.models.certificate import Certificate, Probes, replay, template_digest
 from tunesmith.registry import TunedModel
 from tunesmith.tuning import child
 from tunesmith.tuning.loop import evaluate, mean_loss
@@ -39,18 +41,33 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
     torch.set_num_threads(assignment.threads)
     dataset, encoder = assignment.dataset(), assignment.encoder()
     rows = {part: encode(dataset, part, encoder, spec, options.on_long).accepted for part in ("train", "verdict")}
-    if not rows["verdict"]:
-        report("verdict", verdict=None)
-        return
     results = [a / RESULT for a in assignment.attempts if (a / RESULT).exists()]
     if not results:
         raise DamagedFiles(folder=assignment.folder, reason="no attempt of this job holds a finished model")
-    base = TunedModel(name=spec.name, base=spec)
-    tuned = TunedModel(name=spec.name, base=spec, method=options.method, folder=str(results[0]))
-    verdict = _Evaluation(rows["train"], rows["verdict"], assignment.device, options.seed).verdict(base, tuned)
-    for warning in warnings(verdict):
+    evaluation = _Evaluation(rows["train"], rows["verdict"], options.seed) if rows["verdict"] else None
+    probes = Probes.load(results[0])
+
+    engine = Engine.load(TunedModel(name=spec.name, base=spec), assignment.device)
+    of_base = replay(engine.model, probes)
+    if evaluation:
+        evaluation.ask_base(engine)
+    engine = Engine.load(TunedModel(name=spec.name, base=spec, method=options.method, folder=str(results[0])), assignment.device)
+    of_tuned = replay(engine.model, probes)
+    certificate = Certificate(
+        "whole" if methods.load(options.method).WHOLE else "adapter", str(next(engine.model.parameters()).dtype).removeprefix("torch."),
+        len(probes.prompts), of_tuned.equal, of_tuned.ties, of_tuned.top1, of_tuned.kl, of_base.different,
+        sum(probes.stopped) / len(probes.stopped), catalog.fingerprint(spec), template_digest(results[0]), assignment.data_digest,
+    )  # fmt: skip
+    if objections := certificate.objections():
+        raise CertificateRefused(name="as it was trained", reasons="; ".join(objections))
+    report("certificate", certificate=certificate.to_json())
+    if evaluation:
+        evaluation.ask_linear_model()
+        evaluation.ask_tuned(engine)
+    verdict = evaluation.verdict() if evaluation else None
+    for warning in warnings(verdict) if verdict else []:
         report("warning", message=warning)
-    report("verdict", verdict=verdict.to_json())
+    report("verdict", verdict=verdict.to_json() if verdict else None)
 
 
 def warnings(verdict: Verdict) -> list[str]:
@@ -68,8 +85,8 @@ def warnings(verdict: Verdict) -> list[str]:
 class _Evaluation:
     """The arms' answers to the verdict rows, gathered arm by arm, then judged."""
 
-    def __init__(self, train: Sequence[Example], rows: Sequence[Example], device: str, seed: int) -> None:
-        self._train, self._rows, self._device, self._seed = train, rows, device, seed
+    def __init__(self, train: Sequence[Example], rows: Sequence[Example], seed: int) -> None:
+        self._train, self._rows, self._seed = train, rows, seed
         self._wanted = [e.row.completion for e in rows]
         self._sampling = Sampling(max_tokens=ROOM * max(e.encoded.n_completion for e in rows))
         self._always = commonest([e.row.completion for e in train])
@@ -79,14 +96,11 @@ class _Evaluation:
         self._notes: list[str] = []
         self._n_examples, self._stop_rate = 0, 1.0
 
-    def verdict(self, base: TunedModel, tuned: TunedModel) -> Verdict:
-        self._ask_base(Engine.load(base, self._device))
+    def verdict(self) -> Verdict:
         self._answers["commonest"] = [self._always] * len(self._rows)
-        self._ask_linear_model()
-        self._ask_tuned(Engine.load(tuned, self._device))
         return self._judge(metrics_for([e.row.completion for e in self._train]))
 
-    def _ask_base(self, engine: Engine) -> None:
+    def ask_base(self, engine: Engine) -> None:
         self._answers["base"] = [c.text for c in self._complete(engine, [])]
         examples = self._examples(engine)
         self._n_examples = sum(m["role"] == "assistant" for m in examples)
@@ -96,7 +110,7 @@ class _Evaluation:
             self._notes.append(f"the base was not asked with examples: its window holds fewer than {LEAST_EXAMPLES}")
         self._losses["base"], self._retention["base"] = evaluate(engine.model, self._rows), retention(engine)
 
-    def _ask_tuned(self, engine: Engine) -> None:
+    def ask_tuned(self, engine: Engine) -> None:
         completions = self._complete(engine, [])
         self._answers["tuned"] = [c.text for c in completions]
         self._stop_rate = sum(c.stopped for c in completions) / len(completions)
@@ -147,7 +161,7 @@ class _Evaluation:
             turns += turn
         return turns if sum(m["role"] == "assistant" for m in turns) >= LEAST_EXAMPLES else []
 
-    def _ask_linear_model(self) -> None:
+    def ask_linear_model(self) -> None:
         """Where answers are a closed set: what words alone tell."""
         train = different_first(self._train, self._seed)[:LINEAR_ROWS]
         labels = [e.row.completion.strip() for e in train]
@@ -199,7 +213,7 @@ def different_first(rows: Sequence[Example], seed: int) -> list[Example]:
 
 def retention(engine: Engine) -> float:
     """Bits per byte of plain prose that ships with the package: what the base could do before it was tuned to something else."""
-    lines = files("tunesmith.evaluation").joinpath("retention.txt").read_text("utf-8").splitlines()
+    lines = prose.lines()
     batch = causal_lm.collate([Encoded(engine.encoder.text(line), 1) for line in lines], next(engine.model.parameters()).device)
     with torch.inference_mode():
         nats = float(causal_lm.token_losses(engine.model, batch).sum())

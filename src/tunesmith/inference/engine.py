@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from tunesmith import durable
+from tunesmith import catalog, durable
 from tunesmith.data.template import Encoder, Messages, PromptTemplate
 from tunesmith.errors import PromptTooLong
-from tunesmith.models import causal_lm, methods
+from tunesmith.models import causal_lm, certificate, methods
 from tunesmith.models.layout import micro_batches
 from tunesmith.models.methods import Model
 from tunesmith.registry import TunedModel
@@ -49,6 +49,8 @@ class Completion:
     """The stop id, where one was written, is not counted."""
     stopped: bool
     """Ended by a stop id, not by max_tokens or the window."""
+    ids: tuple[int, ...] = ()
+    """The tokens of the text."""
 
 
 class Engine:
@@ -67,6 +69,8 @@ class Engine:
             return cls(causal_lm.load_base(tuned.base, place), Encoder(template, base_folder), tuned.name, tuned.base.context)
         folder = Path(tuned.folder)
         durable.verify(folder, tuned.digest or None)
+        if tuned.digest:  # published: it must be what was certified, on the base it was certified with
+            certificate.check(tuned.name, folder, catalog.fingerprint(tuned.base))
         method = methods.load(tuned.method)
         start = causal_lm.load(folder, place) if method.WHOLE else causal_lm.load_base(tuned.base, place)
         model = method.load(start, folder)
@@ -157,10 +161,10 @@ class Engine:
 
     def _completion(self, n_prompt: int, tokens: list[int], stopped: bool) -> Completion:
         answer = tokens[: tokens.index(-1)] if -1 in tokens else tokens
-        return Completion(self.encoder.decode(answer), n_prompt, len(answer), stopped)
+        return Completion(self.encoder.decode(answer), n_prompt, len(answer), stopped, tuple(answer))
 
 
-def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+def common_prefix(prompts: Sequence[list[int]]) -> int:
     """How many ids all prompts begin with, at least one of each left over."""
     least, greatest = min(prompts), max(prompts)  # what these two share, all share
     shared = next((i for i, (a, b) in enumerate(zip(least, greatest, strict=False)) if a != b), min(len(least), len(greatest)))

@@ -1,5 +1,7 @@
 """RUNNING, in a child process of the worker: load the base, train, save. Writes only into its attempt's folder."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -7,14 +9,18 @@ from typing import Any
 import torch
 
 from tunesmith import catalog, durable
-from tunesmith.data.examples import encode
+from tunesmith.data import prose
+from tunesmith.data.examples import Example, encode
+from tunesmith.inference.engine import Engine, Sampling
 from tunesmith.models import causal_lm, methods
+from tunesmith.models.certificate import LEAST_PROBES, Probes, record
 from tunesmith.tuning import child
 from tunesmith.tuning.loop import Budget, Run, train
 from tunesmith.tuning.quote import Quote
 from tunesmith.tuning.rehearsal import memory_mb, rehearse
 
 RESULT = "result"  # the finished model inside the attempt's folder
+PROBES, PROBE_TOKENS = 48, 24  # prompts that prove the stored model, and the longest answer to one
 
 
 def run(assignment: child.Assignment, report: child.Report) -> None:
@@ -39,6 +45,7 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
         staged.mkdir()
         method.save(model, staged, spec)
         durable.write_json(staged / "prompt_template.json", asdict(encoder.template))
+        probes(Engine(model, encoder, spec.name, spec.context), [*rows["validation"], *rows["train"]]).save(staged)
         if not (folder / RESULT).exists():
             durable.publish(staged, folder / RESULT, {"job": assignment.job_id, "method": options.method, "step": at.step})
     report(
@@ -46,6 +53,15 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
         stopped_by=at.stopped_by,
         used={"tokens_per_epoch": tokens, "seconds_per_epoch": round(at.seconds * tokens / at.trained_tokens, 2), "memory_mb": memory_mb()},
     )  # fmt: skip
+
+
+def probes(engine: Engine, rows: Sequence[Example]) -> Probes:
+    """What the trained model answers to some of its rows, and where they are few to lines of prose."""
+    asked = list({json.dumps(e.row.messages): e.row.messages for e in rows[: 4 * PROBES]}.values())[:PROBES]
+    more = [line[:n] for line in prose.lines() for n in (40, 20)]  # short enough for any window
+    asked += [[{"role": "user", "content": line}] for line in more][: max(0, LEAST_PROBES - len(asked))]
+    found = engine.generate(asked, Sampling(max_tokens=PROBE_TOKENS))
+    return record(engine.model, [engine.encoder.prompt(m) for m in asked], [c.ids for c in found], [c.stopped for c in found])
 
 
 def budget(assignment: child.Assignment) -> Budget:
