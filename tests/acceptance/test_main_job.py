@@ -128,7 +128,8 @@ def same_job_through_the_other_doors(job: Job, home: Path) -> None:
     printed = subprocess.run(asked, capture_output=True, text=True).stdout.splitlines()
     assert printed == [c.text for c in service.complete("next_word", PROMPTS[:3])]
     assert sorted(p.name for p in (home / "models").rglob("*") if p.is_file()) == [
-        "MANIFEST.json", "config.json", "generation_config.json", "model.safetensors", "prompt_template.json",
+        "MANIFEST.json", "certificate.json", "config.json", "generation_config.json", "model.safetensors", "probes.safetensors",
+        "prompt_template.json",
     ]  # fmt: skip
 
 
@@ -164,7 +165,9 @@ def undisturbed(tuned_base: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     adapter = service.model("m").folder
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tuned_base), adapter).eval()
     names = sorted(p.name for p in Path(adapter).iterdir())
-    assert names == ["MANIFEST.json", "adapter_config.json", "adapter_model.safetensors", "prompt_template.json"]
+    assert names == [
+        "MANIFEST.json", "adapter_config.json", "adapter_model.safetensors", "certificate.json", "probes.safetensors", "prompt_template.json",
+    ]  # fmt: skip
     assert str(tuned_base.parent) not in (Path(adapter) / "adapter_config.json").read_text()
     before = os.environ.get("TUNESMITH_HOME")
     os.environ["TUNESMITH_HOME"] = str(home)

@@ -245,6 +245,7 @@ def job_facts(job: Job) -> dict[str, Any]:
         "progress": job.progress, "step": job.step, "total_steps": job.total_steps, "rows": dict(job.rows),
         "input_tokens": job.input_tokens, "trained_tokens": job.trained_tokens, "training_loss": job.training_loss,
         "validation_loss": job.validation_loss, "stopped_by": job.stopped_by, "quote": job.quote, "used": job.used,
+        "certificate": job.certificate,
         "verdict": job.verdict, "warnings": list(job.warnings),
         "error": job.error,
         "training_data": job.training_data, "validation_data": job.validation_data, "options": job.options.to_json(),

@@ -230,7 +230,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]], dict[st
     "jobs": ("jobs", _job_row, {
         "id": "VARCHAR", "name": "VARCHAR", "base_model": "VARCHAR", "status": "VARCHAR", "progress": "DOUBLE", "step": "BIGINT",
         "total_steps": "BIGINT", "input_tokens": "BIGINT", "trained_tokens": "BIGINT", "training_loss": "DOUBLE",
-        "validation_loss": "DOUBLE", "stopped_by": "VARCHAR", "quote": "JSON", "used": "JSON",
+        "validation_loss": "DOUBLE", "stopped_by": "VARCHAR", "quote": "JSON", "used": "JSON", "certificate": "JSON",
         "training_data": "VARCHAR", "validation_data": "VARCHAR", "options": "JSON", "resolved": "JSON", "rows": "JSON", "verdict": "JSON",
         "warnings": "JSON", "error": "VARCHAR", "created_at": "TIMESTAMP", "started_at": "TIMESTAMP", "finished_at": "TIMESTAMP",
         "attempt": "BIGINT", "owner": "VARCHAR",
