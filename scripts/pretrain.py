@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -46,13 +47,18 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
 
     prose, tasks = read_sources(args)
+    if args.start:
+        shutil.copy(Path(args.start) / "tokenizer.json", state / "tokenizer.json")
     tokenizer = trained_tokenizer(state / "tokenizer.json", prose, tasks, args.vocabulary)
     streams = {
         "prose": packed(state / "prose.npy", tokenizer, [(p,) for p in prose[:-HELD_OUT]], args.context),
         "tasks": packed(state / "tasks.npy", tokenizer, tasks[:-HELD_OUT], args.context),
     }
-    model = LlamaForCausalLM(architecture(args))
-    initialise(model)
+    if args.start:
+        model = LlamaForCausalLM.from_pretrained(args.start, dtype=torch.float32)
+    else:
+        model = LlamaForCausalLM(architecture(args))
+        initialise(model)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters:,} parameters, " + ", ".join(f"{k} {v.size:,} tokens" for k, v in streams.items()), flush=True)
 
@@ -61,11 +67,13 @@ def main() -> None:
         "prose": bits_per_byte(model, tokenizer, [(p,) for p in prose[-HELD_OUT:]], args.context),
         "tasks": bits_per_byte(model, tokenizer, tasks[-HELD_OUT:], args.context),
     }
+    earlier = json.loads((Path(args.start) / "pretraining.json").read_text()) if args.start else None
     facts = {
         "parameters": parameters, "tokens": tokens, "minutes": args.minutes, "peak_learning_rate": args.rate,
         "context": args.context, "seed": args.seed, "held_out_bits_per_byte": held_out, "curve": curve,
         "bytes_per_token": {"prose": bytes_per_token(tokenizer, prose[:500]),
                             "tasks": bytes_per_token(tokenizer, [p + c for p, c in tasks[:500]])},
+        "copies": args.copies, "began_with": earlier, "copied": copied(model, streams["tasks"]),
         "sources": [Path(f).name for f in args.prose + args.tasks],
     }  # fmt: skip
     save(model, tokenizer, args, out, facts)
@@ -88,6 +96,9 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--context", type=int, default=512, help="length of a packed training row")
     p.add_argument("--positions", type=int, default=1024, help="longest input that the base declares: rows of the last part")
     p.add_argument("--long-from", type=float, default=0.75, help="share of the time after which rows are `positions` long")
+    p.add_argument("--copies", type=float, default=0.25, help="share of rows that repeat random tokens: they teach the model to copy")
+    p.add_argument("--copies-until", type=float, default=0.6, help="share of the time after which there are no such rows")
+    p.add_argument("--start", help="folder of an earlier result, whose weights and tokenizer this run begins with")
     p.add_argument("--batch", type=int, default=8, help="packed rows per step")
     p.add_argument("--rate", type=float, default=3e-3, help="peak AdamW rate (embeddings, norms)")
     p.add_argument("--matrix-rate", type=float, default=0.02, help="peak Muon rate (matrices)")
@@ -209,10 +220,10 @@ def pretrain(model: LlamaForCausalLM, streams: dict[str, np.ndarray], args: argp
     saved += used
     losses: list[float] = []
     while (fraction := (time.monotonic() - started) / (60 * args.minutes)) < 1:
-        batch = rows_of_step(streams, step, fraction, args)
+        batch, labels = rows_of_step(streams, step, fraction, args)
         for o in optimizers:
             o.param_groups[0]["lr"] = o.param_groups[0]["peak"] * schedule(fraction)
-        loss = model(input_ids=batch, labels=batch, use_cache=False).loss
+        loss = model(input_ids=batch, labels=labels, use_cache=False).loss
         loss.backward()
         nn.utils.clip_grad_norm_(rest, 1.0)
         for o in optimizers:
@@ -225,7 +236,8 @@ def pretrain(model: LlamaForCausalLM, streams: dict[str, np.ndarray], args: argp
             seconds = time.monotonic() - started
             curve.append({"step": step, "seconds": round(seconds), "loss": round(mean, 4)})
             rate = step * args.batch * args.context / seconds
-            print(f"step {step}  loss {mean:.3f}  {rate:,.0f} tokens/s  {100 * fraction:.0f} %", flush=True)
+            copy = copied(model, streams["tasks"])
+            print(f"step {step}  loss {mean:.3f}  copied {copy:.1%}  {rate:,.0f} tokens/s  {100 * fraction:.0f} %", flush=True)
         if time.monotonic() - saved > 60 * args.save_minutes:
             saved = time.monotonic()
             keep(model, optimizers, state, step, saved - started, curve)
@@ -237,17 +249,44 @@ def schedule(fraction: float) -> float:
     return min(1.0, fraction / 0.02 + 0.02, 2 * (1 - fraction))
 
 
-def rows_of_step(streams: dict[str, np.ndarray], step: int, fraction: float, args: argparse.Namespace) -> torch.Tensor:
-    """The same number of tokens at every step: `batch` rows of `context`, later fewer rows of `positions`."""
+def rows_of_step(streams: dict[str, np.ndarray], step: int, fraction: float, args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and labels, the same number of tokens at every step: `batch` rows of `context`, later fewer rows of `positions`."""
     joined = args.positions // args.context if fraction > args.long_from else 1
     count = args.batch // joined
-    tasks = round(count * (0.35 + 0.45 * fraction))
+    copies = round(count * args.copies) if fraction < args.copies_until else 0
+    tasks = round((count - copies) * (0.35 + 0.45 * fraction))
     rows = []
-    for name, n in (("tasks", tasks), ("prose", count - tasks)):
+    for name, n in (("tasks", tasks), ("prose", count - copies - tasks)):
         generator = np.random.default_rng([args.seed, step, len(name), n])
         stream = streams[name][: len(streams[name]) // joined * joined].reshape(-1, args.context * joined)
-        rows.append(stream[generator.integers(0, len(stream), n)])
-    return torch.from_numpy(np.concatenate(rows).astype(np.int64))
+        rows.append(stream[generator.integers(0, len(stream), n)].astype(np.int64))
+    ids, labels = copy_rows(copies, args.context * joined, streams["tasks"], np.random.default_rng([args.seed, step]))
+    return torch.from_numpy(np.concatenate([*rows, ids])), torch.from_numpy(np.concatenate([*rows, labels]))
+
+
+def copy_rows(n: int, length: int, stream: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of random tokens, each stretch of 4 to 64 said twice or three times; only what was said before is a target.
+
+    What comes next can be told from nothing but where the same tokens stood before. Text alone teaches that very late to a model this
+    small (Olsson et al. 2022, arXiv 2209.11895), and a model that cannot copy a name cannot fill a slot.
+    """
+    ids = np.empty((n, length), np.int64)
+    labels = np.full((n, length), -100, np.int64)
+    common = stream.reshape(-1)
+    for row in range(n):
+        at = 0
+        while at < length:
+            size, times = int(generator.integers(4, 65)), int(generator.integers(2, 4))
+            some = (
+                common[generator.integers(0, len(common), size)]
+                if generator.random() < 0.5
+                else generator.integers(5, common.max() + 1, size)
+            )
+            said = np.tile(some.astype(np.int64), times)[: length - at]
+            ids[row, at : at + len(said)] = said
+            labels[row, at + size : at + len(said)] = said[size:]
+            at += len(said)
+    return ids, labels
 
 
 def keep(model: nn.Module, optimizers: list, state: Path, step: int, used: float, curve: list) -> None:
@@ -274,6 +313,15 @@ def restore(model: nn.Module, optimizers: list, state: Path) -> tuple[int, float
         o.load_state_dict(loaded)
     progress = json.loads((state / "progress.json").read_text())
     return progress["step"], progress["used"], progress["curve"]
+
+
+@torch.no_grad()
+def copied(model: LlamaForCausalLM, stream: np.ndarray) -> float:
+    """Share of the tokens of random stretches, said a second time, that the model gives as the most likely next one."""
+    ids, labels = (torch.from_numpy(x) for x in copy_rows(8, 256, stream, np.random.default_rng(1)))
+    best = model(ids).logits[:, :-1].argmax(-1)
+    wanted = labels[:, 1:]
+    return round(float((best == wanted)[wanted != -100].float().mean()), 3)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from tunesmith.settings import Settings
 
 PROMPTS = [f"say {w}" for w in WORDS] + [f"{w} say" for w in WORDS]
 LONG = next_word_rows(8)  # 160 steps: long enough to be killed in the middle
-FAST = {"learning_rate": 1e-2, "batch_size": 5, "max_epochs": 10}
+FAST = {"learning_rate": 1e-2, "batch_size": 5, "max_epochs": 10, "patience": 0}
 
 
 @pytest.fixture
@@ -311,7 +311,7 @@ def test_a_job_shows_what_was_quoted_against_what_was_used(home: Path, tuned_bas
     service = Tunesmith()
     quote = service.quote(LONG, base_model=str(tuned_base), **FAST)
     assert list((home / "quotes").iterdir()) == [] and service.show() == [], "nothing is kept"
-    job = service.create("m", str(tuned_base), LONG, **{**FAST, "patience": 0}).wait(timeout_s=120)
+    job = service.create("m", str(tuned_base), LONG, **FAST).wait(timeout_s=120)
     assert job.status is JobStatus.SUCCEEDED and job.quote is not None and job.used is not None, job.error
     assert quote.tokens_per_epoch == job.quote["tokens_per_epoch"] == job.used["tokens_per_epoch"] == job.input_tokens
     assert quote.epochs * quote.tokens_per_epoch == job.trained_tokens and quote.steps == job.step
