@@ -34,6 +34,8 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+STAGES = ((64, 12), (128, 32), (256, 64))  # copying alone: length of a row, longest stretch; on to the next when the loss is below COPIED
+COPIED = 2.0
 HELD_OUT = 200  # the last rows of each source are never trained on
 
 
@@ -96,8 +98,8 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--context", type=int, default=512, help="length of a packed training row")
     p.add_argument("--positions", type=int, default=1024, help="longest input that the base declares: rows of the last part")
     p.add_argument("--long-from", type=float, default=0.75, help="share of the time after which rows are `positions` long")
-    p.add_argument("--copies", type=float, default=0.25, help="share of rows that repeat random tokens: they teach the model to copy")
-    p.add_argument("--copies-until", type=float, default=0.6, help="share of the time after which there are no such rows")
+    p.add_argument("--copies-first", type=float, default=0.2, help="share of the time, at the start, for copying alone, at most")
+    p.add_argument("--copies", type=float, default=0.125, help="share of the rows that go on repeating random tokens")
     p.add_argument("--start", help="folder of an earlier result, whose weights and tokenizer this run begins with")
     p.add_argument("--batch", type=int, default=8, help="packed rows per step")
     p.add_argument("--rate", type=float, default=3e-3, help="peak AdamW rate (embeddings, norms)")
@@ -215,12 +217,14 @@ def pretrain(model: LlamaForCausalLM, streams: dict[str, np.ndarray], args: argp
     optimizers = [Muon(matrices, args.matrix_rate), torch.optim.AdamW(rest, args.rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
     for o in optimizers:
         o.param_groups[0]["peak"] = o.param_groups[0]["lr"]
-    step, used, curve = restore(model, optimizers, state)
+    progress = restore(model, optimizers, state)
+    step, tokens, stage, used, curve = (progress[k] for k in ("step", "tokens", "stage", "used", "curve"))
     started = saved = time.monotonic() - used
     saved += used
     losses: list[float] = []
     while (fraction := (time.monotonic() - started) / (60 * args.minutes)) < 1:
-        batch, labels = rows_of_step(streams, step, fraction, args)
+        stage = len(STAGES) if fraction > args.copies_first else stage
+        batch, labels = rows_of_step(streams, step, fraction, stage, args)
         for o in optimizers:
             o.param_groups[0]["lr"] = o.param_groups[0]["peak"] * schedule(fraction)
         loss = model(input_ids=batch, labels=labels, use_cache=False).loss
@@ -230,18 +234,21 @@ def pretrain(model: LlamaForCausalLM, streams: dict[str, np.ndarray], args: argp
             o.step()
             o.zero_grad(set_to_none=True)
         losses.append(loss.item())
+        if stage < len(STAGES) and len(losses) >= 25 and sum(losses[-25:]) / 25 < COPIED:
+            stage, losses = stage + 1, []
+        tokens += batch.numel()
         step += 1
         if step % 50 == 0:
-            mean = sum(losses[-50:]) / len(losses[-50:])
+            mean = sum(losses[-50:]) / max(1, len(losses[-50:]))
             seconds = time.monotonic() - started
             curve.append({"step": step, "seconds": round(seconds), "loss": round(mean, 4)})
-            rate = step * args.batch * args.context / seconds
+            rate = tokens / seconds
             copy = copied(model, streams["tasks"])
             print(f"step {step}  loss {mean:.3f}  copied {copy:.1%}  {rate:,.0f} tokens/s  {100 * fraction:.0f} %", flush=True)
         if time.monotonic() - saved > 60 * args.save_minutes:
             saved = time.monotonic()
-            keep(model, optimizers, state, step, saved - started, curve)
-    return curve, step * args.batch * args.context
+            keep(model, optimizers, state, {"step": step, "tokens": tokens, "stage": stage, "used": saved - started, "curve": curve})
+    return curve, tokens
 
 
 def schedule(fraction: float) -> float:
@@ -249,23 +256,29 @@ def schedule(fraction: float) -> float:
     return min(1.0, fraction / 0.02 + 0.02, 2 * (1 - fraction))
 
 
-def rows_of_step(streams: dict[str, np.ndarray], step: int, fraction: float, args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and labels, the same number of tokens at every step: `batch` rows of `context`, later fewer rows of `positions`."""
+def rows_of_step(
+    streams: dict[str, np.ndarray], step: int, fraction: float, stage: int, args: argparse.Namespace
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and labels of a step: short rows of copies at first, then `batch` rows of `context`, later fewer rows of `positions`."""
+    generator = np.random.default_rng([args.seed, step])
+    if stage < len(STAGES):
+        ids, labels = copy_rows(16, *STAGES[stage], streams["tasks"], generator)
+        return torch.from_numpy(ids), torch.from_numpy(labels)
     joined = args.positions // args.context if fraction > args.long_from else 1
     count = args.batch // joined
-    copies = round(count * args.copies) if fraction < args.copies_until else 0
+    copies = round(count * args.copies)
     tasks = round((count - copies) * (0.35 + 0.45 * fraction))
     rows = []
     for name, n in (("tasks", tasks), ("prose", count - copies - tasks)):
-        generator = np.random.default_rng([args.seed, step, len(name), n])
+        picked = np.random.default_rng([args.seed, step, len(name), n])
         stream = streams[name][: len(streams[name]) // joined * joined].reshape(-1, args.context * joined)
-        rows.append(stream[generator.integers(0, len(stream), n)].astype(np.int64))
-    ids, labels = copy_rows(copies, args.context * joined, streams["tasks"], np.random.default_rng([args.seed, step]))
+        rows.append(stream[picked.integers(0, len(stream), n)].astype(np.int64))
+    ids, labels = copy_rows(copies, args.context * joined, 128, streams["tasks"], generator)
     return torch.from_numpy(np.concatenate([*rows, ids])), torch.from_numpy(np.concatenate([*rows, labels]))
 
 
-def copy_rows(n: int, length: int, stream: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of random tokens, each stretch of 4 to 64 said twice or three times; only what was said before is a target.
+def copy_rows(n: int, length: int, reach: int, stream: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of random tokens, each stretch of 2 to `reach` said twice or three times; only what was said before is a target.
 
     What comes next can be told from nothing but where the same tokens stood before. Text alone teaches that very late to a model this
     small (Olsson et al. 2022, arXiv 2209.11895), and a model that cannot copy a name cannot fill a slot.
@@ -276,7 +289,7 @@ def copy_rows(n: int, length: int, stream: np.ndarray, generator: np.random.Gene
     for row in range(n):
         at = 0
         while at < length:
-            size, times = int(generator.integers(4, 65)), int(generator.integers(2, 4))
+            size, times = int(generator.integers(2, reach + 1)), int(generator.integers(2, 4))
             some = (
                 common[generator.integers(0, len(common), size)]
                 if generator.random() < 0.5
@@ -289,19 +302,19 @@ def copy_rows(n: int, length: int, stream: np.ndarray, generator: np.random.Gene
     return ids, labels
 
 
-def keep(model: nn.Module, optimizers: list, state: Path, step: int, used: float, curve: list) -> None:
+def keep(model: nn.Module, optimizers: list, state: Path, progress: dict) -> None:
     tensors = {f"model.{k}": v for k, v in model.state_dict().items() if k != "lm_head.weight"}
     for n, o in enumerate(optimizers):
         for i, s in o.state_dict()["state"].items():
             tensors |= {f"optimizer.{n}.{i}.{k}": v for k, v in s.items()}
     save_file({k: v.contiguous() for k, v in tensors.items()}, state / "state.tmp")
     os.replace(state / "state.tmp", state / "state.safetensors")
-    (state / "progress.json").write_text(json.dumps({"step": step, "used": used, "curve": curve}))
+    (state / "progress.json").write_text(json.dumps(progress))
 
 
-def restore(model: nn.Module, optimizers: list, state: Path) -> tuple[int, float, list]:
+def restore(model: nn.Module, optimizers: list, state: Path) -> dict:
     if not (state / "progress.json").exists():
-        return 0, 0.0, []
+        return {"step": 0, "tokens": 0, "stage": 0, "used": 0.0, "curve": []}
     tensors = load_file(state / "state.safetensors")
     model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, strict=False)
     for n, o in enumerate(optimizers):
@@ -311,14 +324,13 @@ def restore(model: nn.Module, optimizers: list, state: Path) -> tuple[int, float
                 _, _, i, name = k.split(".")
                 loaded["state"].setdefault(int(i), {})[name] = v
         o.load_state_dict(loaded)
-    progress = json.loads((state / "progress.json").read_text())
-    return progress["step"], progress["used"], progress["curve"]
+    return json.loads((state / "progress.json").read_text())
 
 
 @torch.no_grad()
 def copied(model: LlamaForCausalLM, stream: np.ndarray) -> float:
     """Share of the tokens of random stretches, said a second time, that the model gives as the most likely next one."""
-    ids, labels = (torch.from_numpy(x) for x in copy_rows(8, 256, stream, np.random.default_rng(1)))
+    ids, labels = (torch.from_numpy(x) for x in copy_rows(8, 256, 64, stream, np.random.default_rng(1)))
     best = model(ids).logits[:, :-1].argmax(-1)
     wanted = labels[:, 1:]
     return round(float((best == wanted)[wanted != -100].float().mean()), 3)

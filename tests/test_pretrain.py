@@ -52,3 +52,17 @@ def test_text_becomes_a_base_that_can_be_asked_and_tuned(home: Path, tmp_path: P
     [answer] = Tunesmith().complete(base, ["say 3"], max_tokens=3)
     assert answer.completion_tokens <= 3
     assert Tunesmith().model(base).base.prompt_window == 48
+
+
+def test_rows_of_copies_ask_only_for_what_was_said_before() -> None:
+    import numpy as np
+
+    sys.path.insert(0, str(SCRIPT.parent))
+    import pretrain as script
+
+    ids, labels = script.copy_rows(6, 128, 16, np.arange(5, 300).reshape(5, 59), np.random.default_rng(0))
+    targets = labels != -100
+    assert (labels[targets] == ids[targets]).all() and 0.4 < targets.mean() < 0.75
+    for row, wanted in zip(ids, targets, strict=True):
+        assert all(row[t] in row[max(0, t - 16) : t] for t in np.nonzero(wanted)[0]), "said again within the longest stretch"
+    assert ids.min() >= 5, "no special token"
