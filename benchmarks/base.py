@@ -175,7 +175,7 @@ def tune(run: Run, data: str) -> dict[str, Any]:
             Dataset.open(home / "data", frozen.digest), "verdict", Encoder(template, Path(spec.folder)), spec, "reject"
         ).accepted
         room = 2 * max(e.encoded.n_completion for e in verdict)
-        answers = [c.text for c in engine.generate([e.row.messages for e in verdict], Sampling(max_tokens=room))]
+        answers = [c.text for c in engine.generate([e.messages for e in verdict], Sampling(max_tokens=room))]
         with torch.inference_mode():
             loss = mean_loss(evaluate(engine.model, verdict))
     return {

@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
 
-from tunesmith.errors import UnknownBaseModel, UnsafeBaseModel, WeightsNotHere, closest
+from tunesmith.errors import DamagedFiles, UnknownBaseModel, UnsafeBaseModel, WeightsNotHere, closest
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,11 @@ def fingerprint(spec: ModelSpec) -> str:
     """What tells one base from another: cheap for files of any size, and blind to a few changed bytes between its places."""
     folder = Path(spec.folder)
     files = sorted([*folder.glob("*.safetensors"), folder / "config.json", folder / "tokenizer.json"])
-    stamps = tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)
-    return _fingerprint(folder, stamps) + (":scratch" if spec.scratch_of else "")
+    try:
+        stamps = tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)
+        return _fingerprint(folder, stamps) + (":scratch" if spec.scratch_of else "")
+    except OSError as e:
+        raise DamagedFiles(folder=str(folder), reason=f"the base's files cannot be read: {e}") from None
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from tunesmith import Tunesmith
 from tunesmith import worker as worker_module
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.template import Encoder, PromptTemplate
-from tunesmith.errors import DiskFull
+from tunesmith.errors import CertificateRefused, DamagedFiles, DiskFull
 from tunesmith.jobs import Job, JobStatus
 from tunesmith.settings import Settings
 
@@ -269,6 +269,36 @@ def test_on_long_decides_what_becomes_of_long_prompts(home: Path, tuned_base: Pa
         assert job.error is not None and "rows train 9" in job.error["message"]
     else:
         assert job.rows["cut"] == 1 and job.rows["train"] == 9
+
+
+def test_a_cut_verdict_row_is_asked_as_it_was_cut(home: Path, tuned_base: Path) -> None:
+    test = "SELECT 'say red' AS prompt, 'red' AS completion UNION ALL SELECT repeat('x', 200), 'red'"
+    options = {**FAST, "max_epochs": 1, "on_long": "cut_prompt", "test_data": test}
+    job = Tunesmith().create("m", str(tuned_base), next_word_rows(2), **options).wait(timeout_s=120)
+    assert job.status is JobStatus.SUCCEEDED and job.rows["cut"] == 1, job.error
+    assert job.verdict is not None and job.verdict["n"] == 2
+
+
+def test_a_tuned_model_is_not_used_on_another_base_than_its_own(home: Path, tuned_base: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    base = Path(shutil.copytree(tuned_base, tmp_path / "base"))
+    job = Tunesmith().create("m", str(base), next_word_rows(2), method="lora", **{**FAST, "max_epochs": 2}).wait(timeout_s=120)
+    assert job.status is JobStatus.SUCCEEDED and job.certificate is not None and job.certificate["equal"] == job.certificate["probes"] >= 32
+    tensors = load_file(base / "model.safetensors")
+    save_file({n: t * 1.01 for n, t in tensors.items()}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CertificateRefused, match="m is not used: its base is another one"):
+        Tunesmith().complete("m", PROMPTS[:1])
+    shutil.rmtree(base)
+    with pytest.raises(DamagedFiles, match="base's files cannot be read"):
+        Tunesmith().complete("m", PROMPTS[:1])
+
+
+def test_tuning_that_changes_nothing_fails_and_says_so(home: Path, tuned_base: Path) -> None:
+    options = {**FAST, "method": "lora", "learning_rate": 1e-7, "max_epochs": 1}
+    job = Tunesmith().create("m", str(tuned_base), next_word_rows(2), **options).wait(timeout_s=120)
+    assert job.status is JobStatus.FAILED and job.error is not None
+    assert job.error["code"] == "certificate_refused" and "the tuning does nothing" in job.error["message"]
 
 
 def test_a_job_waits_while_the_disk_is_full(home: Path, tuned_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

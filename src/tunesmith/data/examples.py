@@ -5,7 +5,7 @@ from typing import Any
 
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.dataset import Dataset, Row
-from tunesmith.data.template import Encoded, Encoder
+from tunesmith.data.template import Encoded, Encoder, Messages
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,13 @@ class Example:
 
     row: Row
     encoded: Encoded
-    was_cut: bool = False
+    cut: Messages | None = None
+    """The messages that are left of a prompt over the window."""
+
+    @property
+    def messages(self) -> Messages:
+        """What the model is asked: the row's messages, or what is left of them."""
+        return self.row.messages if self.cut is None else self.cut
 
 
 @dataclass
@@ -56,7 +62,8 @@ def _fit(row: Row, encoder: Encoder, spec: ModelSpec, on_long: str) -> tuple[Exa
     if on_long == "cut_prompt":
         # cutting inside a text can change how its rest is tokenised, so look again
         for more in range(over, over + 8):
-            cut = encoder.row(encoder.cut(messages, more), row.completion)
+            kept = encoder.cut(messages, more)
+            cut = encoder.row(kept, row.completion)
             if cut.n_prompt <= spec.prompt_window:
-                return Example(row, cut, was_cut=True), ""
+                return Example(row, cut, kept), ""
     return None, f"prompt: {encoded.n_prompt} tokens, window {spec.prompt_window}"

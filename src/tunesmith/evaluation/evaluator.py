@@ -7,7 +7,7 @@ answers are a closed set, a linear model on words; the tuned model.
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -117,7 +117,7 @@ class _Evaluation:
         self._losses["tuned"], self._retention["tuned"] = evaluate(engine.model, self._rows), retention(engine)
 
     def _complete(self, engine: Engine, examples: Messages) -> list[Completion]:
-        return engine.generate([with_examples(e.row.messages, examples) for e in self._rows], self._sampling)
+        return engine.generate([with_examples(e.messages, examples) for e in self._rows], self._sampling)
 
     def _judge(self, metrics: list[str]) -> Verdict:
         scores = {m: {arm: self._scores(m, arm) for arm in ARMS if arm in self._answers} for m in metrics}
@@ -149,13 +149,13 @@ class _Evaluation:
             {"row": self._rows[i].row.row, "loss": losses[i], "wanted": self._wanted[i], "answer": self._answers["tuned"][i]} for i in order
         ]
 
-    def _examples(self, engine: Engine) -> list[dict[str, str]]:
+    def _examples(self, engine: Engine) -> Messages:
         """Training rows as turns before the question: as many as fit beside the longest one, different answers first."""
-        longest = max(self._rows, key=lambda e: e.encoded.n_prompt).row.messages
+        longest = max(self._rows, key=lambda e: e.encoded.n_prompt).messages
         room = engine.context - self._sampling.max_tokens
-        turns: list[dict[str, str]] = []
+        turns: list[Mapping[str, str]] = []
         for example in different_first(self._train, self._seed)[:MOST_EXAMPLES]:
-            turn = [m for m in example.row.messages if m["role"] != "system"] + [{"role": "assistant", "content": example.row.completion}]
+            turn = [m for m in example.messages if m["role"] != "system"] + [{"role": "assistant", "content": example.row.completion}]
             if len(engine.encoder.prompt(with_examples(longest, turns + turn))) > room:
                 break
             turns += turn
@@ -190,7 +190,7 @@ def _finite(loss: float) -> float:
 
 def question(example: Example) -> str:
     """The last thing the user said."""
-    return str(example.row.messages[-1]["content"])
+    return str(example.messages[-1]["content"])
 
 
 def with_examples(messages: Messages, examples: Messages) -> list[dict[str, str]]:

@@ -49,7 +49,7 @@ def prepare(dataset: Dataset, encoder: Encoder, spec: ModelSpec, asked: Options)
         raise NoUsableRows(part="training", rows=len(too_long), reasons=f"{len(too_long)} x too long")
     resolved = resolve(asked, Facts(spec, len(train)))
     counts = {p: len(e.accepted) for p, e in parts.items()}
-    cut = sum(x.was_cut for e in parts.values() for x in e.accepted)
+    cut = sum(x.cut is not None for e in parts.values() for x in e.accepted)
     told = warnings(spec, resolved.learning_rate, too_long)
     return Prepared(resolved, parts["train"].tokens, {**counts, "rejected": len(rejected), "cut": cut}, rejected, told)
 

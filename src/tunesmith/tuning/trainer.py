@@ -57,8 +57,7 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
 
 def probes(engine: Engine, rows: Sequence[Example]) -> Probes:
     """What the trained model answers to some of its rows, and where they are few to lines of prose."""
-    whole = [e for e in rows if not e.was_cut][: 4 * PROBES]
-    asked = list({json.dumps(e.row.messages): e.row.messages for e in whole}.values())[:PROBES]
+    asked = list({json.dumps(e.messages): e.messages for e in rows[: 4 * PROBES]}.values())[:PROBES]
     more = [line[:n] for line in prose.lines() for n in (40, 20)]  # short enough for any window
     asked += [[{"role": "user", "content": line}] for line in more][: max(0, LEAST_PROBES - len(asked))]
     found = engine.generate(asked, Sampling(max_tokens=PROBE_TOKENS))
