@@ -133,47 +133,24 @@ def _cut(name: str, rows: list[Row], is_closed: bool) -> Table:
 
 def tune(run: Run, data: str) -> dict[str, Any]:
     import torch
+    from in_process import run_job
 
-    from tunesmith import catalog
-    from tunesmith.data.dataset import Dataset, snapshot
     from tunesmith.data.examples import encode
-    from tunesmith.data.template import Encoder, PromptTemplate
     from tunesmith.evaluation.metrics import exact_match
     from tunesmith.inference.engine import Engine, Sampling
-    from tunesmith.jobs import Options
     from tunesmith.registry import TunedModel
-    from tunesmith.tuning import child, trainer
+    from tunesmith.tuning import trainer
     from tunesmith.tuning.loop import evaluate, mean_loss
-    from tunesmith.tuning.recipe import Facts, resolve
 
     table, began = tables(data)[run.table], time.monotonic()
-    with tempfile.TemporaryDirectory() as temporary:
-        home = Path(temporary)
-        parts = {"training": table.train[: run.rows], "validation": table.validation, "test": table.test}
-        with duckdb.connect() as connection:
-            for name, rows in parts.items():
-                connection.execute(f"CREATE TABLE {name}_rows (prompt VARCHAR, completion VARCHAR)")
-                connection.executemany(f"INSERT INTO {name}_rows VALUES (?, ?)", rows)
-            frozen = snapshot(connection, {n: f"SELECT * FROM {n}_rows" for n in parts}, home / "data", home=home, seed=run.seed)
-        spec = catalog.find(run.base, home)
-        asked = {"max_epochs": MAX_EPOCHS[run.table], "patience": PATIENCE, "batch_size": BATCH, "method": run.method,
-                 "learning_rate": run.rate, "seed": run.seed, **json.loads(run.extra or "{}")}  # fmt: skip
-        options = resolve(Options.parse(asked), Facts(spec, run.rows))
-        template = PromptTemplate.of_base(Path(spec.folder))
-        (home / "attempt-1").mkdir()
-        assignment = child.Assignment(
-            job_id="benchmark", task="causal_lm", home=str(home), folder=str(home / "attempt-1"), data_folder=str(home / "data"),
-            data_digest=frozen.digest, options=asked, resolved=options.to_json(), base=spec.to_json(), template=template.to_json(),
-            device="cpu", threads=1,
-        )  # fmt: skip
-        told: dict[str, dict[str, Any]] = {}
-        trainer.run(assignment, lambda kind, **facts: told.__setitem__(kind, facts))
-        trained_s = time.monotonic() - began
-        tuned = TunedModel(name="tuned", base=spec, method=run.method, folder=str(home / "attempt-1" / trainer.RESULT))
-        engine = Engine.load(tuned, "cpu")
-        verdict = encode(
-            Dataset.open(home / "data", frozen.digest), "verdict", Encoder(template, Path(spec.folder)), spec, "reject"
-        ).accepted
+    asked = {"max_epochs": MAX_EPOCHS[run.table], "patience": PATIENCE, "batch_size": BATCH, "method": run.method,
+             "learning_rate": run.rate, "seed": run.seed, **json.loads(run.extra or "{}")}  # fmt: skip
+    parts = {"training": table.train[: run.rows], "validation": table.validation, "test": table.test}
+    with tempfile.TemporaryDirectory() as home:
+        assignment, told = run_job(Path(home), parts, run.base, asked, phases=[trainer.run])
+        trained_s, spec = time.monotonic() - began, assignment.spec
+        engine = Engine.load(TunedModel("tuned", spec, method=run.method, folder=f"{assignment.folder}/{trainer.RESULT}"), "cpu")
+        verdict = encode(assignment.dataset(), "verdict", assignment.encoder(), spec, "reject").accepted
         room = 2 * max(e.encoded.n_completion for e in verdict)
         answers = [c.text for c in engine.generate([e.messages for e in verdict], Sampling(max_tokens=room))]
         with torch.inference_mode():
@@ -270,12 +247,9 @@ def everything(bench: Bench) -> None:
 
 def linear_model(table: Table) -> float:
     """TF-IDF on words and pairs with logistic regression: exact match on the test rows."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
+    from tunesmith.data import linear
 
-    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(C=10, max_iter=2000))
-    model.fit(*zip(*table.train, strict=True))
+    model = linear.fit(*zip(*table.train, strict=True))
     return float(model.score(*zip(*table.test, strict=True)))
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
-from jobs import run_job
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+from in_process import run_job
 from record import Proof, show_and_save
 
+from tunesmith.data import linear
 from tunesmith.demo import tickets
 from tunesmith.evaluation.verdict import Word, interval, judge
 
@@ -25,16 +26,11 @@ NULLS, PLANTED, COVERAGES, TUNINGS = 2000, 1000, 2000, 30
 
 def two_arms() -> tuple[np.ndarray, np.ndarray]:
     """Right or wrong, row by row, of two real models on 1,200 messages of the demo's generator: words, and words with pairs."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
     train = [t for t in tickets() if t.team and t.split == "train"]
     test = [t for t in tickets(seed=99) if t.team][:1200]
     right = []
-    for grams in ((1, 1), (1, 2)):
-        model = make_pipeline(TfidfVectorizer(ngram_range=grams), LogisticRegression(C=10, max_iter=2000))
-        model.fit([t.message for t in train], [t.team for t in train])
+    for grams in (1, 2):
+        model = linear.fit([t.message for t in train], [t.team for t in train], longest_gram=grams)
         right.append(model.predict([t.message for t in test]) == np.array([t.team for t in test]))
     return right[0].astype(float), right[1].astype(float)
 
@@ -93,7 +89,7 @@ def tunings() -> Iterator[Proof]:
         r.shuffle(answers)
         shuffled = [(p, c) for (p, _), c in zip(train, answers, strict=True)]
         with tempfile.TemporaryDirectory() as folder:
-            told = run_job(Path(folder), {"training": shuffled, "validation": validation, "test": test}, "tunesmith-tiny",
+            _, told = run_job(Path(folder), {"training": shuffled, "validation": validation, "test": test}, "tunesmith-tiny",
                            {"max_epochs": 2, "seed": seed}, threads=2)  # fmt: skip
         words[told["verdict"]["verdict"]["word"]] += 1
     said = ", ".join(f"{w} {n}" for w, n in sorted(words.items()))

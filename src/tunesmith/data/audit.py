@@ -16,6 +16,7 @@ from typing import Any, Self
 import duckdb
 
 from tunesmith.catalog import ModelSpec
+from tunesmith.data import linear
 from tunesmith.data.dataset import collect
 from tunesmith.data.minhash import near_duplicates
 from tunesmith.data.personal import DETECTORS
@@ -24,7 +25,6 @@ from tunesmith.errors import UnknownGroup, closest
 
 ROWS_SHOWN = 1000  # row ids kept with a finding
 LISTED = 5000  # rows that a fix may name one by one
-CLOSED_CHARACTERS, CLOSED_SHARE, CLOSED_CLASSES = 80, 0.2, 1000  # when answers are a closed set
 FEW_PER_CLASS = 10
 GROUPS_LIMIT = 20  # values of a column that can be a group
 SUSPECT_ROWS = 20_000
@@ -32,6 +32,7 @@ LANGUAGE_ROWS = 500
 ADVISORY = frozenset({"suspect_labels", "prompt_templates", "prompt_prefix", "imbalance"})
 """Findings that a person should look at: their fix is shown, and never part of the clean query."""
 SEVERITIES = ("error", "warning", "note")
+TEXTS = ("prompt", "completion")
 
 NORMAL = r"lower(trim(regexp_replace({0}, '\s+', ' ', 'g')))"
 
@@ -219,27 +220,30 @@ class _Audit:
                 keep=f"count(DISTINCT {NORMAL.format('completion')}) OVER (PARTITION BY {NORMAL.format('prompt')}) = 1",
             )  # fmt: skip
 
-    def _spaces(self) -> Iterator[Finding]:
-        expression = r"regexp_replace(regexp_replace({0}, '^\s+', ''), '\s+$', '')"
+    def _where(
+        self, condition: str, name: str, severity: str, message: str, advice: str, *, keep: str = "",
+        replace: tuple[tuple[str, str], ...] = (),
+    ) -> Iterator[Finding]:  # fmt: skip
+        """The usable rows of each query that meet a condition in SQL."""
         for source in self._chat:
-            rows = self._rows(r"SELECT row FROM usable WHERE source = ? AND (regexp_matches(prompt, '^\s|\s$') "
-                              r"OR regexp_matches(completion, '^\s|\s$')) ORDER BY row", source)  # fmt: skip
-            yield from self._finding(
-                "outer_spaces", "note", source, rows, "prompts or completions with spaces at an end",
-                "the model learns to write them; trim both columns",
-                replace=tuple((c, expression.format(c)) for c in ("prompt", "completion")),
-            )  # fmt: skip
+            rows = self._rows(f"SELECT row FROM usable WHERE source = ? AND ({condition}) ORDER BY row", source)
+            yield from self._finding(name, severity, source, rows, message, advice, keep=keep, replace=replace)
+
+    def _spaces(self) -> Iterator[Finding]:
+        return self._where(
+            r"regexp_matches(prompt, '^\s|\s$') OR regexp_matches(completion, '^\s|\s$')",
+            "outer_spaces", "note", "prompts or completions with spaces at an end", "the model learns to write them; trim both columns",
+            replace=tuple((c, rf"regexp_replace(regexp_replace({c}, '^\s+', ''), '\s+$', '')") for c in TEXTS),
+        )  # fmt: skip
 
     def _control_characters(self) -> Iterator[Finding]:
         pattern = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\x{FFFD}|\x{200B}|\x{FEFF}"
-        for source in self._chat:
-            rows = self._rows("SELECT row FROM usable WHERE source = ? AND (regexp_matches(prompt, ?) OR regexp_matches(completion, ?)) "
-                              "ORDER BY row", source, pattern, pattern)  # fmt: skip
-            yield from self._finding(
-                "control_characters", "warning", source, rows, "rows with control, zero-width or replacement characters",
-                "they come from a broken import; take them out",
-                replace=tuple((c, f"regexp_replace({c}, '{pattern}', '', 'g')") for c in ("prompt", "completion")),
-            )  # fmt: skip
+        return self._where(
+            f"regexp_matches(prompt, '{pattern}') OR regexp_matches(completion, '{pattern}')",
+            "control_characters", "warning", "rows with control, zero-width or replacement characters",
+            "they come from a broken import; take them out",
+            replace=tuple((c, f"regexp_replace({c}, '{pattern}', '', 'g')") for c in TEXTS),
+        )  # fmt: skip
 
     def _mojibake(self) -> Iterator[Finding]:
         """UTF-8 that was read as Windows-1252: each broken run is mended by reading it the other way round."""
@@ -253,7 +257,7 @@ class _Audit:
                 good = {run: m for run in runs if (m := _mended(run))}
                 mended |= good
                 rows += [row] if good else []
-            chain = {c: c for c in ("prompt", "completion")}
+            chain = {c: c for c in TEXTS}
             for run in sorted(mended, key=len, reverse=True)[:100]:
                 chain = {c: f"replace({e}, {_text(run)}, {_text(mended[run])})" for c, e in chain.items()}
             yield from self._finding(
@@ -265,19 +269,17 @@ class _Audit:
 
     def _echoes(self) -> Iterator[Finding]:
         p, c = NORMAL.format("prompt"), NORMAL.format("completion")
-        for source in self._chat:
-            rows = self._rows("SELECT row FROM usable WHERE source = ? AND length(p) >= 12 AND starts_with(c, p) ORDER BY row", source)
-            yield from self._finding(
-                "echoes", "warning", source, rows, "completions that begin with their whole prompt",
-                "the model would learn to repeat the question; keep only the answer",
-                keep=f"NOT (length({p}) >= 12 AND starts_with({c}, {p}))",
-            )  # fmt: skip
+        return self._where(
+            "length(p) >= 12 AND starts_with(c, p)", "echoes", "warning", "completions that begin with their whole prompt",
+            "the model would learn to repeat the question; keep only the answer",
+            keep=f"NOT (length({p}) >= 12 AND starts_with({c}, {p}))",
+        )  # fmt: skip
 
     def _constants(self) -> Iterator[Finding]:
         n = self._one("SELECT count(*) FROM usable WHERE source = 'training'")
         if n < 2:
             return
-        for column in ("prompt", "completion"):
+        for column in TEXTS:
             if self._one(f"SELECT count(DISTINCT {column}) FROM usable WHERE source = 'training'") == 1:
                 yield Finding(f"constant_{column}", "error", n, "training", (), f"every {column} is the same text",
                               "there is nothing to learn; look at the query")  # fmt: skip
@@ -323,7 +325,7 @@ class _Audit:
                 yield from self._finding(
                     "personal_data", "warning", source, rows, f"rows with personal data: {d.kind}",
                     "a tuned model can repeat it to anyone who asks; mask it",
-                    replace=tuple((c, f"regexp_replace({c}, {_text(d.pattern)}, '{mask}', 'g')") for c in ("prompt", "completion")),
+                    replace=tuple((c, f"regexp_replace({c}, {_text(d.pattern)}, '{mask}', 'g')") for c in TEXTS),
                 )  # fmt: skip
 
     def _templates(self) -> Iterator[Finding]:
@@ -364,7 +366,7 @@ class _Audit:
         """Answers that a cross-validated linear model on words holds for wrong (after Northcutt et al. 2021, arXiv 1911.00068)."""
         if len(self._classes) < 2:
             return
-        if find_spec("sklearn") is None:
+        if not linear.is_installed():
             self._not_measured.append("suspect labels: pip install 'tunesmith[audit]'")
             return
         rows = self._all("SELECT row, prompt, c FROM usable WHERE source = 'training' ORDER BY md5(prompt) LIMIT ?", SUSPECT_ROWS)
@@ -383,11 +385,11 @@ class _Audit:
     # ------------------------------------------------------------ what is counted
 
     def _closed_answers(self) -> dict[str, int]:
-        """Training answers with their counts, where they are a closed set: short, and each used again and again."""
+        """Training answers with their counts, where they are a closed set."""
         rows = self._all("SELECT any_value(trim(completion)), count(*) AS n FROM usable WHERE source = 'training' "
                          "GROUP BY c ORDER BY n DESC, 1")  # fmt: skip
-        few = len(rows) <= min(CLOSED_CLASSES, max(3, CLOSED_SHARE * sum(n for _, n in rows)))
-        return dict(rows) if few and all(len(c) <= CLOSED_CHARACTERS for c, _ in rows) else {}
+        counts = dict(rows)
+        return counts if linear.is_closed_set(counts, sum(counts.values())) else {}
 
     def _lengths(self) -> tuple[dict[str, dict[str, int]], int, list[Finding]]:
         """Tokens by the base's own tokenizer, and the rows over its windows."""
@@ -521,8 +523,9 @@ def suspect_labels(texts: Sequence[str], labels: Sequence[str]) -> list[int]:
 
     names = sorted(set(labels))
     y = np.asarray([names.index(v) for v in labels])
-    linear = SGDClassifier(loss="log_loss", alpha=1e-4, max_iter=30, random_state=0)  # linear in rows, and calls no threaded library
-    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), linear)
+    # trained by steps, not by logistic regression's solver: its time grows linearly with rows, and it calls no threaded library
+    descent = SGDClassifier(loss="log_loss", alpha=1e-4, max_iter=30, random_state=0)
+    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), descent)
     p = cross_val_predict(model, list(texts), y, cv=StratifiedKFold(3, shuffle=True, random_state=0), method="predict_proba")
     right, commonest = (p.argmax(1) == y).mean(), np.bincount(y).max() / len(y)
     if right < max(0.5, 1.2 * commonest):

@@ -8,13 +8,12 @@ import json
 import math
 import random
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 from tunesmith import catalog
-from tunesmith.data import prose
+from tunesmith.data import linear, prose
 from tunesmith.data.examples import Example, encode
 from tunesmith.data.template import Encoded, Messages
 from tunesmith.errors import CertificateRefused, DamagedFiles
@@ -30,8 +29,6 @@ from tunesmith.tuning.trainer import RESULT
 
 ROOM = 2  # an answer may be this many times as long as the longest wanted one before it is cut
 LEAST_EXAMPLES, MOST_EXAMPLES = 3, 16  # in the prompt; more cost time in proportion, whatever they bring
-CLOSED_SHARE, CLOSED_CLASSES = 0.2, 200  # a closed set: so few different answers for so many rows
-LINEAR_ROWS = 20_000  # training rows of the linear model; more cost minutes
 WORST_LISTED = 10
 LARGEST_LOSS = 1e6
 
@@ -163,20 +160,14 @@ class _Evaluation:
 
     def ask_linear_model(self) -> None:
         """Where answers are a closed set: what words alone tell."""
-        train = different_first(self._train, self._seed)[:LINEAR_ROWS]
+        train = different_first(self._train, self._seed)
         labels = [e.row.completion.strip() for e in train]
-        classes = set(labels)
-        if not 2 <= len(classes) <= min(CLOSED_CLASSES, max(2, CLOSED_SHARE * len(labels))):
+        if not (len(set(labels)) >= 2 and linear.is_closed_set(set(labels), len(labels))):
             return
-        if find_spec("sklearn") is None:
+        if not linear.is_installed():
             self._notes.append("the linear model on words was not measured: pip install 'tunesmith[audit]'")
             return
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-
-        model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\b\w+\b"), LogisticRegression(C=10, max_iter=1000))
-        model.fit([question(e) for e in train], labels)
+        model = linear.fit([question(e) for e in train], labels)
         self._answers["linear"] = [str(a) for a in model.predict([question(e) for e in self._rows])]
 
 

@@ -1,6 +1,6 @@
-"""One job in this process: the product's own trainer and evaluator on rows, without store, worker and start-up."""
+"""One job in this process, for benchmarks and proofs: the product's own children on rows, without store, worker and start-up."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from tunesmith.tuning import child, trainer
 from tunesmith.tuning.prepare import prepare
 
 Row = tuple[str, str]
+Phase = Callable[[child.Assignment, child.Report], None]
 
 
 def run_job(
-    home: Path, parts: Mapping[str, Sequence[Row]], base: str, asked: Mapping[str, Any], threads: int = 1
-) -> dict[str, dict[str, Any]]:
-    """Everything the trainer and the evaluator report, by kind (the last of each): trained, verdict, quoted, …
+    home: Path, parts: Mapping[str, Sequence[Row]], base: str, asked: Mapping[str, Any], threads: int = 1,
+    phases: Sequence[Phase] = (trainer.run, evaluator.run),
+) -> tuple[child.Assignment, dict[str, dict[str, Any]]]:  # fmt: skip
+    """The assignment, and everything its phases report, by kind (the last of each): trained, verdict, quoted, …
 
     `parts` are training, validation and test rows of (prompt, completion); `home` is an empty folder.
     """
@@ -42,6 +44,6 @@ def run_job(
         template=template.to_json(), device="cpu", threads=threads,
     )  # fmt: skip
     told: dict[str, dict[str, Any]] = {}
-    for phase in (trainer.run, evaluator.run):
+    for phase in phases:
         phase(assignment, lambda kind, **facts: told.__setitem__(kind, facts))
-    return told
+    return assignment, told
