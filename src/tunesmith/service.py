@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from tunesmith import access, catalog, durable, registry, worker
+from tunesmith.data import linear
 from tunesmith.data.audit import AuditReport, audit
 from tunesmith.data.dataset import PARTS, Dataset, Snapshot, snapshot
 from tunesmith.data.template import Encoder, PromptTemplate, parse_messages
@@ -147,6 +148,7 @@ class Tunesmith:
 
         `base_model` decides tokens and windows; `groups` names columns whose values are groups (default: those with few values).
         """
+        access.require(access.principal(), "USAGE", base_model)
         spec = catalog.find(base_model, self.settings.home)
         with self._source() as connection:
             given = {"training": training_data, "validation": validation_data, "test": test_data}
@@ -158,6 +160,7 @@ class Tunesmith:
 
         Nothing is kept and no job is created. Errors are those of `create`, and those that would fail the job.
         """
+        access.require(access.principal(), "CREATE MODEL", base_model)
         parsed, spec = Options.parse(options), catalog.find(base_model, self.settings.home)
         _must_be_able_to_train()
         template = PromptTemplate.of_base(Path(spec.folder))
@@ -166,7 +169,6 @@ class Tunesmith:
             frozen = self._snapshot(training_data, validation_data, parsed, folder / "data")
             dataset = Dataset.open(folder / "data", frozen.digest)
             prepared = prepare(dataset, self._encoder_of(Path(spec.folder)), spec, parsed)
-            (folder / "attempt-1").mkdir()
             assignment = child.Assignment(
                 job_id="quote", task=spec.task, home=str(self.settings.home), folder=str(folder / "attempt-1"),
                 data_folder=str(folder / "data"), data_digest=frozen.digest, options=parsed.to_json(),
@@ -174,10 +176,12 @@ class Tunesmith:
                 threads=self.settings.threads,
             )  # fmt: skip
             measured = Measured(**child.ask("tunesmith.tuning.rehearsal", assignment, "measured"))
+            train, validation = ([(r.question, r.completion) for r in dataset.rows(p)] for p in ("train", "validation"))
         finally:
             durable.remove(folder)
         price = catalog.credits(self.settings.home, spec.name, "training", 1)
-        return Quote.of(spec, prepared.resolved, prepared.tokens, prepared.rows["train"], measured, price, self.settings.threads)
+        found = Quote.of(spec, prepared.resolved, prepared.tokens, prepared.rows["train"], measured, price, self.settings.threads)
+        return replace(found, linear=linear.score(train, validation) if linear.is_installed() else None, linear_rows=len(validation))
 
     def write_view(self, name: str, sql: str) -> int:
         """Make (or replace) a view of a query, such as `AuditReport.clean_sql`, in the user's database; returns its rows."""

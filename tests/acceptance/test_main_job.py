@@ -347,6 +347,7 @@ def test_a_job_shows_what_was_quoted_against_what_was_used(home: Path, tuned_bas
     assert quote.epochs * quote.tokens_per_epoch == job.trained_tokens and quote.steps == job.step
     assert job.quote["credits"] == pytest.approx(next(u["credits"] for u in service.rows("usage") if u["job_id"] == job.id))
     assert 0 < quote.low < quote.seconds_per_epoch < quote.high and quote.memory_mb > 100 and quote.model_mb > 0
+    assert (quote.linear, quote.linear_rows) == (0.0, 8), "equal prompts stay together, so words tell nothing about new ones"
     assert 0.3 < job.used["memory_mb"] / job.quote["memory_mb"] < 3 and job.used["seconds_per_epoch"] > 0
     shown = subprocess.run([sys.executable, "-m", "tunesmith.interfaces.cli", "job", "show", job.id], capture_output=True, text=True).stdout
     assert f"used against quoted: {job.input_tokens:,} tokens an epoch (as quoted)" in shown

@@ -43,6 +43,11 @@ class Row:
             return json.loads(self.prompt)  # type: ignore[no-any-return]
         return [{"role": "user", "content": self.prompt}]
 
+    @property
+    def question(self) -> str:
+        """The last thing the user says: what a model that knows no chat is given."""
+        return self.messages[-1]["content"]
+
 
 @dataclass(frozen=True)
 class Snapshot:

@@ -39,13 +39,17 @@ def verdict_text(verdict: Mapping[str, Any] | None, base: str, name: str) -> lis
 
 def quote_text(quote: Quote) -> str:
     minutes = [quote.epochs * s / 60 for s in (quote.seconds_per_epoch, quote.low, quote.high)]
+    words = "" if quote.linear is None else (
+        f"\nwithout  a linear model on words is right on {quote.linear:.1%} of {quote.linear_rows:,} validation rows, in seconds: "
+        "if that is enough, you need no language model"
+    )  # fmt: skip
     return (
         f"{quote.base_model}, {quote.method}: {quote.tokens_per_epoch:,} tokens an epoch, at most {quote.epochs} epochs of "
         f"{quote.steps // quote.epochs:,} steps\n"
         f"time     {minutes[0]:.1f} minutes ({minutes[1]:.1f} to {minutes[2]:.1f}); {quote.seconds_per_epoch:.1f} s an epoch on "
         f"{quote.threads} threads; patience may end it earlier\n"
         f"memory   {quote.memory_mb:,} MB at its peak; the saved model takes {quote.model_mb:,.1f} MB\n"
-        f"price    {quote.credits:.6g} credits by your price table"
+        f"price    {quote.credits:.6g} credits by your price table{words}"
     )
 
 

@@ -91,7 +91,7 @@ def ask(module: str, assignment: Assignment, kind: str) -> dict[str, Any]:
     environment = {k: v for k, v in os.environ.items() if k != "TUNESMITH_STORE"}  # a child has no database credential
     ended = subprocess.run(command(module), input=send(assignment), capture_output=True, env=environment)
     found: dict[str, dict[str, Any]] = {}
-    for line in ended.stdout.splitlines():
+    for line in ended.stdout.split(b"\n")[:-1]:  # a child killed while writing leaves half a line
         message = json.loads(line)
         found[message.pop("kind")] = message
     if "error" in found:
