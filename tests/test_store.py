@@ -56,7 +56,7 @@ def new_job(name: str = "m", **changes: Any) -> Job:
 
 
 MODEL = dict(
-    id="1", name="m", model_key="m", version=1, base_model="b", base={}, task="causal_lm", method="full", folder="models/1/v1", digest="d",
+    id="1", name="m", model_key="m", base_model="b", base={}, task="causal_lm", method="full", folder="models/1/v1", digest="d",
     verdict=None, owner="ana",
 )  # fmt: skip
 USED = dict(kind="training", model="m", base_model="b", input_tokens=1, output_tokens=0, credits=0.0, started_at=0.0)

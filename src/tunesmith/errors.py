@@ -109,6 +109,11 @@ class CertificateRefused(Conflict):
     """The model {name} is not used: {reasons}. Its certificate (tunesmith model show) says what was measured; tune it anew."""
 
 
+class NotPromoted(Conflict):
+    """The name {line} does not move to {name}: {reason}. It answers as before. `tunesmith model promote {name} --force` moves it all the
+    same; {name} itself always answers under its own name."""
+
+
 class ViewNotWritten(Conflict):
     """The view {name} was not written: {reason}"""
 

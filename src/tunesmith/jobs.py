@@ -103,7 +103,14 @@ class Options:
     warmup: float = option(0.1, "Share of the steps in which the rate rises.", low=0.0, high=0.9)
     on_long: str = option("reject", "What becomes of rows over the window.", choices=("reject", "cut_prompt", "fail"))
     seed: int = option(0, "Decides the split, the order of rows and every random number.", low=0, high=2**31 - 1)
-    test_data: str = option("", "A query whose rows give the verdict; default: half of the validation rows.")
+    test_data: str = option("", "A query whose rows give the verdict; default: half of the validation rows.", words="a query")
+    swap_terms: str = option(
+        "", "Pairs of words whose exchange in a prompt should not change the answer; default: a small English list.",
+        words="pairs such as he/she, anna/ali", pattern=r"[^/,]+/[^/,]+(,[^/,]+/[^/,]+)*",
+    )  # fmt: skip
+    new_version_of: str = option(
+        "", "A tuned model whose name answers with the new one from the day its verdict is HELPED.", words="a model's name"
+    )
 
     @classmethod
     def parse(cls, given: "Options | Mapping[str, Any] | str | None") -> Self:
@@ -145,8 +152,8 @@ def _checked(f: Any, value: Any) -> Any:
             raise InvalidOptionValue(name=f.name, value=value, allowed="one of " + ", ".join(allowed_values(f)))
         return value
     if "low" not in limits:
-        if not isinstance(value, str):
-            raise InvalidOptionValue(name=f.name, value=value, allowed="a text")
+        if not isinstance(value, str) or (value and not re.fullmatch(limits.get("pattern", "(?s).*"), value)):
+            raise InvalidOptionValue(name=f.name, value=value, allowed=limits["words"])
         return value
     number = _number(value, whole="int" in str(f.type))
     if number is None or not limits["low"] <= number <= limits["high"]:
@@ -178,7 +185,7 @@ def allowed_values(f: Any) -> list[str]:
             *words,
             f"{kind} from {limits['low']:g} to {limits['high']:g}" if limits["high"] < 1e9 else f"{kind} from {limits['low']:g}",
         ]
-    return ["a query"]
+    return [str(limits["words"])]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Tuned models: a name, its version, its files, where it comes from. Reads the store; files are written by durable."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,15 @@ class TunedModel:
     name: str
     base: ModelSpec
     """The base it was tuned from, with the folder of its weights."""
+    line: str = ""
+    """Key of the name whose versions it is one of: its own, or that of the model it was tuned to replace (`new_version_of`)."""
     version: int = 1
+    is_current: bool = True
+    """Whether that name answers with this version."""
     method: str = ""
+    id: str = ""
     job_id: str = ""
+    """Empty for a model that came from elsewhere."""
     folder: str = ""
     """The adapter, or the whole model where it was tuned whole; empty for a base model itself."""
     digest: str = ""
@@ -30,10 +37,17 @@ class TunedModel:
 
 
 def resolve(store: JobStore, home: Path, name: str) -> TunedModel:
-    """The tuned model of this name, or else the base model of this name; UnknownModel otherwise."""
-    row = store.model(model_key(name)) if not _is_path(name) else None
-    if row is not None:
-        return _tuned(row, home)
+    """The tuned model of this name, or else the base model of this name; UnknownModel otherwise.
+
+    A name that has versions answers with the current one; `name@2` is the second, whatever is current.
+    """
+    if not _is_path(name):
+        plain, number = _numbered(name)
+        row = store.model(model_key(plain))
+        if row is not None and (row.line == row.model_key or number):
+            row = store.version(row.line, number)
+        if row is not None:
+            return _tuned(row, home)
     try:
         return TunedModel(name=name, base=catalog.find(name, home))
     except UnknownBaseModel:
@@ -45,6 +59,11 @@ def listing(store: JobStore, home: Path) -> list[TunedModel]:
     return [_tuned(row, home) for row in store.all_models()]
 
 
+def _numbered(name: str) -> tuple[str, int | None]:
+    match = re.fullmatch(r"(.+)@([0-9]{1,9})", name)
+    return (match[1], int(match[2])) if match else (name, None)
+
+
 def _is_path(name: str) -> bool:
     """A base given as a folder or hub id, or with a dot that belongs to its name."""
     return "/" in name or name.lower() in catalog.entries()
@@ -52,6 +71,7 @@ def _is_path(name: str) -> bool:
 
 def _tuned(row: Any, home: Path) -> TunedModel:
     return TunedModel(
-        name=row.name, base=ModelSpec.from_json(row.base), version=row.version, method=row.method, job_id=row.job_id,
+        name=row.name, base=ModelSpec.from_json(row.base), line=row.line, version=row.version, is_current=row.is_current,
+        method=row.method, id=row.id, job_id=row.job_id or "",
         folder=str(home / row.folder), digest=row.digest, verdict=row.verdict, created_at=row.created_at, owner=row.owner,
     )  # fmt: skip

@@ -24,11 +24,15 @@ from tunesmith.errors import (
     InvalidOptionValue,
     MissingExtra,
     NotADataSource,
+    NotPromoted,
     TooManyRows,
+    UnknownModel,
     ViewNotWritten,
+    closest,
 )
-from tunesmith.evaluation.verdict import Word, sentence
+from tunesmith.evaluation.verdict import Verdict, Word, objection, sentence
 from tunesmith.jobs import Job, Options, model_key
+from tunesmith.models import certificate
 from tunesmith.registry import TunedModel
 from tunesmith.settings import Settings
 from tunesmith.store import JobStore
@@ -84,6 +88,8 @@ class Tunesmith:
         _must_be_able_to_train()
         parsed = Options.parse(options)
         spec = catalog.find(base_model, self.settings.home)
+        if parsed.new_version_of:
+            self._tuned(parsed.new_version_of)  # UnknownModel now, not when the job has run
         template = PromptTemplate.of_base(Path(spec.folder))
         job = Job(
             id=Job.new_id(), name=name, base_model=spec.name, task=spec.task, training_data=_described(training_data),
@@ -210,6 +216,20 @@ class Tunesmith:
         """The tuned or base model of this name; UnknownModel otherwise."""
         return registry.resolve(self.store, self.settings.home, name)
 
+    def promote(self, name: str, *, force: bool = False) -> TunedModel:
+        """Let the name whose versions `name` is one of (its option `new_version_of`) answer with it; also back: `router@1`.
+
+        NotPromoted unless its verdict is HELPED and its answers stop, or `force`; never past a certificate (CertificateRefused).
+        """
+        tuned = self._tuned(name)
+        access.require(access.principal(), "OWNERSHIP", tuned.line)
+        durable.verify(Path(tuned.folder), tuned.digest)
+        certificate.check(tuned.name, Path(tuned.folder), catalog.fingerprint(tuned.base))
+        if not force and (reason := objection(tuned.verdict)):
+            raise NotPromoted(line=tuned.line, name=tuned.name, reason=reason)
+        self.store.promote(tuned.id)
+        return self.model(f"{tuned.line}@{tuned.version}")
+
     def complete(self, name: str, prompts: Sequence[Any], **options: Any) -> "list[Completion]":
         """One answer per prompt, in order. A prompt is a text or a list of messages; options: temperature, top_p, max_tokens.
 
@@ -240,10 +260,39 @@ class Tunesmith:
         return len(self._encoder(name).text(text))
 
     def rows(self, table: str) -> list[dict[str, Any]]:
-        """A table of the store: jobs, metrics, models, rejections, row_losses, usage or events."""
-        return self.store.rows(table)
+        """A table of the store (jobs, metrics, models, rejections, row_losses, usage, events), or `lineage` or `verdicts`."""
+        made = {"lineage": self._lineage, "verdicts": self._verdicts}
+        return list(made[table]()) if table in made else self.store.rows(table)
+
+    def _lineage(self) -> Iterator[dict[str, Any]]:
+        """Which models learned from which rows: a row is known by its content hash, wherever it came from."""
+        for model in self.models():
+            if not model.job_id:
+                continue
+            job = self.store.get(model.job_id)
+            refused = {r["row"] for r in self.store.rows("rejections", job.id) if r["part"] == "train"}
+            for row_hash, row in Dataset.open(self.settings.job_folder(job.id) / "data", job.data_digest).hashes("train"):
+                if row not in refused:
+                    yield {"row_hash": row_hash, "model": model.name, "job_id": job.id, "row": row, "base_model": model.base.name}
+
+    def _verdicts(self) -> Iterator[dict[str, Any]]:
+        for job in self.store.all_jobs():
+            if job.verdict:
+                v = Verdict.from_json(job.verdict)
+                yield {
+                    "job_id": job.id, "model": job.name, "base_model": job.base_model, "finished_at": job.finished_at, **v.arms,
+                    **{k: getattr(v, k) for k in ("word", "metric", "n", "against", "difference", "low", "high", "stop_rate")},
+                    "base_loss": v.losses["base"], "tuned_loss": v.losses["tuned"], "rows_won": len(v.won), "rows_lost": len(v.lost),
+                }  # fmt: skip
 
     # ------------------------------------------------------------ inside
+
+    def _tuned(self, name: str) -> TunedModel:
+        """A tuned model; UnknownModel for a base."""
+        found = self.model(name)
+        if not found.folder:
+            raise UnknownModel(name=name, closest=closest(name, [m.name for m in self.store.all_models()]))
+        return found
 
     def _warn_once(self, tuned: TunedModel) -> None:
         """A model that tuning harmed answers all the same; whoever asks it is told once."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Column, Float, ForeignKey, Index, Integer, String, Table, Text
+from sqlalchemy import Boolean, Column, Float, ForeignKey, Index, Integer, String, Table, Text
 from sqlalchemy.engine import Connection
 
 from tunesmith import catalog
@@ -108,8 +108,10 @@ models = Table(
     Column("id", String, primary_key=True),
     Column("name", String, nullable=False),
     Column("model_key", String, nullable=False, unique=True),
+    Column("line", String, nullable=False),
     Column("version", Integer, nullable=False),
-    Column("job_id", ForeignKey("jobs.id"), nullable=False),
+    Column("is_current", Boolean, nullable=False),
+    Column("job_id", ForeignKey("jobs.id")),
     Column("base_model", String, nullable=False),
     Column("base", _JSON, nullable=False),
     Column("task", String, nullable=False),
@@ -119,6 +121,7 @@ models = Table(
     Column("verdict", _JSON),
     Column("created_at", Float, nullable=False),
     Column("owner", String, nullable=False),
+    sa.UniqueConstraint("line", "version"),
 )  # fmt: skip
 usage = Table(
     "usage", metadata,
@@ -309,13 +312,16 @@ class JobStore:
             c.execute(jobs.update().where(jobs.c.id == job.id).values(status=status.value, **changes))
             return _job(_row(c, job.id))
 
-    def succeed(self, job: Job, model: Mapping[str, Any], used: Mapping[str, Any]) -> Job:
-        """The compare-and-set that makes a model appear: EVALUATING and still ours, or nothing happens."""
+    def succeed(self, job: Job, model: Mapping[str, Any], used: Mapping[str, Any], *, version_of: str = "", moves: bool = False) -> Job:
+        """The compare-and-set that makes a model appear: EVALUATING and still ours, or nothing happens.
+
+        `version_of` is the key of the line that it joins (else it begins one), `moves` whether that name answers with it from now on.
+        """
         with self._fenced(job) as (c, row):
             if row.status != JobStatus.EVALUATING.value:
                 return _job(row)
             at = self._wall()
-            c.execute(models.insert().values(created_at=at, **model))
+            _add_model(c, {"created_at": at, **model}, version_of, moves)
             c.execute(usage.insert().values(ended_at=at, **used))
             c.execute(jobs.update().where(jobs.c.id == job.id).values(status=JobStatus.SUCCEEDED.value, finished_at=at))
             return _job(_row(c, job.id))
@@ -359,6 +365,24 @@ class JobStore:
         with self._engine.begin() as c:
             return list(c.execute(sa.select(models).order_by(models.c.created_at)))
 
+    def add_model(self, model: Mapping[str, Any]) -> None:
+        """A model that no job of this store made."""
+        with self._engine.begin() as c:
+            name = _free_name(c, model["name"])
+            _add_model(c, {"created_at": self._wall(), **model, "name": name, "model_key": model_key(name)}, "", True)
+
+    def version(self, line: str, number: int | None = None) -> Any | None:
+        """The version of this number in a line, by default the one that its name answers with."""
+        which = models.c.is_current if number is None else models.c.version == number
+        with self._engine.begin() as c:
+            return c.execute(sa.select(models).where(models.c.line == line, which)).one_or_none()
+
+    def promote(self, model_id: str) -> None:
+        """Let the name of the model's line answer with this version."""
+        with self._engine.begin() as c:
+            line = c.scalar(sa.select(models.c.line).where(models.c.id == model_id))
+            _move_line(c, line, model_id)
+
     def model(self, key: str) -> Any | None:
         """The model under this key; a bare name also finds database.schema.name where only one ends so."""
         with self._engine.begin() as c:
@@ -399,9 +423,24 @@ def _row(c: Connection, job_id: str) -> Any:
     return row
 
 
+def _add_model(c: Connection, model: Mapping[str, Any], version_of: str, moves: bool) -> None:
+    if not version_of:
+        c.execute(models.insert().values(**model, line=model["model_key"], version=1, is_current=True))
+        return
+    c.execute(sa.select(models.c.id).where(models.c.line == version_of).with_for_update()).all()  # versions of a line take turns
+    last = c.scalar(sa.select(sa.func.max(models.c.version)).where(models.c.line == version_of)) or 0
+    c.execute(models.insert().values(**model, line=version_of, version=last + 1, is_current=False))
+    if moves:
+        _move_line(c, version_of, model["id"])
+
+
+def _move_line(c: Connection, line: Any, model_id: str) -> None:
+    c.execute(models.update().where(models.c.line == line).values(is_current=models.c.id == model_id))
+
+
 def _free_name(c: Connection, name: str) -> str:
     """The name itself, or with the first suffix that is free. The names of base models are taken."""
-    taken = {*c.scalars(sa.select(jobs.c.model_key).where(_NAME_TAKEN)), *catalog.entries()}
+    taken = {*c.scalars(sa.select(jobs.c.model_key).where(_NAME_TAKEN)), *c.scalars(sa.select(models.c.model_key)), *catalog.entries()}
     if model_key(name) not in taken:
         return name
     stem, quote = (name[:-1], '"') if name.endswith('"') else (name, "")

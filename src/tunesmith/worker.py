@@ -20,8 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tunesmith import catalog, durable
-from tunesmith.errors import ChildDied, DiskFull, LeaseLost, TooManyAttempts, TunesmithError, from_json
+from tunesmith import catalog, durable, registry
+from tunesmith.errors import ChildDied, DiskFull, LeaseLost, NotPromoted, TooManyAttempts, TunesmithError, from_json
+from tunesmith.evaluation.verdict import objection
 from tunesmith.jobs import Job, JobStatus, model_key
 from tunesmith.settings import Settings
 from tunesmith.store import JobStore, rejections
@@ -226,7 +227,7 @@ class Worker:
                 durable.publish(staged, target, {"job": job.id, "name": job.name})
         durable.verify(target)
         model = dict(
-            id=job.id.removeprefix("ft_"), name=job.name, model_key=model_key(job.name), version=1, job_id=job.id,
+            id=job.id.removeprefix("ft_"), name=job.name, model_key=model_key(job.name), job_id=job.id,
             base_model=job.base_model, base=dict(job.base), task=job.task, method=job.resolved.method, folder=str(final),
             digest=durable.sha256(target / durable.MANIFEST), verdict=dict(job.verdict) if job.verdict else None, owner=job.owner,
         )  # fmt: skip
@@ -235,10 +236,22 @@ class Worker:
             output_tokens=0, started_at=job.started_at,
             credits=catalog.credits(self._settings.home, job.base_model, "training", job.trained_tokens),
         )  # fmt: skip
-        job = self._store.succeed(job, model, used)
+        line, why_not = self._line(job)
+        job = self._store.succeed(job, model, used, version_of=line, moves=not why_not)
         if job.status is JobStatus.SUCCEEDED:
             self._collect(job)
         return job
+
+    def _line(self, job: Job) -> tuple[str, str]:
+        """The line of versions that the new model joins, and why its name will not move to it; both empty where it begins a line."""
+        if not job.options.new_version_of:
+            return "", ""
+        head = registry.resolve(self._store, self._settings.home, job.options.new_version_of)
+        why_not = objection(job.verdict)
+        if why_not:
+            told = NotPromoted(line=job.options.new_version_of, name=job.name, reason=why_not)
+            self._store.warn(job, str(told))
+        return head.line, why_not
 
     def _cancelled(self, job: Job) -> Job:
         job = self._store.move(job, JobStatus.CANCELLED)

@@ -22,7 +22,7 @@ from tunesmith import Tunesmith
 from tunesmith import worker as worker_module
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.template import Encoder, PromptTemplate
-from tunesmith.errors import CertificateRefused, DamagedFiles, DiskFull
+from tunesmith.errors import CertificateRefused, DamagedFiles, DiskFull, NotPromoted, UnknownModel
 from tunesmith.jobs import Job, JobStatus
 from tunesmith.settings import Settings
 
@@ -365,14 +365,61 @@ def test_tuning_that_harms_or_shows_nothing_is_told_by_its_word(
 ) -> None:
     """The base answers these questions rightly; one table teaches it otherwise, the other what it knows."""
     service = Tunesmith()
-    options = {**FAST, "method": "full", "learning_rate": rate, "test_data": f"{REPEATED} UNION ALL {REPEATED}"}
+    options = {**FAST, "method": "full", "learning_rate": rate, "test_data": f"{REPEATED} UNION ALL {REPEATED}",
+               "swap_terms": "red/green, one/two, cat/dog"}  # fmt: skip
     job = service.create("m", str(tuned_base), rows, **options).wait(timeout_s=120)
     assert job.status is JobStatus.SUCCEEDED and job.verdict is not None, job.error
     assert (job.verdict["word"], job.verdict["arms"]["base"], job.verdict["n"]) == (word, 1.0, 20)
     shown = subprocess.run([sys.executable, "-m", "tunesmith.interfaces.cli", "job", "show", job.id], capture_output=True, text=True).stdout
     assert shown.startswith("HARMED: tuning lost" if word == "HARMED" else "NO EVIDENCE that tuning helped")
+    changed = job.verdict["bias"]["swapped"]
+    assert (changed["rows"], changed["base"]) == (12, 1.0), "another word must have another answer here"
+    assert word == "HARMED" or changed["tuned"] == 1.0
+    assert "bias cannot be measured: groups: no column beside prompt and completion" in shown
     if word == "HARMED":
         assert "warning: HARMED" in shown and job.verdict["high"] < -0.05 and len(job.verdict["lost"]) >= 18
         with pytest.warns(UserWarning, match="HARMED") as told:
             answers = [service.complete("m", PROMPTS[:1])[0].text for _ in range(2)]
         assert len(told) == 1 and answers[0] == answers[1] != "", "it answers all the same, and says so once"
+
+
+def test_a_name_moves_to_a_new_version_only_where_that_helped_or_by_force(home: Path, tuned_base: Path) -> None:
+    """The first model, a version that helps, and one that changes next to nothing; all three answer under their own names."""
+    service, base = Tunesmith(), str(tuned_base)
+    next_words = " UNION ALL ".join(f"SELECT '{r['prompt']}' AS prompt, '{r['completion']}' AS completion" for r in next_word_rows(2))
+    options = {**FAST, "method": "full", "test_data": next_words}
+    slow = {**options, "max_epochs": 1, "learning_rate": 1e-6}
+    with pytest.raises(UnknownModel, match="router"):
+        service.create("router_new", base, LONG, next_words, new_version_of="router", **options)
+    assert service.create("router", base, LONG, next_words, **slow).wait(timeout_s=120).finished_at
+    helped = service.create("router_new", base, LONG, next_words, new_version_of="Router", **options).wait(timeout_s=120)
+    assert helped.verdict is not None and (helped.verdict["word"], helped.verdict["stop_rate"]) == ("HELPED", 1.0), helped.error
+    assert [service.model("router").name, service.model("router").version] == ["router_new", 2]
+    idle = service.create("router_idle", base, LONG, next_words, new_version_of="router_new", **slow).wait(timeout_s=120)
+    assert any("The name router_new does not move to router_idle: its verdict is NO_EVIDENCE" in w for w in idle.warnings)
+    assert service.model("router").version == 2 and service.model("router_idle").version == 3
+    answers = {name: service.complete(name, PROMPTS[:1])[0].text for name in ("router", "router@1", "router_new", "router_idle")}
+    assert answers == {"router": "green", "router@1": "red", "router_new": "green", "router_idle": "red"}
+
+    with pytest.raises(NotPromoted, match="its verdict is NO_EVIDENCE"):
+        service.promote("router_idle")
+    assert service.promote("router_idle", force=True).version == 3
+    assert service.complete("router", PROMPTS[:1])[0].text == "red"
+    assert service.promote("router@2").name == "router_new"
+    certificate = service.model("router@3").folder + "/certificate.json"
+    Path(certificate).write_text("{}")
+    with pytest.raises(DamagedFiles):
+        service.promote("router_idle", force=True)
+    assert [(m.name, m.version, m.is_current) for m in service.models()] == [
+        ("router", 1, False), ("router_new", 2, True), ("router_idle", 3, False)
+    ]  # fmt: skip
+    with tunesmith.connect(home=home) as connection:
+        assert connection.execute("SELECT model, word, round(tuned, 1) FROM tunesmith.verdicts WHERE model = 'router_new'").fetchall() == [
+            ("router_new", "HELPED", 1.0)
+        ]
+        learned = "SELECT DISTINCT model FROM tunesmith.lineage WHERE row_hash = tunesmith.row_hash('say {}', '{}') ORDER BY 1"
+        taught = {w: [m for (m,) in connection.execute(learned.format(*w)).fetchall()] for w in (("red", "green"), ("red", "red"))}
+        assert taught[("red", "red")] == [] and taught[("red", "green")] == ["router", "router_idle", "router_new"]
+        assert connection.execute("SELECT count(*), count(DISTINCT row_hash) FROM tunesmith.lineage").fetchall()[0][0] == sum(
+            j.rows["train"] for j in service.show()
+        )

@@ -14,8 +14,9 @@ from tunesmith.data.template import Encoder, PromptTemplate
 from tunesmith.errors import CertificateRefused, DamagedFiles
 from tunesmith.inference.engine import Engine, Sampling
 from tunesmith.models import causal_lm
-from tunesmith.models.certificate import NAME, Certificate, Probes, check, record, replay, template_digest
+from tunesmith.models.certificate import NAME, Certificate, check, template_digest
 from tunesmith.models.methods import Model
+from tunesmith.models.probes import Probes, record, replay
 
 CPU = torch.device("cpu")
 GOOD = Certificate("adapter", "float32", 40, 40, 0, 1.0, 1e-9, 12, 1.0, "base", "template", "data")

@@ -17,7 +17,7 @@ import duckdb
 
 from tunesmith.catalog import ModelSpec
 from tunesmith.data import linear
-from tunesmith.data.dataset import collect
+from tunesmith.data.dataset import ROW_HASH, collect
 from tunesmith.data.minhash import near_duplicates
 from tunesmith.data.personal import DETECTORS
 from tunesmith.data.template import Encoder
@@ -481,9 +481,9 @@ class _Audit:
             return ""
         if self._chat[source]:
             return f"row_number() OVER () NOT IN ({', '.join(map(str, rows))})"
-        keys = self._all("SELECT DISTINCT md5(prompt || chr(31) || completion) FROM usable WHERE source = ? AND row IN "
+        keys = self._all(f"SELECT DISTINCT {ROW_HASH} FROM usable WHERE source = ? AND row IN "
                          "(SELECT unnest(?::BIGINT[])) ORDER BY 1", source, list(rows))  # fmt: skip
-        return f"md5(prompt || chr(31) || completion) NOT IN ({', '.join(repr(k) for (k,) in keys)})"
+        return f"{ROW_HASH} NOT IN ({', '.join(repr(k) for (k,) in keys)})"
 
     def _clean(self, found: Sequence[Finding]) -> str:
         """The training query with the fixes: rows left out first, then texts mended."""

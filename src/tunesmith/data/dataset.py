@@ -23,6 +23,9 @@ HELD_OUT_SHARE = 0.1  # of a table without a validation query: as much again for
 HELD_OUT_LIMIT = 500  # rows; more would cost time and hardly narrow an interval
 FEW_ROWS = 10  # below it nothing is held out, and the job warns
 
+ROW_HASH = "md5(prompt || chr(31) || completion)"
+"""SQL: what a row is known by, whatever query or table it came from."""
+
 Query = str
 
 
@@ -79,6 +82,12 @@ class Dataset:
             )
             while batch := found.fetchmany(4096):
                 yield from (Row(row, p, c, context, self.chat[part]) for row, p, c, context in batch)
+
+    def hashes(self, part: str) -> list[tuple[str, int]]:
+        """The content hash and the row of every row of a part."""
+        with duckdb.connect() as connection:
+            sql = f"SELECT {ROW_HASH}, row FROM read_parquet(?) ORDER BY row"
+            return connection.execute(sql, [str(self.folder / f"{part}.parquet")]).fetchall()
 
     def rejected(self) -> list[dict[str, Any]]:
         """Rows that were unusable at CREATE: query, row, reason, context."""

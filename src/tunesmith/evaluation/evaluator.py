@@ -17,11 +17,13 @@ from tunesmith.data import linear, prose
 from tunesmith.data.examples import Example, encode
 from tunesmith.data.template import Encoded, Messages
 from tunesmith.errors import CertificateRefused, DamagedFiles
+from tunesmith.evaluation.bias import LEAST_SWAPPED, MOST_SWAPPED, PAIRS, Bias, Swap, Swapped, gaps
 from tunesmith.evaluation.metrics import METRICS, commonest, metrics_for
 from tunesmith.evaluation.verdict import PROMPT_ARMS, STOP_RATE, Verdict, Word, judge, sentence, slices
 from tunesmith.inference.engine import Completion, Engine, Sampling
 from tunesmith.models import causal_lm, methods
-from tunesmith.models.certificate import Certificate, Probes, replay, template_digest
+from tunesmith.models.certificate import Certificate, template_digest
+from tunesmith.models.probes import Probes, replay
 from tunesmith.registry import TunedModel
 from tunesmith.tuning import child
 from tunesmith.tuning.loop import evaluate, mean_loss
@@ -41,7 +43,7 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
     results = [a / RESULT for a in assignment.attempts if (a / RESULT).exists()]
     if not results:
         raise DamagedFiles(folder=assignment.folder, reason="no attempt of this job holds a finished model")
-    evaluation = _Evaluation(rows["train"], rows["verdict"], options.seed) if rows["verdict"] else None
+    evaluation = _Evaluation(rows["train"], rows["verdict"], options.seed, options.swap_terms) if rows["verdict"] else None
     probes = Probes.load(results[0])
 
     engine = Engine.load(TunedModel(name=spec.name, base=spec), assignment.device)
@@ -82,7 +84,7 @@ def warnings(verdict: Verdict) -> list[str]:
 class _Evaluation:
     """The arms' answers to the verdict rows, gathered arm by arm, then judged."""
 
-    def __init__(self, train: Sequence[Example], rows: Sequence[Example], seed: int) -> None:
+    def __init__(self, train: Sequence[Example], rows: Sequence[Example], seed: int, swap_terms: str) -> None:
         self._train, self._rows, self._seed = train, rows, seed
         self._wanted = [e.row.completion for e in rows]
         self._sampling = Sampling(max_tokens=ROOM * max(e.encoded.n_completion for e in rows))
@@ -92,6 +94,8 @@ class _Evaluation:
         self._retention: dict[str, float] = {}
         self._notes: list[str] = []
         self._n_examples, self._stop_rate = 0, 1.0
+        self._swapped = swapped(rows, Swap(swap_terms or PAIRS))
+        self._changed: dict[str, float] = {}
 
     def verdict(self) -> Verdict:
         self._answers["commonest"] = [self._always] * len(self._rows)
@@ -105,16 +109,32 @@ class _Evaluation:
             self._answers["examples"] = [c.text for c in self._complete(engine, examples)]
         else:
             self._notes.append(f"the base was not asked with examples: its window holds fewer than {LEAST_EXAMPLES}")
+        self._changed["base"] = self._share_changed(engine, "base")
         self._losses["base"], self._retention["base"] = evaluate(engine.model, self._rows), retention(engine)
 
     def ask_tuned(self, engine: Engine) -> None:
         completions = self._complete(engine, [])
         self._answers["tuned"] = [c.text for c in completions]
         self._stop_rate = sum(c.stopped for c in completions) / len(completions)
+        self._changed["tuned"] = self._share_changed(engine, "tuned")
         self._losses["tuned"], self._retention["tuned"] = evaluate(engine.model, self._rows), retention(engine)
 
     def _complete(self, engine: Engine, examples: Messages) -> list[Completion]:
         return engine.generate([with_examples(e.messages, examples) for e in self._rows], self._sampling)
+
+    def _share_changed(self, engine: Engine, arm: str) -> float:
+        """Of the rows that hold a word to exchange: how many are answered otherwise when it is exchanged."""
+        found = engine.generate(list(self._swapped.values()), self._sampling)
+        changed = [c.text != self._answers[arm][i] for i, c in zip(self._swapped, found, strict=True)]
+        return sum(changed) / max(1, len(changed))
+
+    def _bias(self, scores: Mapping[str, Sequence[float]]) -> Bias:
+        found, not_measured = gaps([json.loads(e.row.context) for e in self._rows], scores["base"], scores["tuned"])
+        n = len(self._swapped)
+        if n < LEAST_SWAPPED:
+            not_measured.append(f"words exchanged: {n} verdict rows hold one (option swap_terms), {LEAST_SWAPPED} are needed")
+        return Bias(tuple(found), Swapped(n, self._changed["base"], self._changed["tuned"]) if n >= LEAST_SWAPPED else None,
+                    tuple(not_measured))  # fmt: skip
 
     def _judge(self, metrics: list[str]) -> Verdict:
         scores = {m: {arm: self._scores(m, arm) for arm in ARMS if arm in self._answers} for m in metrics}
@@ -132,7 +152,8 @@ class _Evaluation:
             losses={arm: _finite(mean_loss(found)) for arm, found in self._losses.items()}, commonest_answer=self._always,
             other_metrics={m: means[m] for m in metrics[1:]}, won=tuple(r for r, d in flips if d > 0),
             lost=tuple(r for r, d in flips if d < 0), worst=tuple(self._worst()), retention=self._retention,
-            slices=slices([json.loads(e.row.context) for e in self._rows], primary["tuned"], primary[against]), notes=tuple(self._notes),
+            slices=slices([json.loads(e.row.context) for e in self._rows], primary["tuned"], primary[against]),
+            bias=self._bias(primary), notes=tuple(self._notes),
         )  # fmt: skip
 
     def _scores(self, metric: str, arm: str) -> list[float]:
@@ -182,6 +203,16 @@ def _finite(loss: float) -> float:
 def question(example: Example) -> str:
     """The last thing the user said."""
     return str(example.messages[-1]["content"])
+
+
+def swapped(rows: Sequence[Example], swap: Swap) -> dict[int, list[dict[str, str]]]:
+    """The rows, by place, whose messages hold a word to exchange, with it exchanged; at most MOST_SWAPPED."""
+    found: dict[int, list[dict[str, str]]] = {}
+    for i, example in enumerate(rows):
+        messages = [{**m, "content": swap(m["content"])} for m in example.messages]
+        if len(found) < MOST_SWAPPED and messages != list(example.messages):
+            found[i] = messages
+    return found
 
 
 def with_examples(messages: Messages, examples: Messages) -> list[dict[str, str]]:

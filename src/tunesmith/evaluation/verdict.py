@@ -15,6 +15,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tunesmith.evaluation.bias import Bias
+
 RESAMPLES = 4000
 FEW_ROWS, FEW_ROWS_MARGIN = 100, 0.05  # below so many rows the whole interval must lie beyond this margin
 LEAST_DIFFERENT = 6  # rows on which two arms must differ: five flips of a fair coin fall alike once in sixteen
@@ -74,6 +76,7 @@ class Verdict:
     slices: tuple[Slice, ...] = ()
     retention: Mapping[str, float] = field(default_factory=dict)
     """Bits per byte of plain prose before and after: what the base could and the tuned model may have forgotten."""
+    bias: Bias | None = None
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -83,7 +86,8 @@ class Verdict:
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         known = {f.name for f in fields(cls)}
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known}
-        return cls(**{**values, "word": Word(data["word"]), "slices": tuple(Slice(**s) for s in data.get("slices", ()))})
+        return cls(**{**values, "word": Word(data["word"]), "slices": tuple(Slice(**s) for s in data.get("slices", ())),
+                      "bias": Bias.from_json(data["bias"]) if data.get("bias") else None})  # fmt: skip
 
 
 def judge(tuned: ArrayLike, before: ArrayLike, seed: int = 0) -> tuple[Word, float, float, float]:
@@ -141,6 +145,15 @@ def slices(contexts: Sequence[Mapping[str, Any]], tuned: Sequence[float], before
             low, high = interval(t - b)
             found.append(Slice(column, value, len(rows), float(b.mean()), float(t.mean()), low, high))
     return tuple(found)
+
+
+def objection(verdict: Mapping[str, Any] | None) -> str:
+    """Why a name should not answer with this model; empty where nothing speaks against it."""
+    if not verdict:
+        return "it has no verdict"
+    if verdict["word"] != Word.HELPED:
+        return f"its verdict is {verdict['word']}"
+    return f"only {verdict['stop_rate']:.0%} of its answers stop by themselves" if verdict["stop_rate"] < STOP_RATE else ""
 
 
 def sentence(verdict: Mapping[str, Any]) -> str:

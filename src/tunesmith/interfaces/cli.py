@@ -27,7 +27,7 @@ app = typer.Typer(
     help="Fine-tune models where your tables are.", add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False
 )
 job_app = typer.Typer(help="Jobs: list, show, wait, cancel.", no_args_is_help=True)
-model_app = typer.Typer(help="Models: list, show.", no_args_is_help=True)
+model_app = typer.Typer(help="Models: list, show, promote, export, import.", no_args_is_help=True)
 app.add_typer(job_app, name="job")
 app.add_typer(model_app, name="model")
 
@@ -307,7 +307,8 @@ def model_list(
         print(json.dumps([model_facts(m) for m in models]))
         return
     for m in models:
-        print(m.name if quiet else f"{m.name:<32} v{m.version}  {m.method:<5} on {m.base.name}")
+        line = f"v{m.version}" + ("" if m.version == 1 and m.is_current else f" of {m.line}") + (" *" if m.is_current else "")
+        print(m.name if quiet else f"{m.name:<32} {line:<24} {m.method:<5} on {m.base.name}")
     if not models and not quiet:
         print("no tuned models yet: tunesmith tune --help", file=sys.stderr)
 
@@ -336,9 +337,21 @@ def model_show(name: Annotated[str, typer.Argument(help="A tuned or base model."
     print(json.dumps(facts) if as_json else "\n".join(f"{k:<12} {v}" for k, v in facts.items() if v))
 
 
+@model_app.command("promote")
+def model_promote(
+    name: Annotated[str, typer.Argument(help="A version: its own name, or name@number.")],
+    force: Annotated[bool, typer.Option("--force", help="Whatever its verdict says.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Let the name that a model is a version of (option new_version_of) answer with it."""
+    model = _service().promote(name, force=force)
+    _print(as_json, model_facts(model), f"{model.line} now answers with version {model.version} ({model.name})")
+
+
 def model_facts(model: "TunedModel") -> dict[str, Any]:
     return {
-        "name": model.name, "version": model.version, "base_model": model.base.name, "method": model.method, "job_id": model.job_id,
+        "name": model.name, "version_of": model.line, "version": model.version, "is_current": model.is_current,
+        "base_model": model.base.name, "method": model.method, "job_id": model.job_id,
         "folder": model.folder or model.base.folder, "licence": model.base.licence, "verdict": model.verdict,
         "created_at": model.created_at, "owner": model.owner,
     }  # fmt: skip

@@ -16,6 +16,7 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from tunesmith.data.dataset import ROW_HASH
 from tunesmith.data.gate import check_top_level
 from tunesmith.errors import InvalidCall, InvalidOptions, ReservedDatabaseName, TunesmithError
 from tunesmith.interfaces.contract import cancelled, completion_object, description, listing
@@ -176,6 +177,7 @@ def _macros() -> list[str]:
         "CREATE MACRO tunesmith.main.audit(training_data, validation_data := NULL, test_data := NULL, base_model := 'tunesmith-tiny') "
         f"AS TABLE {_rows_of('tunesmith_audit(training_data, validation_data, test_data, base_model)', AUDIT_COLUMNS)}"
     )
+    made.append(f"CREATE MACRO tunesmith.main.row_hash(prompt, completion) AS {ROW_HASH}")
     for name, (_, _, columns) in TABLES.items():
         made.append(f"CREATE VIEW tunesmith.main.{name} AS {_view(name, columns)}")
     made.append(f"CREATE VIEW snowflake.account_usage.cortex_fine_tuning_usage_history AS {_USAGE_HISTORY}")
@@ -239,8 +241,9 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]], dict[st
         "job_id": "VARCHAR", "step": "BIGINT", "epoch": "BIGINT", "training_loss": "DOUBLE", "validation_loss": "DOUBLE",
         "learning_rate": "DOUBLE", "grad_norm": "DOUBLE", "tokens": "BIGINT", "tokens_per_second": "DOUBLE", "seconds": "DOUBLE",
     }),
-    "models": ("models", lambda r: {**r, **_times(r, "created_at")}, {
-        "name": "VARCHAR", "version": "BIGINT", "base_model": "VARCHAR", "method": "VARCHAR", "job_id": "VARCHAR", "verdict": "JSON",
+    "models": ("models", lambda r: {**r, **_times(r, "created_at"), "version_of": r["line"]}, {
+        "name": "VARCHAR", "version_of": "VARCHAR", "version": "BIGINT", "is_current": "BOOLEAN", "base_model": "VARCHAR",
+        "method": "VARCHAR", "job_id": "VARCHAR", "verdict": "JSON",
         "created_at": "TIMESTAMP", "owner": "VARCHAR",
     }),
     "rejections": ("rejections", dict, {
@@ -248,6 +251,15 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]], dict[st
     }),
     "row_losses": ("row_losses", dict, {
         "job_id": "VARCHAR", "part": "VARCHAR", "epoch": "BIGINT", "row": "BIGINT", "loss": "DOUBLE", "tokens": "BIGINT",
+    }),
+    "lineage": ("lineage", dict, {
+        "row_hash": "VARCHAR", "model": "VARCHAR", "job_id": "VARCHAR", "row": "BIGINT", "base_model": "VARCHAR",
+    }),
+    "verdicts": ("verdicts", lambda r: {**r, **_times(r, "finished_at")}, {
+        "job_id": "VARCHAR", "model": "VARCHAR", "base_model": "VARCHAR", "word": "VARCHAR", "metric": "VARCHAR", "n": "BIGINT",
+        "against": "VARCHAR", "difference": "DOUBLE", "low": "DOUBLE", "high": "DOUBLE", "base": "DOUBLE", "examples": "DOUBLE",
+        "commonest": "DOUBLE", "linear": "DOUBLE", "tuned": "DOUBLE", "base_loss": "DOUBLE", "tuned_loss": "DOUBLE",
+        "stop_rate": "DOUBLE", "rows_won": "BIGINT", "rows_lost": "BIGINT", "finished_at": "TIMESTAMP",
     }),
     "usage": ("usage", lambda r: {**r, **_times(r, "started_at", "ended_at")}, {
         "kind": "VARCHAR", "model": "VARCHAR", "base_model": "VARCHAR", "job_id": "VARCHAR", "input_tokens": "BIGINT",

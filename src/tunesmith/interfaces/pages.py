@@ -34,7 +34,21 @@ def verdict_text(verdict: Mapping[str, Any] | None, base: str, name: str) -> lis
         f"rows won {won}, lost {lost}; loss {losses['base']:.3f} -> {losses['tuned']:.3f}; answers that stop {verdict['stop_rate']:.1%}; "
         f"plain prose {kept['base']:.2f} -> {kept['tuned']:.2f} bits per byte"
     )
-    return lines + [f"note: {note}" for note in verdict["notes"]]
+    return lines + list(_bias_lines(verdict.get("bias"))) + [f"note: {note}" for note in verdict["notes"]]
+
+
+def _bias_lines(bias: Mapping[str, Any] | None) -> Iterator[str]:
+    if not bias:
+        return
+    for g in bias["gaps"]:
+        yield (
+            f"groups of {g['column']}: worst {g['tuned_worst']!r} {g['tuned_worst_score']:.1%} (base {g['base_worst']!r} "
+            f"{g['base_worst_score']:.1%}); best to worst {100 * g['tuned']:.1f} points (base {100 * g['base']:.1f})"
+        )
+    if s := bias["swapped"]:
+        yield f"words for groups exchanged in {s['rows']} prompts: {s['tuned']:.1%} of the answers change (base {s['base']:.1%})"
+    for what in bias["not_measured"]:
+        yield f"bias cannot be measured: {what}"
 
 
 def quote_text(quote: Quote) -> str:

@@ -13,7 +13,8 @@ from tunesmith.data import prose
 from tunesmith.data.examples import Example, encode
 from tunesmith.inference.engine import Engine, Sampling
 from tunesmith.models import causal_lm, methods
-from tunesmith.models.certificate import LEAST_PROBES, Probes, record
+from tunesmith.models.certificate import LEAST_PROBES
+from tunesmith.models.probes import Probes, record
 from tunesmith.tuning import child
 from tunesmith.tuning.loop import Budget, Run, train
 from tunesmith.tuning.quote import Quote

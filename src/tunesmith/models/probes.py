@@ -1,0 +1,137 @@
+"""Probes: what the trained model answered, and how another artefact of it reads the same.
+
+When training ends, the model in memory answers some prompts, greedily; its answers and, at each answered position, its most likely
+tokens with their log-probabilities are kept with it. Whatever is later made of the model (the files loaded back, a merge) reads the
+same prompts and answers, and its agreement makes its certificate.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tunesmith.data.template import Encoded
+from tunesmith.errors import DamagedFiles
+from tunesmith.models import causal_lm
+from tunesmith.models.layout import micro_batches
+from tunesmith.models.methods import Model
+
+KEPT = 32  # tokens kept at each position; the rest count as one
+MICRO_TOKENS = 4096
+TIE = 1e-4  # best and second best closer than this may change places when the order of sums does
+DIFFERENT = 1e-3  # nats: a log-probability that moved by less has not been tuned
+FILE = "probes.safetensors"
+
+
+@dataclass(frozen=True)
+class Probes:
+    """N positions answered over all probes, in order; K tokens kept at each."""
+
+    prompts: list[list[int]]
+    answers: list[list[int]]
+    """Greedy, with the stop id where one came."""
+    stopped: list[bool]
+    ids_NK: Tensor
+    logp_NK: Tensor
+
+    def save(self, folder: Path) -> None:
+        save_file(
+            {
+                "prompts": _flat(self.prompts), "prompt_lengths": _lengths(self.prompts), "answers": _flat(self.answers),
+                "answer_lengths": _lengths(self.answers), "stopped": torch.tensor(self.stopped), "ids": self.ids_NK.int(),
+                "logp": self.logp_NK,
+            },
+            folder / FILE,
+        )  # fmt: skip
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        try:
+            t = load_file(folder / FILE)
+            prompts, answers = (_split(t[n], t[f"{n[:-1]}_lengths"]) for n in ("prompts", "answers"))
+            return cls(prompts, answers, t["stopped"].tolist(), t["ids"].long(), t["logp"])
+        except (OSError, SafetensorError, KeyError) as e:
+            raise DamagedFiles(folder=str(folder), reason=f"{FILE} cannot be read: {e}") from None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a model reads the probes, beside how the trained one did."""
+
+    equal: int
+    """Probes of which every answered token is the best one here too, ties apart."""
+    ties: int
+    """Probes that part only where the trained model's two best were closer than TIE."""
+    top1: float
+    """Share of positions with the same best token."""
+    kl: float
+    """Mean divergence of the distributions from the trained model's, in nats."""
+    different: int
+    """Probes on which a kept log-probability moved by more than DIFFERENT."""
+
+
+def record(model: Model, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], stopped: Sequence[bool]) -> Probes:
+    """Probes of the trained model, from its own greedy answers, the stop id left out of them."""
+    rows = [([*p], [*a, 0] if s else [*a], s) for p, a, s in zip(prompts, answers, stopped, strict=True) if a or s]
+    found = list(_logits(model, [r[0] for r in rows], [r[1] for r in rows]))
+    for (_, answer, has_stopped), logits in zip(rows, found, strict=True):
+        if has_stopped:  # which of the stop ids it was, the position before tells
+            answer[-1] = int(logits[-1].argmax())
+    kept = [logits.log_softmax(-1).topk(min(KEPT, logits.shape[-1])) for logits in found]
+    return Probes([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows],
+                  torch.cat([k.indices for k in kept]).cpu(), torch.cat([k.values for k in kept]).float().cpu())  # fmt: skip
+
+
+def replay(model: Model, probes: Probes) -> Agreement:
+    """Read the probes' prompts and answers with another model."""
+    equal = ties = different = same = at = 0
+    divergence = 0.0
+    for answer, logits in zip(probes.answers, _logits(model, probes.prompts, probes.answers), strict=True):
+        n = len(answer)
+        ids, p = probes.ids_NK[at : at + n], probes.logp_NK[at : at + n].double()
+        here = logits.double().cpu().log_softmax(-1)
+        q, best = here.gather(1, ids), here.argmax(-1)
+        agree = best == torch.tensor(answer)
+        tied = p[:, 0] - p[:, 1] < TIE
+        equal += bool(agree.all())
+        ties += bool((agree | tied).all() and not agree.all())
+        same += int(agree.sum())
+        different += bool(((p - q).abs() > DIFFERENT)[p > math.log(1e-4)].any())
+        rest_p, rest_q = ((1 - x.exp().sum(1)).clamp(min=1e-12) for x in (p, q))
+        divergence += float((p.exp() * (p - q)).sum() + (rest_p * (rest_p / rest_q).log()).sum())
+        at += n
+    return Agreement(equal, ties, same / max(1, at), divergence / max(1, at), different)
+
+
+@torch.no_grad()
+def _logits(model: Model, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> Iterator[Tensor]:
+    """Of each probe, the logits at its answered positions, (answered, V), in the order of the probes."""
+    model.eval()
+    device = next(model.parameters()).device
+    rows = [Encoded([*p, *a], len(p)) for p, a in zip(prompts, answers, strict=True)]
+    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    for group in micro_batches([len(r.ids) for r in rows], MICRO_TOKENS):
+        batch = causal_lm.collate([rows[i] for i in group], device)
+        logits_BKV = causal_lm.logits_at(model, batch.keep_K, input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False)
+        logits_NV = logits_BKV[batch.where_BK].float()
+        for b, i in enumerate(group):
+            found[i] = logits_NV[batch.row_N == b]
+    yield from found
+
+
+def _flat(rows: Sequence[Sequence[int]]) -> Tensor:
+    return torch.tensor([i for row in rows for i in row], dtype=torch.int32)
+
+
+def _lengths(rows: Sequence[Sequence[int]]) -> Tensor:
+    return torch.tensor([len(row) for row in rows], dtype=torch.int32)
+
+
+def _split(flat: Tensor, lengths: Tensor) -> list[list[int]]:
+    return [part.tolist() for part in torch.split(flat, lengths.tolist())]
