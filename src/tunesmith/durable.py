@@ -45,12 +45,26 @@ def check_space(folder: Path, needed: int) -> None:
 def staging(home: Path) -> Iterator[Path]:
     """An empty folder to write into; whatever was not published from it is removed at the end."""
     open_home(home)
-    folder = Path(tempfile.mkdtemp(dir=home / "tmp"))
+    with _temporary(home / "tmp") as folder:
+        yield folder
+
+
+@contextmanager
+def staging_beside(final: Path) -> Iterator[Path]:
+    """The same for a folder outside the home: on the file system where it will stand."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with _temporary(final.parent, prefix=f".{final.name}.") as folder:
+        yield folder
+
+
+@contextmanager
+def _temporary(place: Path, prefix: str = "") -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(dir=place, prefix=prefix))
     try:
         yield folder
     except Exception as e:
         if _is_no_space(e):
-            raise DiskFull(path=str(folder), needed_mb=RESERVE_MB, free_mb=shutil.disk_usage(home).free >> 20) from e
+            raise DiskFull(path=str(folder), needed_mb=RESERVE_MB, free_mb=shutil.disk_usage(place).free >> 20) from e
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -105,8 +105,17 @@ class UnknownGroup(NotFound):
     completion are: {known}. Add the column to the SELECT."""
 
 
+class BaseNotHere(NotFound):
+    """The model in {folder} was tuned from another base than {tried}: its certificate names {digest}. Bring that base to this machine
+    and name it (--base)."""
+
+
 class CertificateRefused(Conflict):
     """The model {name} is not used: {reasons}. Its certificate (tunesmith model show) says what was measured; tune it anew."""
+
+
+class FolderTaken(Conflict):
+    """The folder {folder} is there already. Name one that is not; nothing was written."""
 
 
 class NotPromoted(Conflict):

@@ -6,7 +6,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,10 @@ from tunesmith.data.audit import AuditReport, audit
 from tunesmith.data.dataset import PARTS, Dataset, Snapshot, snapshot
 from tunesmith.data.template import Encoder, PromptTemplate, parse_messages
 from tunesmith.errors import (
+    BaseNotHere,
     DatabaseBusy,
     DatabaseNotOpened,
+    FolderTaken,
     InvalidOptionValue,
     MissingExtra,
     NotADataSource,
@@ -30,9 +32,12 @@ from tunesmith.errors import (
     ViewNotWritten,
     closest,
 )
+from tunesmith.evaluation.card import Facts
+from tunesmith.evaluation.transfer import Transfer
 from tunesmith.evaluation.verdict import Verdict, Word, objection, sentence
 from tunesmith.jobs import Job, Options, model_key
 from tunesmith.models import certificate
+from tunesmith.models.certificate import Certificate
 from tunesmith.registry import TunedModel
 from tunesmith.settings import Settings
 from tunesmith.store import JobStore
@@ -46,6 +51,7 @@ if TYPE_CHECKING:
     from tunesmith.inference.engine import Completion
 
 POLL_S = 0.5  # between two looks of a waiter
+PRIVATE_OPTIONS = ("test_data", "swap_terms", "new_version_of")  # never in a model card
 DEFAULT_EPOCHS = 3  # Snowflake's default; decides the row limit where max_epochs is auto
 
 Data = Any
@@ -230,6 +236,50 @@ class Tunesmith:
         self.store.promote(tuned.id)
         return self.model(f"{tuned.line}@{tuned.version}")
 
+    def export(self, name: str, folder: str | os.PathLike[str], *, merged: bool = False) -> Certificate:
+        """Write a tuned model as a Hugging Face folder with its model card, once it has answered its probes again from those files.
+
+        `merged`: one plain model in the base's precision, or in float32 where that would round too much away (`Certificate.precision`).
+        FolderTaken, or CertificateRefused where it does not answer as the trained model did; then nothing is written.
+        """
+        tuned = self._tuned(name)
+        access.require(access.principal(), "USAGE", tuned.name)
+        target = Path(folder).expanduser().absolute()
+        if target.exists():
+            raise FolderTaken(folder=str(folder))
+        durable.verify(Path(tuned.folder), tuned.digest)
+        certificate.check(tuned.name, Path(tuned.folder), catalog.fingerprint(tuned.base))
+        work = Transfer(
+            tuned.name, tuned.base.to_json(), tuned.method, tuned.folder, str(target), merged, asdict(self._facts(tuned)),
+            self.settings.device, self.settings.threads,
+        )  # fmt: skip
+        return Certificate.from_json(child.ask("tunesmith.evaluation.exporter", work, "written")["certificate"])
+
+    def import_model(self, folder: str | os.PathLike[str], name: str = "", *, base_model: str = "") -> TunedModel:
+        """Take in a model that `export` wrote, here or elsewhere, once it has answered its probes on this machine.
+
+        Its base must be here: it is found by its fingerprint, or named. DamagedFiles, BaseNotHere or CertificateRefused otherwise.
+        """
+        source = Path(folder).expanduser().absolute()
+        manifest = durable.verify(source)
+        name = name or str(manifest.get("name", source.name))
+        access.require(access.principal(), "CREATE MODEL", name)
+        key = model_key(name)
+        base = self._base_of(folder, base_model, certificate.read(name, source).base_digest)
+        certificate.check(name, source, catalog.fingerprint(base))
+        model_id = str(uuid.uuid4())
+        place = Path("models") / model_id / "v1"
+        method = "lora" if (source / "adapter_config.json").exists() else "full"
+        work = Transfer(name, base.to_json(), method, str(source), str(self.settings.home / place), False, None,
+                        self.settings.device, self.settings.threads)  # fmt: skip
+        durable.open_home(self.settings.home)
+        written = child.ask("tunesmith.evaluation.exporter", work, "written")
+        self.store.add_model(dict(
+            id=model_id, name=name, model_key=key, job_id=None, base_model=base.name, base=base.to_json(), task=base.task, method=method,
+            folder=str(place), digest=written["digest"], verdict=None, owner=access.principal(),
+        ))  # fmt: skip
+        return next(m for m in self.models() if m.id == model_id)
+
     def complete(self, name: str, prompts: Sequence[Any], **options: Any) -> "list[Completion]":
         """One answer per prompt, in order. A prompt is a text or a list of messages; options: temperature, top_p, max_tokens.
 
@@ -286,6 +336,30 @@ class Tunesmith:
                 }  # fmt: skip
 
     # ------------------------------------------------------------ inside
+
+    def _facts(self, tuned: TunedModel) -> Facts:
+        """What a model card tells."""
+        base = tuned.base
+        known = Facts(tuned.name, base.public_name, base.hub_id, base.licence, tuned.method, verdict=tuned.verdict)
+        if not tuned.job_id:
+            return known
+        job = self.store.get(tuned.job_id)
+        options = job.resolved.to_json() if job.resolved else {}
+        curve = [(m["step"], m["training_loss"], m["validation_loss"]) for m in self.store.rows("metrics", job.id)]
+        return replace(
+            known, rows=dict(job.rows), trained_tokens=job.trained_tokens, curve=curve,
+            options={k: v["value"] for k, v in options.items() if v["value"] not in ("", 0) and k not in PRIVATE_OPTIONS},
+        )  # fmt: skip
+
+    def _base_of(self, folder: str | os.PathLike[str], named: str, digest: str) -> catalog.ModelSpec:
+        """The base of a model from elsewhere: the one that is named, or the one here whose fingerprint it carries."""
+        here = [catalog.find(named, self.settings.home)] if named else [
+            catalog.find(spec.name, self.settings.home) for spec, place in self.bases() if place is not None
+        ]  # fmt: skip
+        for spec in here:
+            if catalog.fingerprint(spec) == digest:
+                return spec
+        raise BaseNotHere(folder=os.fspath(folder), tried=[s.name for s in here], digest=digest[:12] + "…")
 
     def _tuned(self, name: str) -> TunedModel:
         """A tuned model; UnknownModel for a base."""

@@ -16,7 +16,7 @@ from tunesmith.inference.engine import Engine, Sampling
 from tunesmith.models import causal_lm
 from tunesmith.models.certificate import NAME, Certificate, check, template_digest
 from tunesmith.models.methods import Model
-from tunesmith.models.probes import Probes, record, replay
+from tunesmith.models.probes import Probes, differing, record, replay
 
 CPU = torch.device("cpu")
 GOOD = Certificate("adapter", "float32", 40, 40, 0, 1.0, 1e-9, 12, 1.0, "base", "template", "data")
@@ -46,12 +46,12 @@ def test_the_same_model_agrees_to_the_last_probe(trained: tuple[Model, Probes], 
     again = Probes.load(tmp_path)
     assert (again.prompts, again.answers, again.stopped) == (probes.prompts, probes.answers, probes.stopped)
     found = replay(model, again)
-    assert (found.equal, found.ties, found.top1, found.different) == (40, 0, 1.0, 0) and abs(found.kl) < 1e-6
+    assert (found.equal, found.ties, found.top1, differing(again, found, replay(model, again))) == (40, 0, 1.0, 0) and abs(found.kl) < 1e-6
 
 
 def test_another_model_does_not(trained: tuple[Model, Probes], tiny_base: Path) -> None:
     found = replay(causal_lm.load(tiny_base, CPU), trained[1])
-    assert found.equal < 5 and found.top1 < 0.5 and found.kl > 0.1 and found.different == 40
+    assert found.equal < 5 and found.top1 < 0.5 and found.kl > 0.1 and differing(trained[1], found, replay(*trained)) == 40
 
 
 @pytest.mark.parametrize("scale", [1e-7, 1e-1])
@@ -62,7 +62,7 @@ def test_a_change_is_seen_from_a_thousandth_of_a_nat_on(trained: tuple[Model, Pr
         for p in changed.parameters():
             p.add_(torch.randn_like(p) * scale * p.abs().mean())
     found = replay(changed, trained[1])
-    assert (found.different > 0) is (scale > 1e-3)
+    assert (differing(trained[1], found, replay(*trained)) > 0) is (scale > 1e-3)
 
 
 def test_damaged_probes_are_refused(trained: tuple[Model, Probes], tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from tunesmith.evaluation.metrics import METRICS, commonest, metrics_for
 from tunesmith.evaluation.verdict import PROMPT_ARMS, STOP_RATE, Verdict, Word, judge, sentence, slices
 from tunesmith.inference.engine import Completion, Engine, Sampling
 from tunesmith.models import causal_lm, methods
-from tunesmith.models.certificate import Certificate, template_digest
-from tunesmith.models.probes import Probes, replay
+from tunesmith.models.certificate import template_digest
+from tunesmith.models.probes import Probes, certify, replay
 from tunesmith.registry import TunedModel
 from tunesmith.tuning import child
 from tunesmith.tuning.loop import evaluate, mean_loss
@@ -51,11 +51,10 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
     if evaluation:
         evaluation.ask_base(engine)
     engine = Engine.load(TunedModel(name=spec.name, base=spec, method=options.method, folder=str(results[0])), assignment.device)
-    of_tuned = replay(engine.model, probes)
-    certificate = Certificate(
+    certificate = certify(
         "whole" if methods.load(options.method).WHOLE else "adapter", str(next(engine.model.parameters()).dtype).removeprefix("torch."),
-        len(probes.prompts), of_tuned.equal, of_tuned.ties, of_tuned.top1, of_tuned.kl, of_base.different,
-        sum(probes.stopped) / len(probes.stopped), catalog.fingerprint(spec), template_digest(results[0]), assignment.data_digest,
+        engine.model, probes, of_base, base_digest=catalog.fingerprint(spec), template_digest=template_digest(results[0]),
+        data_digest=assignment.data_digest,
     )  # fmt: skip
     if objections := certificate.objections():
         raise CertificateRefused(name="as it was trained", reasons="; ".join(objections))

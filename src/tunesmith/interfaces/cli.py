@@ -348,6 +348,31 @@ def model_promote(
     _print(as_json, model_facts(model), f"{model.line} now answers with version {model.version} ({model.name})")
 
 
+@model_app.command("export")
+def model_export(
+    name: Annotated[str, typer.Argument(help="A tuned model.")],
+    folder: Annotated[str, typer.Argument(help="The folder to write; it must not be there yet.")],
+    merged: Annotated[bool, typer.Option("--merged", help="One plain model in place of an adapter.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a model as a Hugging Face folder with a model card, proven by its probes."""
+    c = _service().export(name, folder, merged=merged)
+    _print(as_json, {"folder": folder, "certificate": c.to_json()},
+           f"{folder}: {c.artefact}, {c.precision}; {c.equal} of {c.probes} probes equal, mean KL {c.kl:.2g}")  # fmt: skip
+
+
+@model_app.command("import")
+def model_import(
+    folder: Annotated[str, typer.Argument(help="A folder that `model export` wrote.")],
+    name: Annotated[str, typer.Option("--name", "-n", help="Its name here; default: the one it had.")] = "",
+    base: Annotated[str, typer.Option("--base", "-b", help="Its base, where it cannot be found by its fingerprint.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Take in an exported model, once it has answered its probes here."""
+    model = _service().import_model(folder, name, base_model=base)
+    _print(as_json, model_facts(model), f"{model.name} on {model.base.name}")
+
+
 def model_facts(model: "TunedModel") -> dict[str, Any]:
     return {
         "name": model.name, "version_of": model.line, "version": model.version, "is_current": model.is_current,

@@ -60,10 +60,7 @@ class Certificate:
 
 def check(name: str, folder: Path, base_digest: str) -> Certificate:
     """The certificate of a published model; CertificateRefused where it forbids using the model, or the base or template is another."""
-    try:
-        found = Certificate.from_json(json.loads((folder / NAME).read_text("utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise CertificateRefused(name=name, reasons=f"{NAME} cannot be read ({e})") from None
+    found = read(name, folder)
     objections = found.objections()
     if found.base_digest != base_digest:
         objections.append("its base is another one than it was tuned from")
@@ -72,6 +69,13 @@ def check(name: str, folder: Path, base_digest: str) -> Certificate:
     if objections:
         raise CertificateRefused(name=name, reasons="; ".join(objections))
     return found
+
+
+def read(name: str, folder: Path) -> Certificate:
+    try:
+        return Certificate.from_json(json.loads((folder / NAME).read_text("utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise CertificateRefused(name=name, reasons=f"{NAME} cannot be read ({e})") from None
 
 
 def template_digest(folder: Path) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 from tunesmith.data.template import Encoded
 from tunesmith.errors import DamagedFiles
 from tunesmith.models import causal_lm
+from tunesmith.models.certificate import Certificate
 from tunesmith.models.layout import micro_batches
 from tunesmith.models.methods import Model
 
@@ -72,8 +73,8 @@ class Agreement:
     """Share of positions with the same best token."""
     kl: float
     """Mean divergence of the distributions from the trained model's, in nats."""
-    different: int
-    """Probes on which a kept log-probability moved by more than DIFFERENT."""
+    logp: list[Tensor]
+    """Of each probe, this model's log-probabilities of the kept tokens, (answered, K)."""
 
 
 def record(model: Model, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], stopped: Sequence[bool]) -> Probes:
@@ -90,8 +91,9 @@ def record(model: Model, prompts: Sequence[Sequence[int]], answers: Sequence[Seq
 
 def replay(model: Model, probes: Probes) -> Agreement:
     """Read the probes' prompts and answers with another model."""
-    equal = ties = different = same = at = 0
+    equal = ties = same = at = 0
     divergence = 0.0
+    seen: list[Tensor] = []
     for answer, logits in zip(probes.answers, _logits(model, probes.prompts, probes.answers), strict=True):
         n = len(answer)
         ids, p = probes.ids_NK[at : at + n], probes.logp_NK[at : at + n].double()
@@ -102,11 +104,29 @@ def replay(model: Model, probes: Probes) -> Agreement:
         equal += bool(agree.all())
         ties += bool((agree | tied).all() and not agree.all())
         same += int(agree.sum())
-        different += bool(((p - q).abs() > DIFFERENT)[p > math.log(1e-4)].any())
+        seen.append(q)
         rest_p, rest_q = ((1 - x.exp().sum(1)).clamp(min=1e-12) for x in (p, q))
         divergence += float((p.exp() * (p - q)).sum() + (rest_p * (rest_p / rest_q).log()).sum())
         at += n
-    return Agreement(equal, ties, same / max(1, at), divergence / max(1, at), different)
+    return Agreement(equal, ties, same / max(1, at), divergence / max(1, at), seen)
+
+
+def differing(probes: Probes, a: Agreement, b: Agreement) -> int:
+    """Probes on which two models give a token that the trained one held for possible another log-probability, by more than DIFFERENT."""
+    possible = torch.split(probes.logp_NK > math.log(1e-4), [len(x) for x in probes.answers])
+    return sum(bool(((p - q).abs() > DIFFERENT)[m].any()) for p, q, m in zip(a.logp, b.logp, possible, strict=True))
+
+
+def certify(
+    artefact: str, precision: str, model: Model, probes: Probes, of_base: Agreement, *, base_digest: str, template_digest: str,
+    data_digest: str,
+) -> Certificate:  # fmt: skip
+    """The certificate of an artefact that was read back as `model`; `of_base` is how its base reads the same probes."""
+    found = replay(model, probes)
+    return Certificate(
+        artefact, precision, len(probes.prompts), found.equal, found.ties, found.top1, found.kl, differing(probes, of_base, found),
+        sum(probes.stopped) / max(1, len(probes.stopped)), base_digest, template_digest, data_digest,
+    )  # fmt: skip
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.dataset import Dataset
@@ -82,14 +82,21 @@ def command(module: str) -> list[str]:
     return [sys.executable, "-m", module]
 
 
-def send(assignment: Assignment) -> bytes:
-    return json.dumps(asdict(assignment)).encode()
+class Work(Protocol):
+    """What a child is given: plain data in a dataclass."""
+
+    @property
+    def job_id(self) -> str: ...
 
 
-def ask(module: str, assignment: Assignment, kind: str) -> dict[str, Any]:
+def send(work: Any) -> bytes:
+    return json.dumps(asdict(work)).encode()
+
+
+def ask(module: str, work: Work, kind: str) -> dict[str, Any]:
     """Run a child to its end and give the facts of its report of this kind; its error is raised here."""
     environment = {k: v for k, v in os.environ.items() if k != "TUNESMITH_STORE"}  # a child has no database credential
-    ended = subprocess.run(command(module), input=send(assignment), capture_output=True, env=environment)
+    ended = subprocess.run(command(module), input=send(work), capture_output=True, env=environment)
     found: dict[str, dict[str, Any]] = {}
     for line in ended.stdout.split(b"\n")[:-1]:  # a child killed while writing leaves half a line
         message = json.loads(line)
@@ -98,12 +105,12 @@ def ask(module: str, assignment: Assignment, kind: str) -> dict[str, Any]:
         raise from_json(found["error"]["error"])
     if kind not in found:
         reason = ended.stderr.decode(errors="replace")[-300:] or f"exit code {ended.returncode}"
-        raise TrainingFailed(id=assignment.job_id, phase=module.rpartition(".")[2], reason=reason)
+        raise TrainingFailed(id=work.job_id, phase=module.rpartition(".")[2], reason=reason)
     return found[kind]
 
 
-def main(phase: str, run: Callable[[Assignment, Report], None]) -> None:
-    """The body of a child's `__main__`: run, and report how it ended."""
+def main(phase: str, run: Callable[[Any, Report], None], kind: type[Any] = Assignment) -> None:
+    """The body of a child's `__main__`: run on what it is given (a `kind`), and report how it ended."""
     _die_with_parent()
     lines = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print goes to the log
@@ -111,16 +118,16 @@ def main(phase: str, run: Callable[[Assignment, Report], None]) -> None:
     def report(kind: str, **facts: Any) -> None:
         lines.write(json.dumps({"kind": kind, **facts}, allow_nan=False) + "\n")
 
-    assignment = Assignment(**json.load(sys.stdin))
+    work = kind(**json.load(sys.stdin))
     try:
-        run(assignment, report)
+        run(work, report)
         report("done")
     except TunesmithError as e:
         traceback.print_exc()
         report("error", error=e.to_json())
     except Exception as e:
         traceback.print_exc()
-        report("error", error=TrainingFailed(id=assignment.job_id, phase=phase, reason=f"{type(e).__name__}: {e}").to_json())
+        report("error", error=TrainingFailed(id=work.job_id, phase=phase, reason=f"{type(e).__name__}: {e}").to_json())
 
 
 def _die_with_parent() -> None:

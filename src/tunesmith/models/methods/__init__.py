@@ -1,8 +1,9 @@
 """Methods: how weights may change. A method is a module with three functions, and a line in METHODS.
 
 `prepare(model, options)` gives the model with exactly its trained tensors requiring gradients; `save(model, folder, spec)` writes what a
-plain library loads (PEFT, transformers); `load(base, folder)` brings a saved one back onto its base. `WHOLE` says that the
-folder holds a whole model, which is loaded in place of the base. A module is imported when it is asked for: PEFT takes seven seconds.
+plain library loads (PEFT, transformers); `load(base, folder)` brings a saved one back onto its base; `merge(model)` makes a plain
+model of it. `WHOLE` says that the folder holds a whole model, which is loaded in place of the base. A module is imported when it is
+asked for: PEFT takes seven seconds.
 """
 
 from importlib import import_module
@@ -29,6 +30,7 @@ class Method(Protocol):
     def prepare(self, model: Any, options: ResolvedOptions) -> Any: ...
     def save(self, model: Any, folder: Path, spec: ModelSpec) -> None: ...
     def load(self, base: Any, folder: Path) -> Any: ...
+    def merge(self, model: Any) -> Any: ...
 
 
 def load(name: str) -> Method:

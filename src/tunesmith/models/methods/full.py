@@ -19,5 +19,9 @@ def save(model: PreTrainedModel, folder: Path, spec: ModelSpec) -> None:
     model.save_pretrained(folder, safe_serialization=True)
 
 
+def merge(model: PreTrainedModel) -> PreTrainedModel:
+    return model
+
+
 def load(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     return base

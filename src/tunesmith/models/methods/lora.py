@@ -42,6 +42,12 @@ def load(base: PreTrainedModel, folder: Path) -> PeftModel:
         return PeftModel.from_pretrained(base, folder, is_trainable=False)
 
 
+def merge(model: PeftModel) -> PreTrainedModel:
+    with _quiet():
+        merged: PreTrainedModel = model.merge_and_unload()
+    return merged
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """PEFT 0.21 warns on every adapter over transformers 5.23; nothing that a user could act on."""

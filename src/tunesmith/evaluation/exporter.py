@@ -1,0 +1,93 @@
+"""Export and import of a tuned model, in a child process: what leaves and what comes is replayed on the stored probes first."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from tunesmith import catalog, durable
+from tunesmith.catalog import ModelSpec
+from tunesmith.errors import CertificateRefused
+from tunesmith.evaluation.card import CURVE, Facts, curve_svg, model_card
+from tunesmith.evaluation.transfer import Transfer
+from tunesmith.models import causal_lm, methods
+from tunesmith.models.certificate import NAME, Certificate, read
+from tunesmith.models.methods import Model
+from tunesmith.models.probes import FILE, Probes, certify, replay
+from tunesmith.tuning import child
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json"
+)  # fmt: skip
+
+
+def run(asked: Transfer, report: child.Report) -> None:
+    torch.set_num_threads(asked.threads)
+    spec, source, target = ModelSpec.from_json(asked.base), Path(asked.source), Path(asked.target)
+    device = causal_lm.device_of(asked.device)
+    probes = Probes.load(source)
+    of_base = replay(causal_lm.load_base(spec, device), probes)
+    before = read(asked.name, source)
+    facts = {"base_digest": catalog.fingerprint(spec), "template_digest": before.template_digest, "data_digest": before.data_digest}
+    with durable.staging_beside(target) as outer:
+        for precision in _precisions(spec) if asked.merged else [before.precision]:
+            staged = outer / precision
+            shutil.copytree(source, staged, ignore=shutil.ignore_patterns(durable.MANIFEST, "README.md", CURVE))
+            method = asked.method
+            if asked.merged:
+                _merge(asked, spec, staged, precision, device)
+                method = "full"
+            model = _read_back(spec, staged, method, device)
+            kind = "merged" if asked.merged else before.artefact
+            certificate = certify(kind, precision, model, probes, of_base, **facts)
+            if not (objections := certificate.objections()):
+                break
+        else:
+            raise CertificateRefused(name=asked.name, reasons="; ".join(objections))
+        durable.write_json(staged / NAME, certificate.to_json())
+        if asked.facts is not None:
+            _complete(staged, spec, Facts(**asked.facts), certificate)
+        digest = durable.publish(staged, target, {"name": asked.name})
+    report("written", certificate=certificate.to_json(), method=method, digest=digest)
+
+
+def _precisions(spec: ModelSpec) -> Iterator[str]:
+    """The base's own precision, then float32 where that rounds too much away."""
+    file = sorted(Path(spec.folder).glob("*.safetensors"))[0]
+    with safe_open(file, "pt") as f:
+        own = str(f.get_tensor(next(iter(f.keys()))).dtype).removeprefix("torch.")
+    yield own
+    if own != "float32":
+        yield "float32"
+
+
+def _merge(asked: Transfer, spec: ModelSpec, staged: Path, precision: str, device: torch.device) -> None:
+    """In place of the adapter's files, one plain model: merged in full precision, then stored in the one that is wanted."""
+    merged = methods.load(asked.method).merge(_read_back(spec, staged, asked.method, device).float())
+    for file in [*staged.glob("*.safetensors"), *staged.glob("*.safetensors.index.json"), *staged.glob("adapter_*")]:
+        if file.name != FILE:
+            file.unlink(missing_ok=True)
+    merged.config._name_or_path = spec.public_name
+    merged.to(getattr(torch, precision)).save_pretrained(staged, safe_serialization=True)
+
+
+def _read_back(spec: ModelSpec, folder: Path, name: str, device: torch.device) -> Model:
+    method = methods.load(name)
+    model: Model = method.load(causal_lm.load(folder, device) if method.WHOLE else causal_lm.load_base(spec, device), folder)
+    return model.eval()
+
+
+def _complete(staged: Path, spec: ModelSpec, facts: Facts, certificate: Certificate) -> None:
+    """What other programs and readers need beside the weights."""
+    for name in TOKENIZER_FILES:
+        if (Path(spec.folder) / name).exists() and not (staged / name).exists():
+            shutil.copy(Path(spec.folder) / name, staged / name)
+    (staged / "README.md").write_text(model_card(facts, certificate), "utf-8")
+    if facts.curve:
+        (staged / CURVE).write_text(curve_svg(facts.curve), "utf-8")
+
+
+if __name__ == "__main__":
+    child.main("exporting", run, Transfer)
