@@ -1,17 +1,21 @@
 # make demo    install, then the main job on example data, every statement shown
 # make test    install, then format, lint, types, tests and docs
+# make proofs  the promises at their full figures; writes proofs/results/latest.json
 # make fix     format and mend what the linter can
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check fix clean
+.PHONY: demo test proofs check fix clean
 
 demo: .venv/train.done
 	$(BIN)/tunesmith demo
 
 test: check
 	$(BIN)/python -m pytest
+
+proofs: .venv/dev.done
+	$(BIN)/python proofs/verdict.py
 
 check: .venv/dev.done
 	$(BIN)/ruff format --check .

@@ -31,6 +31,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 import duckdb
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+import marked
 from plot import line_plot
 
 HERE = Path(__file__).parent
@@ -293,13 +294,7 @@ def _bits_per_byte(causal_lm: Any, folder: Path, texts: Sequence[str], window: i
 
 
 def write_docs(bench: Bench) -> None:
-    page = ROOT / "docs" / "base.md"
-    text = page.read_text()
-    for name, make in (("table", table_md), ("lora", lora_md), ("samples", samples_md)):
-        start, end = f"<!-- benchmark: {name} -->\n", f"<!-- end: {name} -->"
-        before, _, rest = text.partition(start)
-        text = before + start + make(bench) + end + rest.partition(end)[2]
-    page.write_text(text)
+    marked.write("base.md", {"table": table_md(bench), "lora": lora_md(bench), "samples": samples_md(bench)})
     (ROOT / "docs" / "rows.svg").write_text(curve_svg(bench))
 
 

@@ -14,22 +14,22 @@ from tunesmith.jobs import Options
 from tunesmith.tuning import child, trainer
 from tunesmith.tuning.prepare import prepare
 
-Row = tuple[str, str]
+Row = tuple[str, ...]
 Phase = Callable[[child.Assignment, child.Report], None]
 
 
 def run_job(
     home: Path, parts: Mapping[str, Sequence[Row]], base: str, asked: Mapping[str, Any], threads: int = 1,
-    phases: Sequence[Phase] = (trainer.run, evaluator.run),
+    phases: Sequence[Phase] = (trainer.run, evaluator.run), columns: Sequence[str] = ("prompt", "completion"),
 ) -> tuple[child.Assignment, dict[str, dict[str, Any]]]:  # fmt: skip
     """The assignment, and everything its phases report, by kind (the last of each): trained, verdict, quoted, …
 
-    `parts` are training, validation and test rows of (prompt, completion); `home` is an empty folder.
+    `parts` are training, validation and test rows of these columns; `home` is an empty folder.
     """
     with duckdb.connect() as connection:
         for name, rows in parts.items():
-            connection.execute(f"CREATE TABLE {name}_rows (prompt VARCHAR, completion VARCHAR)")
-            connection.executemany(f"INSERT INTO {name}_rows VALUES (?, ?)", [list(r) for r in rows])
+            connection.execute(f"CREATE TABLE {name}_rows ({', '.join(f'{c} VARCHAR' for c in columns)})")
+            connection.executemany(f"INSERT INTO {name}_rows VALUES ({', '.join('?' * len(columns))})", [list(r) for r in rows])
         frozen = snapshot(
             connection, {n: f"SELECT * FROM {n}_rows" for n in parts}, home / "data", home=home, seed=int(asked.get("seed", 0))
         )

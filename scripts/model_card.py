@@ -52,14 +52,22 @@ def facts(spec: catalog.ModelSpec, recorded: dict) -> str:
         f"{per_token['tasks']:.2f} of tasks",
         "context": f"{c.max_position_embeddings:,} tokens: rows of {recorded['context']} first, "
         f"of {c.max_position_embeddings:,} in the last quarter",
-        "pretraining": f"{recorded['minutes']:.0f} minutes on two cores beside other work, {recorded['tokens'] / 1e6:.1f}M tokens seen",
-        "peak rates": f"{recorded['peak_learning_rate']:g} (AdamW: embeddings, norms), 0.02 (Muon: matrices); warm-up 2 %, level, "
-        "linear to zero over the last half",
+        "pretraining": " then ".join(f"{r['minutes']:.0f} minutes ({r['tokens'] / 1e6:.1f}M tokens)" for r in rounds(recorded))
+        + " on two cores, beside other work at times",
+        "peak rates": f"{recorded['peak_learning_rate']:g} (AdamW: embeddings, norms), 0.02 (Muon: matrices); in each round warm-up 2 %, "
+        "level, linear to zero over the last half",
+        "copying": f"the last round begins with rows of repeated random tokens and keeps an eighth of them; of such tokens, said a second "
+        f"time, the model gives {recorded['copied']:.0%} as the most likely next one",
         "held-out loss": f"{held['prose']:.2f} bits per byte of prose, {held['tasks']:.2f} of task completions (200 documents each, "
         "never trained on)",
         "template": "`<\\|user\\|>…<\\|end\\|><\\|assistant\\|>` …`<\\|end\\|>`; `<\\|system\\|>` first if given; `<\\|end\\|>` stops",
     }
     return "| | |\n|---|---|\n" + "".join(f"| {k} | {v} |\n" for k, v in rows.items())
+
+
+def rounds(recorded: dict) -> list[dict]:
+    """Each round of pretraining, the first one first; a later one began with the weights of the one before."""
+    return [*(rounds(recorded["began_with"]) if recorded.get("began_with") else []), recorded]
 
 
 def answers(spec: catalog.ModelSpec) -> str:
