@@ -36,7 +36,9 @@ def run_job(
     spec = catalog.find(base, home)
     template = PromptTemplate.of_base(Path(spec.folder))
     encoder = Encoder(template, Path(spec.folder))
-    prepared = prepare(Dataset.open(home / "data", frozen.digest), encoder, spec, Options.parse(asked))
+    prepared = prepare(
+        Dataset.open(home / "data", frozen.digest), encoder, spec, Options.parse(asked), catalog.credits(home, spec.name, "training", 1)
+    )
     (home / "attempt-1").mkdir()
     assignment = child.Assignment(
         job_id="in-process", task="causal_lm", home=str(home), folder=str(home / "attempt-1"), data_folder=str(home / "data"),

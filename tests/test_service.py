@@ -9,6 +9,7 @@ import pytest
 from conftest import next_word_rows
 from tunesmith import Tunesmith, worker
 from tunesmith.errors import (
+    BudgetTooSmall,
     DatabaseBusy,
     DatabaseNotOpened,
     DiskFull,
@@ -102,6 +103,12 @@ BAD: list[tuple[type[TunesmithError], str, dict[str, Any]]] = [
         {"training_data": "SELECT i::VARCHAR AS prompt, 'a' AS completion FROM range(200001) r(i)"},
     ),
 ]
+
+
+def test_a_budget_below_one_step_is_told_before_anything_is_loaded(service: Tunesmith) -> None:
+    with pytest.raises(BudgetTooSmall, match="budget_tokens allows 3 tokens, less than the first optimizer step of 8 rows"):
+        service.quote(ROWS, base_model="tunesmith-tiny", budget_tokens=3)
+    assert not list(service.settings.home.glob("quotes/*"))
 
 
 @pytest.mark.parametrize(("error", "text", "changes"), BAD, ids=lambda v: v.__name__ if isinstance(v, type) else "")

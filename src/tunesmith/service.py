@@ -180,7 +180,8 @@ class Tunesmith:
         try:
             frozen = self._snapshot(training_data, validation_data, parsed, folder / "data")
             dataset = Dataset.open(folder / "data", frozen.digest)
-            prepared = prepare(dataset, self._encoder_of(Path(spec.folder)), spec, parsed)
+            price = catalog.credits(self.settings.home, spec.name, "training", 1)
+            prepared = prepare(dataset, self._encoder_of(Path(spec.folder)), spec, parsed, price)
             assignment = child.Assignment(
                 job_id="quote", task=spec.task, home=str(self.settings.home), folder=str(folder / "attempt-1"),
                 data_folder=str(folder / "data"), data_digest=frozen.digest, options=parsed.to_json(),
@@ -191,7 +192,6 @@ class Tunesmith:
             train, validation = ([(r.question, r.completion) for r in dataset.rows(p)] for p in ("train", "validation"))
         finally:
             durable.remove(folder)
-        price = catalog.credits(self.settings.home, spec.name, "training", 1)
         found = Quote.of(spec, prepared.resolved, prepared.tokens, prepared.rows["train"], measured, price, self.settings.threads)
         return replace(found, linear=linear.score(train, validation) if linear.is_installed() else None, linear_rows=len(validation))
 

@@ -10,7 +10,7 @@ from conftest import WORDS, next_word_rows
 from tunesmith.data.dataset import Row
 from tunesmith.data.examples import Example
 from tunesmith.data.template import Encoder, PromptTemplate
-from tunesmith.errors import BudgetTooSmall, NonFiniteLoss
+from tunesmith.errors import NonFiniteLoss
 from tunesmith.jobs import Options, Resolved, ResolvedOptions
 from tunesmith.models import causal_lm, methods
 from tunesmith.tuning import checkpoints, loop
@@ -184,12 +184,6 @@ def test_a_token_budget_is_never_exceeded_and_the_rate_falls_to_its_end(scene: S
     assert rates == sorted(rates, reverse=True) and rates[-1] == pytest.approx(rates[0] / max(1, at.step - 1))
     again, resumed = scene.train(attempt=2, max_epochs=3, batch_size=2, warmup=0.0)
     assert resumed == at and same(weights(model), weights(again)), "a resumed run does not spend more"
-
-
-def test_a_budget_below_one_step_is_refused(scene: Scene) -> None:
-    scene.budget = Budget(tokens=3)
-    with pytest.raises(BudgetTooSmall, match="budget_tokens allows 3 tokens"):
-        scene.train()
 
 
 def test_a_budget_of_time_stops_at_a_step_with_a_usable_model(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

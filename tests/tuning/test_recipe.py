@@ -5,7 +5,7 @@ import pytest
 from tunesmith.catalog import ModelSpec
 from tunesmith.jobs import Options
 from tunesmith.tuning.prepare import warnings
-from tunesmith.tuning.recipe import Facts, resolve
+from tunesmith.tuning.recipe import Facts, resolve, token_budget
 
 
 def facts(rows: int = 900, parameters: int = 3_000_000, **changes: object) -> Facts:
@@ -40,3 +40,15 @@ def test_a_rate_above_the_pretraining_rate_is_warned_about() -> None:
     assert "above the rate" in warnings(spec, 2e-3, [])[0] and not warnings(spec, 1e-3, [])
     for method in ("full", "lora"):
         assert resolve(Options(method=method), facts(pretraining_rate=1e-4)).learning_rate <= 1e-4, "no rule goes above it by itself"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "credits", "price", "found"),
+    [
+        (0, 0.0, 1e-6, (0, "budget_tokens")), (500, 0.0, 1e-6, (500, "budget_tokens")), (0, 1e-3, 1e-6, (1000, "budget_credits")),
+        (500, 1e-3, 1e-6, (500, "budget_tokens")), (5000, 1e-3, 1e-6, (1000, "budget_credits")), (0, 1e-9, 1e-6, (1, "budget_credits")),
+        (0, 1e-3, 0.0, (0, "budget_tokens")),
+    ],
+)  # fmt: skip
+def test_the_tighter_budget_decides_and_a_tiny_one_is_not_none(tokens: int, credits: float, price: float, found: tuple[int, str]) -> None:
+    assert token_budget(resolve(Options(budget_tokens=tokens, budget_credits=credits), facts()), price) == found

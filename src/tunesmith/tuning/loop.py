@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from tunesmith.data.examples import Example
-from tunesmith.errors import BudgetTooSmall, NonFiniteLoss
+from tunesmith.errors import NonFiniteLoss
 from tunesmith.jobs import ResolvedOptions
 from tunesmith.models.causal_lm import collate, token_losses
 from tunesmith.models.layout import micro_batches
@@ -125,9 +125,7 @@ def _affordable(rows: Sequence[Example], options: ResolvedOptions, planned: int,
     if not budget.tokens:
         return planned
     steps = steps_within([len(r.encoded.ids) for r in rows], options.batch_size, options.seed, planned, budget.tokens)
-    if steps == 0:
-        raise BudgetTooSmall(name=budget.tokens_option, tokens=budget.tokens, batch_size=options.batch_size)
-    return steps
+    return max(1, steps)  # a budget below one step was refused before
 
 
 def _stopped_by(at: Position, total: int, planned: int, per_epoch: int, out_of_time: bool, options: ResolvedOptions, budget: Budget) -> str:

@@ -2,20 +2,24 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from tunesmith import catalog
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.dataset import PARTS, Dataset
 from tunesmith.data.examples import encode
 from tunesmith.data.template import Encoder
-from tunesmith.errors import NoUsableRows, RowsTooLong
+from tunesmith.errors import BudgetTooSmall, NoUsableRows, RowsTooLong
 from tunesmith.jobs import Options, ResolvedOptions
 from tunesmith.tuning import child
-from tunesmith.tuning.recipe import Facts, resolve
+from tunesmith.tuning.batches import steps_within
+from tunesmith.tuning.recipe import Facts, resolve, token_budget
 
 
 def run(assignment: child.Assignment, report: child.Report) -> None:
-    prepared = prepare(assignment.dataset(), assignment.encoder(), assignment.spec, assignment.asked)
+    price = catalog.credits(Path(assignment.home), assignment.spec.name, "training", 1)
+    prepared = prepare(assignment.dataset(), assignment.encoder(), assignment.spec, assignment.asked, price)
     report("rejections", rows=prepared.rejected)
     for warning in prepared.warnings:
         report("warning", message=warning)
@@ -34,8 +38,8 @@ class Prepared:
     warnings: list[str]
 
 
-def prepare(dataset: Dataset, encoder: Encoder, spec: ModelSpec, asked: Options) -> Prepared:
-    """RowsTooLong or NoUsableRows where the rows do not allow training."""
+def prepare(dataset: Dataset, encoder: Encoder, spec: ModelSpec, asked: Options, price: float) -> Prepared:
+    """RowsTooLong, NoUsableRows or BudgetTooSmall where rows or budget (`price` in credits per token) do not allow training."""
     parts = {part: encode(dataset, part, encoder, spec, asked.on_long) for part in PARTS}
     too_long = [r for p in parts.values() for r in p.rejected]
     if too_long and asked.on_long == "fail":
@@ -48,6 +52,9 @@ def prepare(dataset: Dataset, encoder: Encoder, spec: ModelSpec, asked: Options)
     if not train:
         raise NoUsableRows(part="training", rows=len(too_long), reasons=f"{len(too_long)} x too long")
     resolved = resolve(asked, Facts(spec, len(train)))
+    tokens, option = token_budget(resolved, price)
+    if tokens and not steps_within([len(e.encoded.ids) for e in train], resolved.batch_size, resolved.seed, 1, tokens):
+        raise BudgetTooSmall(name=option, tokens=tokens, batch_size=resolved.batch_size)
     counts = {p: len(e.accepted) for p, e in parts.items()}
     cut = sum(x.cut is not None for e in parts.values() for x in e.accepted)
     told = warnings(spec, resolved.learning_rate, too_long)

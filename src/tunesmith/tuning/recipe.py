@@ -20,6 +20,14 @@ class Facts:
     """Accepted training rows."""
 
 
+def token_budget(options: ResolvedOptions, price: float) -> tuple[int, str]:
+    """The tighter of the budgets in tokens and in credits (`price` is credits per token), and its option; 0 tokens: no limit."""
+    by_credits = max(1, int(options.budget_credits / price)) if options.budget_credits and price else 0
+    if by_credits and (not options.budget_tokens or by_credits < options.budget_tokens):
+        return by_credits, "budget_credits"
+    return options.budget_tokens, "budget_tokens"
+
+
 def resolve(options: Options, facts: Facts) -> ResolvedOptions:
     """Every option with its value: the user's, or by rule where he said `auto`."""
     decided: dict[str, Resolved] = {}

@@ -18,6 +18,7 @@ from tunesmith.models.probes import Probes, record
 from tunesmith.tuning import child
 from tunesmith.tuning.loop import Budget, Run, train
 from tunesmith.tuning.quote import Quote
+from tunesmith.tuning.recipe import token_budget
 from tunesmith.tuning.rehearsal import memory_mb, rehearse
 
 RESULT = "result"  # the finished model inside the attempt's folder
@@ -66,14 +67,9 @@ def probes(engine: Engine, rows: Sequence[Example]) -> Probes:
 
 
 def budget(assignment: child.Assignment) -> Budget:
-    """The tighter of the budgets in tokens and in credits, and the one in minutes."""
-    options, seconds = assignment.decided, 60 * assignment.decided.budget_minutes
-    if options.budget_credits:
-        price = catalog.credits(Path(assignment.home), assignment.spec.name, "training", 1)
-        tokens = int(options.budget_credits / price) if price else 0
-        if tokens and (not options.budget_tokens or tokens < options.budget_tokens):
-            return Budget(tokens, seconds, "budget_credits")
-    return Budget(options.budget_tokens, seconds)
+    price = catalog.credits(Path(assignment.home), assignment.spec.name, "training", 1)
+    tokens, option = token_budget(assignment.decided, price)
+    return Budget(tokens, 60 * assignment.decided.budget_minutes, option)
 
 
 if __name__ == "__main__":
