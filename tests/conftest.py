@@ -162,7 +162,7 @@ def tuned_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     shutil.copytree(tiny_base, folder)
     model = LlamaForCausalLM.from_pretrained(folder)
     encoder = Encoder(PromptTemplate.of_base(folder), folder)
-    batch = collate([encoder.row([{"role": "user", "content": f"say {w}"}], w) for w in WORDS], torch.device("cpu"))
+    batch = collate([encoder.row([{"role": "user", "content": f"say {w}"}], w) for w in WORDS], model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(150):
         optimizer.zero_grad()

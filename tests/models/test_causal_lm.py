@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tunesmith import catalog
 from tunesmith.data.template import Encoded
 from tunesmith.errors import DamagedFiles
-from tunesmith.models import causal_lm
+from tunesmith.models import causal_lm, packed
 
 CPU = torch.device("cpu")
 TINY = dict(
@@ -17,24 +17,46 @@ TINY = dict(
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "smollm3", "phi3", "gpt2"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_rows_of_a_batch_do_not_touch_each_other_in_any_family(family: str) -> None:
+PACKS = {"llama", "qwen2", "qwen3", "mistral", "gemma", "smollm3", "phi3"}  # gemma2 caps its scores, gpt2 drops values
+
+
+def random_model(family: str) -> PreTrainedModel:
     torch.manual_seed(0)
     names = {"gpt2": dict(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0)}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **names.get(family, TINY))).eval()
-    rows = [Encoded([5, 6, 7, 8, 9, 10], 3), Encoded([11, 12, 13], 1), Encoded(list(range(20, 45)), 20)]
-    together = causal_lm.collate(rows, CPU)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **names.get(family, TINY))).eval()
+
+
+@pytest.mark.parametrize("packs", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_of_a_batch_do_not_touch_each_other_in_any_family(family: str, packs: bool) -> None:
+    model = random_model(family)
+    head = list(range(40, 60))
+    rows = [Encoded([5, 6, 7, 8, 9, 10], 3), Encoded([11, 12, 13], 1), Encoded([*head, 1, 2, 3], 20), Encoded([*head, 4, 5], 21)]
+    alone = [causal_lm.token_losses(model, causal_lm.collate([row], model)) for row in rows]
+    if packs:
+        packed.enable(model)
+        assert packed.can_pack(model, 23) is (family in PACKS)
+    together = causal_lm.collate(rows, model)
+    assert ("packed_layout" in together.inputs) is (packs and family in PACKS)
     losses = causal_lm.token_losses(model, together)
-    assert together.row_N.tolist() == [0] * 3 + [1] * 2 + [2] * 5
-    for i, row in enumerate(rows):
-        alone = causal_lm.token_losses(model, causal_lm.collate([row], CPU))
-        torch.testing.assert_close(losses[together.row_N == i], alone, rtol=1e-5, atol=1e-5)
+    assert together.row_N.tolist() == [0] * 3 + [1] * 2 + [2] * 3 + [3]
+    for i, one in enumerate(alone):
+        torch.testing.assert_close(losses[together.row_N == i], one, rtol=1e-5, atol=1e-5)
+
+
+def test_a_row_longer_than_a_sliding_window_is_not_packed() -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("mistral", **{**TINY, "sliding_window": 16})).eval()
+    packed.enable(model)
+    assert packed.can_pack(model, 16) and not packed.can_pack(model, 17)
+    rows = [Encoded(list(range(1, 40)), 20), Encoded([1, 2, 3], 1)]
+    assert "packed_layout" not in causal_lm.collate(rows, model).inputs
 
 
 def test_a_target_is_the_next_token_of_the_completion_and_nothing_else() -> None:
-    batch = causal_lm.collate([Encoded([1, 2, 3, 4, 0], 3), Encoded([5, 6, 0], 1)], CPU)
+    batch = causal_lm.collate([Encoded([1, 2, 3, 4, 0], 3), Encoded([5, 6, 0], 1)], random_model("llama"))
     assert batch.targets_N.tolist() == [4, 0, 6, 0]
-    assert batch.keep_K.tolist() == [0, 1, 2, 3] and batch.mask_BT.sum(1).tolist() == [5, 3]
+    assert batch.keep_K.tolist() == [0, 1, 2, 3] and batch.inputs["attention_mask"].sum(1).tolist() == [5, 3]
 
 
 def test_weights_that_are_missing_are_never_made_up(tiny_base: Path, tmp_path: Path) -> None:

@@ -235,7 +235,7 @@ def different_first(rows: Sequence[Example], seed: int) -> list[Example]:
 def retention(engine: Engine) -> float:
     """Bits per byte of plain prose that ships with the package: what the base could do before it was tuned to something else."""
     lines = prose.lines()
-    batch = causal_lm.collate([Encoded(engine.encoder.text(line), 1) for line in lines], next(engine.model.parameters()).device)
+    batch = causal_lm.collate([Encoded(engine.encoder.text(line), 1) for line in lines], engine.model)
     with torch.inference_mode():
         nats = float(causal_lm.token_losses(engine.model, batch).sum())
     return _finite(nats) / math.log(2) / sum(len(line.encode()) for line in lines)

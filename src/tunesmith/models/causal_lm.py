@@ -4,7 +4,7 @@ B rows, T positions, K kept positions, N supervised tokens, V vocabulary.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from transformers.utils import logging as transformers_logging
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.template import Encoded
 from tunesmith.errors import DamagedFiles
+from tunesmith.models import packed
+from tunesmith.models.layout import micro_batches
 from tunesmith.models.methods import Model
 
 transformers_logging.disable_progress_bar()
@@ -42,8 +44,7 @@ def load(folder: Path, device: torch.device) -> PreTrainedModel:
     lacking = sorted(found["missing_keys"]) + [str(k[0]) for k in found["mismatched_keys"]]
     if lacking:  # the library would fill them with random numbers and only warn
         raise DamagedFiles(folder=str(folder), reason=f"weights are missing or of another shape: {', '.join(lacking[:5])} ({len(lacking)})")
-    model.config.use_cache = False
-    return model.to(device).eval()
+    return _ready(model, device)
 
 
 def load_base(spec: ModelSpec, device: torch.device) -> PreTrainedModel:
@@ -54,25 +55,43 @@ def load_base(spec: ModelSpec, device: torch.device) -> PreTrainedModel:
         torch.manual_seed(0)
         config = AutoConfig.from_pretrained(spec.folder, local_files_only=True)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return _ready(model, device)
+
+
+def _ready(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     model.config.use_cache = False
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    packed.enable(model)
+    return model
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded on the right. Padding decides nothing: it is masked as input and never a target."""
+    """Rows for one pass, packed where the model can take that, else padded on the right. The layout decides nothing else."""
 
-    ids_BT: Tensor
-    mask_BT: Tensor
+    inputs: Mapping[str, Any]
+    """What the model's forward is given."""
     keep_K: Tensor
     """Positions whose next token is supervised in any row: the head runs only there."""
-    where_BK: Tensor
+    at_N: Tensor
+    """Of each supervised token, the place of its logits among the kept ones, batch and position flattened."""
     targets_N: Tensor
     row_N: Tensor
-    """Which of the B rows a supervised token belongs to."""
+    """Which of the rows a supervised token belongs to; a row's tokens stand in order."""
 
 
-def collate(rows: Sequence[Encoded], device: torch.device) -> Batch:
+def groups(rows: Sequence[Encoded], model: Model, max_tokens: int, max_rows: int | None = None) -> list[list[int]]:
+    """Indices of rows that go through the model together: at most `max_tokens` with padding, or distinct ones where they are packed."""
+    ids = [r.ids for r in rows]
+    if packed.can_pack(model, max(map(len, ids), default=0)):
+        return packed.groups(ids, max_tokens, max_rows)
+    return micro_batches([len(i) for i in ids], max_tokens, max_rows)
+
+
+def collate(rows: Sequence[Encoded], model: Model) -> Batch:
+    device = next(model.parameters()).device
+    if packed.can_pack(model, max(len(r.ids) for r in rows)):
+        return _packed(rows)
     B, T = len(rows), max(len(r.ids) for r in rows)
     ids = torch.zeros(B, T, dtype=torch.long)
     mask = torch.zeros(B, T, dtype=torch.long)
@@ -83,16 +102,29 @@ def collate(rows: Sequence[Encoded], device: torch.device) -> Batch:
         mask[b, :n] = 1
         supervised[b, row.n_prompt - 1 : n - 1] = True  # the position before each completion token predicts it
     keep = supervised.any(0).nonzero().squeeze(1)
-    where = supervised[:, keep]
-    b_N, k_N = where.nonzero(as_tuple=True)
-    targets = ids[b_N, keep[k_N] + 1]
-    return Batch(*(t.to(device) for t in (ids, mask, keep, where, targets, b_N)))
+    b_N, k_N = supervised[:, keep].nonzero(as_tuple=True)
+    targets, at = ids[b_N, keep[k_N] + 1], b_N * len(keep) + k_N
+    keep, at, targets, b_N = (t.to(device) for t in (keep, at, targets, b_N))
+    return Batch({"input_ids": ids.to(device), "attention_mask": mask.to(device)}, keep, at, targets, b_N)
+
+
+def _packed(rows: Sequence[Encoded]) -> Batch:
+    made = packed.pack([r.ids for r in rows])
+    before = [p for places, r in zip(made.places, rows, strict=True) for p in places[r.n_prompt - 1 : -1]]
+    keep, at = torch.unique(torch.tensor(before), return_inverse=True)
+    targets = torch.tensor([i for r in rows for i in r.ids[r.n_prompt :]])
+    row_N = torch.tensor([b for b, r in enumerate(rows) for _ in range(r.n_completion)])
+    return Batch(packed.inputs(made), keep, at, targets, row_N)
+
+
+def supervised_logits(model: Model, batch: Batch) -> Tensor:
+    """The logits that predict each supervised token, (N, V)."""
+    return logits_at(model, batch.keep_K, **batch.inputs, use_cache=False).flatten(0, 1)[batch.at_N]
 
 
 def token_losses(model: Model, batch: Batch) -> Tensor:
     """Cross-entropy of each supervised token, (N,), in nats; not averaged."""
-    logits_BKV = logits_at(model, batch.keep_K, input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False)
-    logits_NV = logits_BKV[batch.where_BK]
+    logits_NV = supervised_logits(model, batch)
     if logits_NV.dtype in (torch.float16, torch.bfloat16):
         logits_NV = logits_NV.float()
     return F.cross_entropy(logits_NV, batch.targets_N, reduction="none")

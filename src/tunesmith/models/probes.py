@@ -20,7 +20,6 @@ from tunesmith.data.template import Encoded
 from tunesmith.errors import DamagedFiles
 from tunesmith.models import causal_lm
 from tunesmith.models.certificate import Certificate
-from tunesmith.models.layout import micro_batches
 from tunesmith.models.methods import Model
 
 KEPT = 32  # tokens kept at each position; the rest count as one
@@ -133,13 +132,11 @@ def certify(
 def _logits(model: Model, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> Iterator[Tensor]:
     """Of each probe, the logits at its answered positions, (answered, V), in the order of the probes."""
     model.eval()
-    device = next(model.parameters()).device
     rows = [Encoded([*p, *a], len(p)) for p, a in zip(prompts, answers, strict=True)]
     found: list[Tensor] = [torch.empty(0)] * len(rows)
-    for group in micro_batches([len(r.ids) for r in rows], MICRO_TOKENS):
-        batch = causal_lm.collate([rows[i] for i in group], device)
-        logits_BKV = causal_lm.logits_at(model, batch.keep_K, input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False)
-        logits_NV = logits_BKV[batch.where_BK].float()
+    for group in causal_lm.groups(rows, model, MICRO_TOKENS):
+        batch = causal_lm.collate([rows[i] for i in group], model)
+        logits_NV = causal_lm.supervised_logits(model, batch).float()
         for b, i in enumerate(group):
             found[i] = logits_NV[batch.row_N == b]
     yield from found

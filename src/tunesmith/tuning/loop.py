@@ -17,8 +17,7 @@ from torch import nn
 from tunesmith.data.examples import Example
 from tunesmith.errors import NonFiniteLoss
 from tunesmith.jobs import ResolvedOptions
-from tunesmith.models.causal_lm import collate, token_losses
-from tunesmith.models.layout import micro_batches
+from tunesmith.models.causal_lm import collate, groups, token_losses
 from tunesmith.models.methods import Model, trained_tensors
 from tunesmith.tuning import checkpoints
 from tunesmith.tuning.batches import rows_of_step, steps_per_epoch, steps_within
@@ -173,7 +172,7 @@ def accumulate(
     """Add the gradient of sum(token losses) / count(tokens of all rows) to the model, micro-batch by micro-batch."""
     count = sum(r.encoded.n_completion for r in rows)
     losses: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    for group in micro_batches([len(r.encoded.ids) for r in rows], max_tokens, max_rows):
+    for group in groups([r.encoded for r in rows], model, max_tokens, max_rows):
         per_row = _backward(model, [rows[i] for i in group], count)
         for i, value in zip(group, per_row, strict=True):
             losses[i] = (value, rows[i].encoded.n_completion)
@@ -181,7 +180,7 @@ def accumulate(
 
 
 def _backward(model: Model, rows: Sequence[Example], count: int) -> list[float]:
-    batch = collate([r.encoded for r in rows], next(model.parameters()).device)
+    batch = collate([r.encoded for r in rows], model)
     losses_N = token_losses(model, batch)
     torch.autograd.backward(losses_N.sum() / count)
     return _per_row(losses_N, batch.row_N, len(rows))
@@ -192,8 +191,8 @@ def evaluate(model: Model, rows: Sequence[Example]) -> list[tuple[float, int]]:
     """Each row's (sum of token losses, tokens), in the order of `rows`; keeps counters, never logits."""
     model.eval()
     found: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    for group in micro_batches([len(r.encoded.ids) for r in rows], MICRO_TOKENS):
-        batch = collate([rows[i].encoded for i in group], next(model.parameters()).device)
+    for group in groups([r.encoded for r in rows], model, MICRO_TOKENS):
+        batch = collate([rows[i].encoded for i in group], model)
         for i, value in zip(group, _per_row(token_losses(model, batch), batch.row_N, len(group)), strict=True):
             found[i] = (value, rows[i].encoded.n_completion)
     return found
