@@ -1,12 +1,19 @@
-"""`lora`: LoRA (Hu et al. 2021, arXiv 2106.09685) by PEFT, on every linear layer but the head or on some; alpha = 2 x rank."""
+"""`lora`: LoRA (Hu et al. 2021, arXiv 2106.09685) by PEFT, on every linear layer but the head or on some; alpha = 2 x rank.
+
+PEFT's layers and their parameters are kept, so that what is saved is plain PEFT; only their arithmetic is joined (`FusedLinear`).
+"""
 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
+import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from peft.tuners.lora import layer as lora_layer
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -19,8 +26,46 @@ WHOLE = False
 def prepare(model: PreTrainedModel, options: ResolvedOptions) -> PeftModel:
     targets = options.targets if options.targets == "all-linear" else _linear_layers(model, attention=options.targets == "attention")
     config = LoraConfig(r=options.rank, lora_alpha=2 * options.rank, target_modules=targets, task_type="CAUSAL_LM")
+    config._register_custom_module({nn.Linear: FusedLinear})
     with _quiet():
         return get_peft_model(model, config)
+
+
+class FusedLinear(lora_layer.Linear):  # type: ignore[misc]
+    """PEFT's LoRA layer with the adapter's product added inside the base layer's output, forward and backward."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        name, base = self.active_adapters[0], self.base_layer
+        is_plain = len(self.active_adapters) == 1 and not (self.disable_adapters or self.merged or self.lora_variant or args or kwargs)
+        if not is_plain or base.weight.requires_grad or not x.dtype == base.weight.dtype == self.lora_A[name].weight.dtype:
+            found: Tensor = super().forward(x, *args, **kwargs)
+            return found
+        fused: Tensor = _Fused.apply(  # type: ignore[no-untyped-call]
+            x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+        )
+        return fused
+
+
+class _Fused(torch.autograd.Function):
+    """x W' + b + s (x A') B', with x and x A' kept for the backward pass and nothing else."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        low = flat @ a.T
+        out = F.linear(flat, w, bias).addmm_(low, b.T, alpha=scaling)
+        ctx.save_for_backward(flat, w, a, b, low)
+        ctx.scaling = scaling
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        flat, w, a, b, low = ctx.saved_tensors
+        [g] = grads
+        g2 = g.reshape(-1, g.shape[-1])
+        g_low = (g2 @ b).mul_(ctx.scaling)
+        dx = (g2 @ w).addmm_(g_low, a).view(*g.shape[:-1], -1) if ctx.needs_input_grad[0] else None
+        return dx, None, None, g_low.T @ flat, (g2.T @ low).mul_(ctx.scaling), None
 
 
 def _linear_layers(model: PreTrainedModel, attention: bool) -> list[str]:
