@@ -4,7 +4,8 @@
 
 The fair peer is the same PEFT model with PEFT's own layers, rows padded, the head on completion positions only, at its best micro-batch of
 2, 4, 8 and 16 rows, found first. Both take the same 16 rows an optimizer step, rank 16 on all linear layers, float32, AdamW.
-Work (a): 300 tokens that all rows share, then 30 to 120, and 2 to 10 to learn. (b): prompts of 50 to 600 tokens with a long tail, 20 to 200 to learn.
+Work (a): 300 tokens that all rows share, then 30 to 120, and 2 to 10 to learn. (b): prompts of 50 to 600 tokens with a long tail, and
+20 to 200 to learn.
 """
 
 import argparse
