@@ -110,6 +110,23 @@ def test_a_long_neighbour_takes_no_room_from_an_answer(engine: Engine) -> None:
     assert not any(c.text == "\ufffd" for c in hot)
 
 
+def test_rows_that_are_done_leave_the_batch(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eleven short answers and one that goes on: the long one is not paid for twelve times, and no answer changes."""
+    prompts = ask([*PROMPTS[:10], "x", "stone"])
+    alone = [engine.generate([p], Sampling(max_tokens=40))[0] for p in prompts]
+    sizes: list[int] = []
+    forward = engine.model.forward
+
+    def counted(*args: Any, **inputs: Any) -> Any:
+        sizes.append(len(inputs["input_ids"]))
+        return forward(*args, **inputs)
+
+    monkeypatch.setattr(engine.model, "forward", counted)
+    assert engine.generate(prompts, Sampling(max_tokens=40)) == alone
+    longest = max(c.completion_tokens for c in alone)
+    assert longest > 20 and sizes[0] == 12 and sizes[-1] <= 2 and sum(sizes) < 0.5 * 12 * longest
+
+
 def test_equal_prompts_are_answered_once_when_greedy(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     answer = engine._answer
@@ -142,13 +159,14 @@ def test_sampling_follows_the_distribution_and_top_p_keeps_the_likeliest() -> No
     generator = torch.Generator().manual_seed(0)
 
     def shares(**options: float) -> list[float]:
-        drawn = choose(p.log().repeat(20_000, 1), Sampling(temperature=1.0, **options), generator)  # type: ignore[arg-type]
+        u = torch.rand(20_000, generator=generator)
+        drawn = choose(p.log().repeat(20_000, 1), Sampling(temperature=1.0, **options), u)  # type: ignore[arg-type]
         return (torch.bincount(drawn, minlength=4) / len(drawn)).tolist()
 
     assert shares() == pytest.approx(p.tolist(), abs=0.02)
     assert shares(top_p=0.6) == pytest.approx([0.625, 0.375, 0, 0], abs=0.02)
     assert shares(top_p=0.01) == [1, 0, 0, 0]
-    cold = choose(p.log().repeat(100, 1), Sampling(temperature=0.01), generator)
+    cold = choose(p.log().repeat(100, 1), Sampling(temperature=0.01), torch.rand(100, generator=generator))
     assert set(cold.tolist()) == {0}
 
 
@@ -156,6 +174,8 @@ def test_a_seed_makes_sampling_repeatable_and_rows_draw_for_themselves(engine: E
     hot = Sampling(temperature=1.0, max_tokens=8, seed=3)
     first = engine.generate(ask(["x"] * 8), hot)
     assert first == engine.generate(ask(["x"] * 8), hot) and len({c.text for c in first}) > 1
+    among_others = engine.generate(ask(["x"] * 3 + ["say red, and then say green, and then say stone"] * 9), hot)
+    assert among_others[:3] == first[:3], "what a row draws is its own"
 
 
 def test_loaded_models_are_kept_and_the_oldest_let_go(tuned_base: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,13 +101,12 @@ class Engine:
         return ids
 
     def _batches(self, asked: list[list[int]], sampling: Sampling) -> Iterator[tuple[list[int], list[Completion]]]:
-        generator = torch.Generator(self._device)
-        generator.manual_seed(sampling.seed) if sampling.seed is not None else generator.seed()
+        first = torch.seed() if sampling.seed is None else sampling.seed
         prefix = self._prefix(asked)
         n = prefix.get_seq_length()
         longest = max(map(len, asked), default=1)
         for group in micro_batches([len(ids) - n for ids in asked], BATCH_TOKENS, max(1, CACHE_TOKENS // longest)):
-            yield group, self._answer([asked[g] for g in group], prefix, sampling, generator)
+            yield group, self._answer([asked[g] for g in group], prefix, sampling, [(first + g) % 2**63 for g in group])
 
     @torch.inference_mode()
     def _prefix(self, asked: list[list[int]]) -> DynamicCache:
@@ -121,11 +120,41 @@ class Engine:
         return cache
 
     @torch.inference_mode()
-    def _answer(self, prompts: list[list[int]], prefix: DynamicCache, sampling: Sampling, generator: torch.Generator) -> list[Completion]:
+    def _answer(self, prompts: list[list[int]], prefix: DynamicCache, sampling: Sampling, seeds: list[int]) -> list[Completion]:
+        """`seeds`: one for each prompt, so that what a row draws does not depend on its neighbours."""
+        lengths = [len(p) for p in prompts]
+        rooms = [min(sampling.max_tokens, self.context - n) for n in lengths]  # each row's own
+        stops = set(self.encoder.template.stop_ids)
+        cache, mask, logits_BV = self._read(prompts, prefix)
+        numbers = [torch.Generator().manual_seed(s) for s in seeds] if sampling.temperature else []
+        written: list[list[int]] = [[] for _ in prompts]
+        stopped = [False] * len(prompts)
+        rows = list(range(len(prompts)))  # the prompt of each row of the batch; those that are done leave it when they are many
+        while True:
+            u_B = torch.cat([torch.rand(1, generator=numbers[r]) for r in rows]).to(self._device) if numbers else None
+            token_B = choose(logits_BV, sampling, u_B)
+            for r, token in zip(rows, token_B.tolist(), strict=True):
+                if not stopped[r] and len(written[r]) < rooms[r]:
+                    stopped[r] = token in stops
+                    written[r] += [] if stopped[r] else [token]
+            running = [not stopped[r] and len(written[r]) < rooms[r] for r in rows]
+            if not any(running):
+                return [self._completion(n, w, s) for n, w, s in zip(lengths, written, stopped, strict=True)]
+            if 2 * sum(running) <= len(rows):
+                kept = torch.tensor(running).nonzero().squeeze(1).to(self._device)
+                cache.batch_select_indices(kept)
+                mask, token_B = mask[kept], token_B[kept]
+                rows = [r for r, is_running in zip(rows, running, strict=True) if is_running]
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+            at_B = torch.tensor([min(lengths[r] + len(written[r]), self.context) - 1 for r in rows], device=self._device)
+            inputs = {"input_ids": token_B[:, None], "attention_mask": mask, "position_ids": at_B[:, None]}
+            logits_BV = self.model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1]
+
+    def _read(self, prompts: list[list[int]], prefix: DynamicCache) -> tuple[DynamicCache, Tensor, Tensor]:
+        """The keys and values of the prompts, their mask, and the logits of each one's next token."""
+        S, B = prefix.get_seq_length(), len(prompts)
         lengths_B = torch.tensor([len(p) for p in prompts], device=self._device)
-        room_B = (self.context - lengths_B).clamp(max=sampling.max_tokens)  # each row's own: neighbours decide nothing
-        S = prefix.get_seq_length()
-        B, T = len(prompts), int(lengths_B.max()) - S
+        T = int(lengths_B.max()) - S
         ids_BT = torch.zeros(B, T, dtype=torch.long, device=self._device)
         mask = torch.zeros(B, S + T, dtype=torch.long, device=self._device)
         for b, p in enumerate(prompts):
@@ -136,32 +165,10 @@ class Engine:
             cache.batch_repeat_interleave(B)
         ends_K, place_B = torch.unique(lengths_B - S - 1, return_inverse=True)
         logits_BKV = causal_lm.logits_at(self.model, ends_K, input_ids=ids_BT, attention_mask=mask, past_key_values=cache, use_cache=True)
-        logits_BV = logits_BKV[torch.arange(B), place_B]
-        stops = torch.tensor(self.encoder.template.stop_ids, device=self._device)
-        written: list[Tensor] = []
-        stopped_B = torch.zeros(B, dtype=torch.bool, device=self._device)
-        for n in range(int(room_B.max())):
-            token_B = choose(logits_BV, sampling, generator)
-            stopped_B |= torch.isin(token_B, stops) & (n < room_B)
-            running_B = ~stopped_B & (n < room_B)
-            written.append(torch.where(running_B, token_B, -1))
-            if not (running_B & (n + 1 < room_B)).any():
-                break
-            mask = torch.cat([mask, mask.new_ones(B, 1)], 1)
-            step = self.model(
-                input_ids=token_B[:, None],
-                attention_mask=mask,
-                position_ids=(lengths_B + n)[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            logits_BV = step.logits[:, -1]
-        out = torch.stack(written, 1).tolist()
-        return [self._completion(len(p), row, bool(s)) for p, row, s in zip(prompts, out, stopped_B.tolist(), strict=True)]
+        return cache, mask, logits_BKV[torch.arange(B), place_B]
 
     def _completion(self, n_prompt: int, tokens: list[int], stopped: bool) -> Completion:
-        answer = tokens[: tokens.index(-1)] if -1 in tokens else tokens
-        return Completion(self.encoder.decode(answer), n_prompt, len(answer), stopped, tuple(answer))
+        return Completion(self.encoder.decode(tokens), n_prompt, len(tokens), stopped, tuple(tokens))
 
 
 def common_prefix(prompts: Sequence[list[int]]) -> int:
@@ -171,16 +178,17 @@ def common_prefix(prompts: Sequence[list[int]]) -> int:
     return min(shared, min(map(len, prompts)) - 1)
 
 
-def choose(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    """The next token of each row: the best one, or drawn at `temperature` from the smallest set that holds `top_p`."""
-    if sampling.temperature == 0:
+def choose(logits_BV: Tensor, sampling: Sampling, u_B: Tensor | None) -> Tensor:
+    """The next token of each row: the best one, or at `temperature` the one at u (0 to 1) of the smallest set that holds `top_p`."""
+    if sampling.temperature == 0 or u_B is None:
         return logits_BV.argmax(-1)
-    p_BV = torch.softmax(logits_BV.float() / sampling.temperature, -1)
+    p_BV, index = torch.softmax(logits_BV.float() / sampling.temperature, -1).sort(-1, descending=True)
     if 0 < sampling.top_p < 1:
-        ordered, index = p_BV.sort(-1, descending=True)
-        outside = ordered.cumsum(-1) - ordered >= sampling.top_p  # the token that crosses top_p stays
-        p_BV = p_BV.scatter(-1, index, ordered.masked_fill(outside, 0.0))
-    return torch.multinomial(p_BV, 1, generator=generator).squeeze(-1)
+        outside = p_BV.cumsum(-1) - p_BV >= sampling.top_p  # the token that crosses top_p stays
+        p_BV = p_BV.masked_fill(outside, 0.0)
+    up_to = p_BV.cumsum(-1)
+    place_B = torch.searchsorted(up_to, u_B[:, None] * up_to[:, -1:], right=True).clamp(max=p_BV.shape[-1] - 1)
+    return index.gather(-1, place_B).squeeze(-1)
 
 
 _loaded: OrderedDict[tuple[str, ...], Engine] = OrderedDict()
