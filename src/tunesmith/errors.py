@@ -250,6 +250,10 @@ class JobAlreadyFinished(Conflict):
     """Job {id} has already ended as {status}; it cannot be cancelled. `tunesmith job show {id}` shows its result."""
 
 
+class JobNotInState(Conflict):
+    """Job {id} is {status}; only a job that is {needed} takes this. `tunesmith job show {id}` shows how it goes."""
+
+
 class IdempotencyConflict(Conflict):
     """The idempotency key {key!r} was used before, for job {id} with other arguments. Use a new key for a new job."""
 

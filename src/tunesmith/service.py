@@ -130,6 +130,18 @@ class Tunesmith:
         access.require(access.principal(), "OPERATE", job_id)
         return self._hand_out(self.store.request_cancel(job_id))
 
+    def pause(self, job_id: str) -> Job:
+        """Stop a training job for now; JobNotInState unless it is RUNNING. What came after its last checkpoint is done again later."""
+        access.require(access.principal(), "OPERATE", job_id)
+        return self._hand_out(self.store.request_pause(job_id))
+
+    def resume(self, job_id: str) -> Job:
+        """Let a paused job go on from its last checkpoint; it ends with the weights it would have had."""
+        access.require(access.principal(), "OPERATE", job_id)
+        job = self.store.resume(job_id)
+        worker.ensure(self.settings, self.store)
+        return self._hand_out(job)
+
     def wait(self, job_id: str, *, timeout_s: float | None = None, on_change: Callable[[Job], None] | None = None) -> Job:
         """Block until the job has ended (or `timeout_s` is over) and return it; `on_change` sees every look."""
         began = time.monotonic()

@@ -19,7 +19,7 @@ from sqlalchemy import Boolean, Column, Float, ForeignKey, Index, Integer, Strin
 from sqlalchemy.engine import Connection
 
 from tunesmith import catalog
-from tunesmith.errors import IdempotencyConflict, JobAlreadyFinished, LeaseLost, StoreTooNew, UnknownJob, closest
+from tunesmith.errors import IdempotencyConflict, JobAlreadyFinished, JobNotInState, LeaseLost, StoreTooNew, UnknownJob, closest
 from tunesmith.jobs import MOVES, WORKING, Job, JobStatus, Options, ResolvedOptions, model_key
 
 SCHEMA = 1
@@ -236,7 +236,7 @@ class JobStore:
     def request_cancel(self, job_id: str) -> Job:
         """A waiting job is cancelled now; a working one is told by its next heartbeat. Cancelling twice is one cancel."""
         with self._engine.begin() as c:
-            row = _row(c, job_id)
+            row = _row(c, job_id, lock=True)
             status = JobStatus(row.status)
             if status in (JobStatus.CANCELLED, JobStatus.CANCELLING):
                 return _job(row)
@@ -245,6 +245,25 @@ class JobStore:
             after = JobStatus.CANCELLING if status.is_working else JobStatus.CANCELLED
             ended = {} if after is JobStatus.CANCELLING else {"finished_at": self._wall()}
             c.execute(jobs.update().where(jobs.c.id == row.id).values(status=after.value, **ended))
+            return _job(_row(c, job_id))
+
+    def request_pause(self, job_id: str) -> Job:
+        """A training job gives its worker back by the next heartbeat; what was done up to its last checkpoint stays."""
+        return self._switch(job_id, JobStatus.RUNNING, JobStatus.PAUSED)
+
+    def resume(self, job_id: str) -> Job:
+        """A paused job waits for a worker again."""
+        return self._switch(job_id, JobStatus.PAUSED, JobStatus.PENDING)
+
+    def _switch(self, job_id: str, before: JobStatus, after: JobStatus) -> Job:
+        """From one state to another on a user's word; asking twice is asking once."""
+        with self._engine.begin() as c:
+            row = _row(c, job_id, lock=True)
+            if row.status == after.value:
+                return _job(row)
+            if row.status != before.value:
+                raise JobNotInState(id=job_id, status=row.status, needed=before.value)
+            c.execute(jobs.update().where(jobs.c.id == row.id).values(status=after.value))
             return _job(_row(c, job_id))
 
     # ------------------------------------------------------------ jobs, as workers see them
@@ -416,8 +435,9 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
-def _row(c: Connection, job_id: str) -> Any:
-    row = c.execute(sa.select(jobs).where(jobs.c.id == job_id)).one_or_none()
+def _row(c: Connection, job_id: str, lock: bool = False) -> Any:
+    query = sa.select(jobs).where(jobs.c.id == job_id)
+    row = c.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
         raise UnknownJob(id=job_id, closest=closest(job_id, c.scalars(sa.select(jobs.c.id))))
     return row

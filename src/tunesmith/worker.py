@@ -38,6 +38,7 @@ ATTEMPTS_LIMIT = 50  # workers that died over one job, before it is given up
 SPACE_POLL_S = 5.0
 LOCK_TRIES = 10  # a tenth of a second apart: somebody who only looks holds the lock for a moment
 
+LEFT = (JobStatus.CANCELLING, JobStatus.PAUSED)  # what a heartbeat may find: the child is stopped
 _Phase = tuple[str, str]
 VALIDATE: _Phase = ("validating", "tunesmith.tuning.prepare")
 TRAIN: _Phase = ("training", "tunesmith.tuning.trainer")
@@ -118,7 +119,7 @@ class Worker:
         try:
             if job.attempt > ATTEMPTS_LIMIT:
                 raise TooManyAttempts(id=job.id, attempts=job.attempt - 1)
-            while not job.status.is_final:
+            while job.status.is_working:
                 job = self._advance(job)
                 log.info("%s %s", job.id, job.status)
         except LeaseLost as e:
@@ -145,7 +146,7 @@ class Worker:
         raise AssertionError(f"a worker holds no job in state {job.status}")
 
     def _after(self, job: Job, status: JobStatus) -> Job:
-        return job if job.status in (JobStatus.CANCELLING, JobStatus.WAITING_SPACE) else self._store.move(job, status)
+        return job if job.status in (*LEFT, JobStatus.WAITING_SPACE) else self._store.move(job, status)
 
     # ------------------------------------------------------------ one phase
 
@@ -155,7 +156,7 @@ class Worker:
         while True:
             ended = self._run_child(phase, job)
             job = self._store.get(job.id)
-            if ended is None or job.status is JobStatus.CANCELLING:
+            if ended is None or job.status in LEFT:
                 return job
             if isinstance(ended, DiskFull) and job.status is JobStatus.RUNNING:
                 return self._store.move(job, JobStatus.WAITING_SPACE)
@@ -194,7 +195,7 @@ class Worker:
         while True:
             if time.monotonic() - beat > HEARTBEAT_S:
                 beat = time.monotonic()
-                if self._store.renew(job) is JobStatus.CANCELLING:
+                if self._store.renew(job) in LEFT:
                     return None
             try:
                 line = lines.get(timeout=HEARTBEAT_S)

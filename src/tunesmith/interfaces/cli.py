@@ -26,7 +26,7 @@ JOB_FAILED = 5
 app = typer.Typer(
     help="Fine-tune models where your tables are.", add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False
 )
-job_app = typer.Typer(help="Jobs: list, show, wait, cancel.", no_args_is_help=True)
+job_app = typer.Typer(help="Jobs: list, show, wait, pause, resume, cancel.", no_args_is_help=True)
 model_app = typer.Typer(help="Models: list, show, promote, export, import.", no_args_is_help=True)
 app.add_typer(job_app, name="job")
 app.add_typer(model_app, name="model")
@@ -222,6 +222,20 @@ def job_wait(id: JobId, as_json: Json = False, quiet: Quiet = False) -> None:
 def job_cancel(id: JobId, as_json: Json = False, quiet: Quiet = False) -> None:
     """Stop a job. No model will appear."""
     job = _service().cancel(id)
+    _print_job(job, as_json, quiet, f"job {job.id}: {job.status.value}")
+
+
+@job_app.command("pause")
+def job_pause(id: JobId, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Stop a training job for now; it keeps its last checkpoint."""
+    job = _service().pause(id)
+    _print_job(job, as_json, quiet, f"job {job.id}: {job.status.value}; `tunesmith job resume {job.id}` goes on")
+
+
+@job_app.command("resume")
+def job_resume(id: JobId, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Let a paused job go on."""
+    job = _service().resume(id)
     _print_job(job, as_json, quiet, f"job {job.id}: {job.status.value}")
 
 
