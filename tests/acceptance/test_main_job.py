@@ -186,16 +186,20 @@ def start(home: Path, tuned_base: Path) -> Job:
     return job
 
 
-@pytest.mark.parametrize("victim", ["trainer", "worker"])
-def test_kill_9_changes_nothing_but_the_time(home: Path, tuned_base: Path, undisturbed: dict[str, torch.Tensor], victim: str) -> None:
+@pytest.mark.parametrize("victim", ["trainer", "worker", "nobody, it is paused"])
+def test_kill_9_or_a_pause_changes_nothing_but_the_time(home: Path, tuned_base: Path, undisturbed: dict[str, torch.Tensor], victim: str) -> None:
     job = start(home, tuned_base)
     if victim == "trainer":
         [trainer] = children("tunesmith.tuning.trainer", home)
         assert b"TUNESMITH_STORE" not in Path(f"/proc/{trainer}/environ").read_bytes(), "a child has no database credential"
         os.kill(trainer, signal.SIGKILL)
-    else:
+    elif victim == "worker":
         assert kill_worker(home) is not None
         until(lambda: not children("tunesmith.tuning.trainer", home), 10)
+    else:
+        assert job.service.pause(job.id).status is JobStatus.PAUSED
+        until(lambda: not children("tunesmith.tuning.trainer", home), 20)
+        assert job.refresh().status is JobStatus.PAUSED and job.service.resume(job.id).status is JobStatus.PENDING
     assert not job.refresh().status.is_final, "it was killed in the middle"
     job = job.wait(timeout_s=120)
     assert job.status is JobStatus.SUCCEEDED and job.attempt == 2, job.error
