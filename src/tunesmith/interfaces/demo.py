@@ -18,7 +18,7 @@ from tunesmith.service import Tunesmith
 NAME, BASE = "support_router", "tunesmith-tiny"
 NEEDED_GAIN = 0.20  # over the better of base and commonest answer; below it the demo has failed
 
-ROWS = "SELECT message AS prompt, team AS completion FROM tickets WHERE split = ''{split}''"
+ROWS = "SELECT message AS prompt, team AS completion, region FROM tickets WHERE split = ''{split}''"
 AUDIT = f"""SELECT severity, name, source, count, message FROM tunesmith.audit(
     '{ROWS.format(split="train")}',
     validation_data := '{ROWS.format(split="valid")}',
