@@ -187,7 +187,9 @@ def start(home: Path, tuned_base: Path) -> Job:
 
 
 @pytest.mark.parametrize("victim", ["trainer", "worker", "nobody, it is paused"])
-def test_kill_9_or_a_pause_changes_nothing_but_the_time(home: Path, tuned_base: Path, undisturbed: dict[str, torch.Tensor], victim: str) -> None:
+def test_kill_9_or_a_pause_changes_nothing_but_the_time(
+    home: Path, tuned_base: Path, undisturbed: dict[str, torch.Tensor], victim: str
+) -> None:
     job = start(home, tuned_base)
     if victim == "trainer":
         [trainer] = children("tunesmith.tuning.trainer", home)
