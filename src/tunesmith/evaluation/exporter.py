@@ -84,9 +84,9 @@ def _complete(staged: Path, spec: ModelSpec, facts: Facts, certificate: Certific
     for name in TOKENIZER_FILES:
         if (Path(spec.folder) / name).exists() and not (staged / name).exists():
             shutil.copy(Path(spec.folder) / name, staged / name)
-    (staged / "README.md").write_text(model_card(facts, certificate), "utf-8")
+    durable.write_text(staged / "README.md", model_card(facts, certificate))
     if facts.curve:
-        (staged / CURVE).write_text(curve_svg(facts.curve), "utf-8")
+        durable.write_text(staged / CURVE, curve_svg(facts.curve))
 
 
 if __name__ == "__main__":
