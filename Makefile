@@ -12,7 +12,7 @@ demo: .venv/train.done
 	$(BIN)/tunesmith demo
 
 test: check
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 proofs: .venv/dev.done
 	$(BIN)/python proofs/verdict.py

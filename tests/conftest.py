@@ -82,7 +82,9 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if os.getuid() == 0:  # initdb refuses to run as root
         user = {"user": "nobody", "group": "nogroup", "extra_groups": []}
         shutil.chown(folder, "nobody", "nogroup")
-        for parent in folder.parents[:2]:
+        for parent in folder.parents:
+            if parent.stat().st_mode & 0o005 == 0o005:
+                break
             parent.chmod(0o755)
     subprocess.run(
         [bin_folder / "initdb", "-D", folder / "data", "-A", "trust", "-U", "tunesmith"], check=True, capture_output=True, cwd="/", **user

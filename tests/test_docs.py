@@ -32,6 +32,7 @@ def run_sql(text: str) -> None:
             connection.execute(statement.query).fetchall()
 
 
+@pytest.mark.timeout(480)  # a page runs several real jobs
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda p: p.stem)
 def test_the_page_runs_from_top_to_bottom(page: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -108,10 +108,10 @@ def verify(folder: Path, digest: str | None = None) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace one small file, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False))
+    replace_text(path, json.dumps(value, indent=1, allow_nan=False))
 
 
-def write_text(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
     """The same for a text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")

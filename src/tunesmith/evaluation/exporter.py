@@ -84,9 +84,9 @@ def _complete(staged: Path, spec: ModelSpec, facts: Facts, certificate: Certific
     for name in TOKENIZER_FILES:
         if (Path(spec.folder) / name).exists() and not (staged / name).exists():
             shutil.copy(Path(spec.folder) / name, staged / name)
-    durable.write_text(staged / "README.md", model_card(facts, certificate))
+    durable.replace_text(staged / "README.md", model_card(facts, certificate))
     if facts.curve:
-        durable.write_text(staged / CURVE, curve_svg(facts.curve))
+        durable.replace_text(staged / CURVE, curve_svg(facts.curve))
 
 
 if __name__ == "__main__":
