@@ -97,3 +97,10 @@ def test_names_that_are_none_are_refused(name: str) -> None:
 def test_the_notebook_card_escapes_what_users_wrote() -> None:
     job = Job(Job.new_id(), "<script>", "b", "causal_lm", "", "", Options())
     assert "<script>" not in job._repr_html_()
+
+
+@pytest.mark.parametrize("pairs", ["he", "he/", "/she", "he/she,", "he/ ", " / ", "he/she/it"])
+def test_pairs_of_words_to_exchange_are_checked_at_the_door(pairs: str) -> None:
+    assert Options.parse({"swap_terms": "new york/lagos, anna/ali"}).swap_terms == "new york/lagos, anna/ali"
+    with pytest.raises(InvalidOptionValue, match="swap_terms.*pairs such as he/she"):
+        Options.parse({"swap_terms": pairs})

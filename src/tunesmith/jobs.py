@@ -106,7 +106,7 @@ class Options:
     test_data: str = option("", "A query whose rows give the verdict; default: half of the validation rows.", words="a query")
     swap_terms: str = option(
         "", "Pairs of words whose exchange in a prompt should not change the answer; default: a small English list.",
-        words="pairs such as he/she, anna/ali", pattern=r"[^/,]+/[^/,]+(,[^/,]+/[^/,]+)*",
+        words="pairs such as he/she, anna/ali", pattern=r"\s*[^/,\s][^/,]*/\s*[^/,\s][^/,]*(,\s*[^/,\s][^/,]*/\s*[^/,\s][^/,]*)*",
     )  # fmt: skip
     new_version_of: str = option(
         "", "A tuned model whose name answers with the new one from the day its verdict is HELPED.", words="a model's name"

@@ -241,8 +241,7 @@ class Tunesmith:
         """
         tuned = self._tuned(name)
         access.require(access.principal(), "OWNERSHIP", tuned.line)
-        durable.verify(Path(tuned.folder), tuned.digest)
-        certificate.check(tuned.name, Path(tuned.folder), catalog.fingerprint(tuned.base))
+        _must_be_proven(tuned)
         if not force and (reason := objection(tuned.verdict)):
             raise NotPromoted(line=tuned.line, name=tuned.name, reason=reason)
         self.store.promote(tuned.id)
@@ -259,8 +258,7 @@ class Tunesmith:
         target = Path(folder).expanduser().absolute()
         if target.exists():
             raise FolderTaken(folder=str(folder))
-        durable.verify(Path(tuned.folder), tuned.digest)
-        certificate.check(tuned.name, Path(tuned.folder), catalog.fingerprint(tuned.base))
+        _must_be_proven(tuned)
         work = Transfer(
             tuned.name, tuned.base.to_json(), tuned.method, tuned.folder, str(target), merged, asdict(self._facts(tuned)),
             self.settings.device, self.settings.threads,
@@ -425,6 +423,12 @@ class Tunesmith:
             raise database_error(path, e) from None
         with connection:
             yield connection
+
+
+def _must_be_proven(tuned: TunedModel) -> None:
+    """DamagedFiles or CertificateRefused unless the files are those that were published, and may be used."""
+    durable.verify(Path(tuned.folder), tuned.digest)
+    certificate.check(tuned.name, Path(tuned.folder), catalog.fingerprint(tuned.base))
 
 
 def _must_be_able_to_train() -> None:

@@ -16,7 +16,8 @@ from tunesmith import Tunesmith, durable
 from tunesmith.errors import BaseNotHere, CertificateRefused, DamagedFiles, FolderTaken
 from tunesmith.jobs import Job
 
-FAST = {"learning_rate": 1e-2, "batch_size": 5, "max_epochs": 6, "patience": 0, "method": "lora"}
+FAST = {"learning_rate": 1e-2, "batch_size": 5, "max_epochs": 6, "patience": 0, "method": "lora",
+        "test_data": "SELECT 'say red' AS prompt, 'green, a secret' AS completion"}  # fmt: skip
 PROMPTS = [f"say {w}" for w in WORDS]
 
 
@@ -70,6 +71,8 @@ def test_an_exported_model_answers_the_same_in_plain_libraries_and_after_its_ret
     assert not any(str(tuned_base.parent).encode() in text or str(service.settings.home).encode() in text for text in everything), (
         "no local path"
     )
+
+    assert "secret" not in card and "SELECT" not in card, "no query and no row of the user's"
 
     with pytest.raises(FolderTaken):
         service.export("words", adapter)

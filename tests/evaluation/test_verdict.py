@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tunesmith.evaluation.verdict import Slice, Verdict, Word, interval, judge, sentence, slices, student_t
+from tunesmith.evaluation.verdict import Slice, Verdict, Word, interval, judge, objection, sentence, slices, student_t
 
 
 def scores(n: int, won: int, lost: int) -> tuple[list[int], list[int]]:
@@ -80,3 +80,15 @@ def test_a_verdict_crosses_as_json_and_says_its_word_first() -> None:
         "HELPED: tuning gained +70.0 points on 168 rows (95 % interval +60.0 to +80.0), against the base with 5"
     )
     assert sentence({**data, "word": "NO_EVIDENCE"}).startswith("NO EVIDENCE") and math.isclose(data["low"], 0.6)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "why"),
+    [
+        (None, "it has no verdict"), ({"word": "NO_EVIDENCE", "stop_rate": 1.0}, "its verdict is NO_EVIDENCE"),
+        ({"word": "HARMED", "stop_rate": 1.0}, "its verdict is HARMED"),
+        ({"word": "HELPED", "stop_rate": 0.94}, "only 94% of its answers stop by themselves"), ({"word": "HELPED", "stop_rate": 0.95}, ""),
+    ],
+)  # fmt: skip
+def test_a_name_moves_only_to_a_model_that_helped_and_stops(verdict: dict[str, object] | None, why: str) -> None:
+    assert objection(verdict) == why

@@ -4,7 +4,7 @@ What the base brought and what tuning added stand apart: every figure is measure
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -56,17 +56,21 @@ class Bias:
         )
 
 
-def gaps(contexts: Sequence[Mapping[str, Any]], base: Sequence[float], tuned: Sequence[float]) -> tuple[list[Gap], list[str]]:
-    """Of every context column with two or more groups of LEAST_IN_GROUP rows; and what stood in the way elsewhere."""
-    found, not_measured = [], []
-    columns = dict.fromkeys(k for c in contexts for k in c)
-    for column in columns:
+def by_value(contexts: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, list[int]]]]:
+    """Every context column of two to MOST_GROUPS values, with the places of the rows of each value."""
+    for column in dict.fromkeys(k for c in contexts for k in c):
         groups: dict[str, list[int]] = {}
         for i, context in enumerate(contexts):
             groups.setdefault(str(context.get(column, "")), []).append(i)
-        if not 2 <= len(groups) <= MOST_GROUPS:
-            continue
-        large = {g: rows for g, rows in sorted(groups.items()) if len(rows) >= LEAST_IN_GROUP}
+        if 2 <= len(groups) <= MOST_GROUPS:
+            yield column, dict(sorted(groups.items()))
+
+
+def gaps(contexts: Sequence[Mapping[str, Any]], base: Sequence[float], tuned: Sequence[float]) -> tuple[list[Gap], list[str]]:
+    """Of every context column with two or more groups of LEAST_IN_GROUP rows; and what stood in the way elsewhere."""
+    found, not_measured = [], []
+    for column, groups in by_value(contexts):
+        large = {g: rows for g, rows in groups.items() if len(rows) >= LEAST_IN_GROUP}
         if len(large) < 2:
             not_measured.append(f"{column}: fewer than two groups of {LEAST_IN_GROUP} verdict rows")
             continue

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tunesmith.evaluation.bias import Bias
+from tunesmith.evaluation.bias import Bias, by_value
 
 RESAMPLES = 4000
 FEW_ROWS, FEW_ROWS_MARGIN = 100, 0.05  # below so many rows the whole interval must lie beyond this margin
@@ -131,16 +131,13 @@ def student_t(p: float, freedom: int) -> float:
     return z + a / n + b / n**2 + c / n**3 + d / n**4
 
 
-def slices(contexts: Sequence[Mapping[str, Any]], tuned: Sequence[float], before: Sequence[float], limit: int = 20) -> tuple[Slice, ...]:
-    """The scores by every context column of two to `limit` values."""
+def slices(contexts: Sequence[Mapping[str, Any]], tuned: Sequence[float], before: Sequence[float]) -> tuple[Slice, ...]:
+    """The scores by every context column of a few values, each value less than once a row."""
     found = []
-    for column in dict.fromkeys(k for c in contexts for k in c):
-        by_value: dict[str, list[int]] = {}
-        for i, context in enumerate(contexts):
-            by_value.setdefault(str(context.get(column, "")), []).append(i)
-        if not 2 <= len(by_value) <= min(limit, len(contexts) - 1):
+    for column, groups in by_value(contexts):
+        if len(groups) == len(contexts):
             continue
-        for value, rows in sorted(by_value.items()):
+        for value, rows in groups.items():
             t, b = np.asarray([tuned[i] for i in rows]), np.asarray([before[i] for i in rows])
             low, high = interval(t - b)
             found.append(Slice(column, value, len(rows), float(b.mean()), float(t.mean()), low, high))
