@@ -104,6 +104,8 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--batch", type=int, default=8, help="packed rows per step")
     p.add_argument("--rate", type=float, default=3e-3, help="peak AdamW rate (embeddings, norms)")
     p.add_argument("--matrix-rate", type=float, default=0.02, help="peak Muon rate (matrices)")
+    p.add_argument("--weight-decay", type=float, default=0.1, help="decoupled, for matrices and embeddings; without it Muon's weights grow "
+                   "until attention saturates, and a saturated base hardly learns when it is tuned")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--seed", type=int, default=0)
     return p.parse_args()
@@ -185,8 +187,8 @@ class Muon(torch.optim.Optimizer):
     """Momentum, then the nearest orthogonal matrix (Jordan et al. 2024, quintic Newton-Schulz), in float32:
     torch's own works in bfloat16, which a processor without AVX-512 computes six hundred times slower."""
 
-    def __init__(self, params: list[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum})
+    def __init__(self, params: list[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self) -> None:
@@ -195,6 +197,7 @@ class Muon(torch.optim.Optimizer):
                 m = self.state[p].setdefault("momentum", torch.zeros_like(p))
                 m.lerp_(p.grad, 1 - group["momentum"])
                 update = orthogonal(p.grad.lerp(m, group["momentum"]))
+                p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update, alpha=-group["lr"] * max(1.0, p.shape[0] / p.shape[1]) ** 0.5)
 
 
@@ -214,9 +217,14 @@ def orthogonal(g: torch.Tensor, steps: int = 5) -> torch.Tensor:
 def pretrain(model: LlamaForCausalLM, streams: dict[str, np.ndarray], args: argparse.Namespace, state: Path) -> tuple[list, int]:
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    optimizers = [Muon(matrices, args.matrix_rate), torch.optim.AdamW(rest, args.rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
-    for o in optimizers:
-        o.param_groups[0]["peak"] = o.param_groups[0]["lr"]
+    decayed = [{"params": [p for p in rest if p.ndim == 2]}, {"params": [p for p in rest if p.ndim != 2], "weight_decay": 0.0}]
+    optimizers = [
+        Muon(matrices, args.matrix_rate, args.weight_decay),
+        torch.optim.AdamW(decayed, args.rate, betas=(0.9, 0.95), weight_decay=args.weight_decay, fused=True),
+    ]
+    groups = [group for o in optimizers for group in o.param_groups]
+    for group in groups:
+        group["peak"] = group["lr"]
     progress = restore(model, optimizers, state)
     step, tokens, stage, used, curve = (progress[k] for k in ("step", "tokens", "stage", "used", "curve"))
     started = saved = time.monotonic() - used
@@ -225,8 +233,8 @@ def pretrain(model: LlamaForCausalLM, streams: dict[str, np.ndarray], args: argp
     while (fraction := (time.monotonic() - started) / (60 * args.minutes)) < 1:
         stage = len(STAGES) if fraction > args.copies_first else stage
         batch, labels = rows_of_step(streams, step, fraction, stage, args)
-        for o in optimizers:
-            o.param_groups[0]["lr"] = o.param_groups[0]["peak"] * schedule(fraction)
+        for group in groups:
+            group["lr"] = group["peak"] * schedule(fraction)
         loss = model(input_ids=batch, labels=labels, use_cache=False).loss
         loss.backward()
         nn.utils.clip_grad_norm_(rest, 1.0)

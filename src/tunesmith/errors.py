@@ -157,6 +157,12 @@ class InvalidOptions(Invalid):
     """invalid options object {value!r}: {reason}. Give JSON such as {{"max_epochs": 3}}."""
 
 
+class InvalidSchema(Invalid):
+    """the schema of response_format cannot be followed: {reason}. It is a JSON schema in an object such as
+    {{"type": "json", "schema": {{"type": "object", "properties": {{"name": {{"type": "string"}}}}, "required": ["name"]}}}};
+    this one is {schema!r}."""
+
+
 class InvalidModelName(Invalid):
     """{name!r} is not a model name: letters, digits, _ and -, beginning with a letter, at most 63 each, optionally
     as database.schema.name; anything else in double quotes."""
@@ -224,6 +230,11 @@ class InvalidPrompt(Invalid):
 class PromptTooLong(Invalid):
     """max tokens of {window} exceeded: the prompt has {tokens} tokens, {model!r} takes {window} with its answer.
     Shorten the prompt ({prompt!r})."""
+
+
+class UnfinishedAnswer(Invalid):
+    """{count} answers of {model!r} did not end within their tokens, so they are no whole JSON; the first: {answer!r}. Raise max_tokens
+    ({max_tokens}), or limit what the schema allows (enum, maxLength, maxItems). TRY_COMPLETE gives NULL for them."""
 
 
 class RowsTooLong(Invalid):

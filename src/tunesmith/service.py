@@ -1,5 +1,6 @@
 """Tunesmith, the service: the few verbs that every door calls. Embedded, a user's queries run on his own connection."""
 
+import json
 import os
 import time
 import uuid
@@ -24,10 +25,12 @@ from tunesmith.errors import (
     DatabaseNotOpened,
     FolderTaken,
     InvalidOptionValue,
+    InvalidSchema,
     MissingExtra,
     NotADataSource,
     NotPromoted,
     TooManyRows,
+    UnfinishedAnswer,
     UnknownModel,
     ViewNotWritten,
     closest,
@@ -290,10 +293,12 @@ class Tunesmith:
         ))  # fmt: skip
         return next(m for m in self.models() if m.id == model_id)
 
-    def complete(self, name: str, prompts: Sequence[Any], **options: Any) -> "list[Completion]":
-        """One answer per prompt, in order. A prompt is a text or a list of messages; options: temperature, top_p, max_tokens.
+    def complete(self, name: str, prompts: Sequence[Any], *, allow_unfinished: bool = False, **options: Any) -> "list[Completion]":
+        """One answer per prompt, in order. A prompt is a text or a list of messages.
 
-        Greedy by default. PromptTooLong or InvalidPrompt before anything is computed.
+        Options: temperature, top_p, max_tokens, seed, and response_format, {"type": "json", "schema": {…}}: answers that follow a JSON
+        schema. Greedy by default. PromptTooLong, InvalidPrompt or InvalidSchema before anything is computed; UnfinishedAnswer where an
+        answer that should follow a schema was cut, unless `allow_unfinished`.
         """
         tuned = self.model(name)
         access.require(access.principal(), "USAGE", tuned.name)
@@ -313,6 +318,10 @@ class Tunesmith:
             output_tokens=used[1], started_at=began, ended_at=time.time(),
             credits=catalog.credits(self.settings.home, tuned.base.name, "inference", sum(used)),
         )  # fmt: skip
+        cut = [c for c in found if not c.stopped] if "schema" in sampling else []
+        if cut and not allow_unfinished:
+            most = max(c.completion_tokens for c in cut)
+            raise UnfinishedAnswer(count=len(cut), model=tuned.name, answer=cut[0].text[:60] + "…", max_tokens=most)
         return found
 
     def count_tokens(self, name: str, text: str) -> int:
@@ -485,18 +494,35 @@ def _sampling(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of COMPLETE (Snowflake, complete-snowflake-cortex), checked; numbers may come as text."""
     found: dict[str, Any] = {}
     for name, value in options.items():
-        if value is None or name in ("guardrails", "seed"):
-            if name == "seed":
-                found[name] = int(value)
+        if value is None or name == "guardrails":
             continue
-        if name not in _LIMITS:
-            raise InvalidOptionValue(name=name, value=value, allowed="COMPLETE takes temperature, top_p, max_tokens")
-        low, high = _LIMITS[name]
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = float("nan")
-        if not low <= number <= high:
-            raise InvalidOptionValue(name=name, value=value, allowed=f"a number from {low} to {high}")
-        found[name] = int(number) if name == "max_tokens" else number
+        if name == "response_format":
+            found["schema"] = _schema(value)
+        elif name == "seed":
+            if not str(value).lstrip("-").isdecimal():
+                raise InvalidOptionValue(name=name, value=value, allowed="a whole number")
+            found[name] = int(value)
+        elif name in _LIMITS:
+            found[name] = _limited(name, value)
+        else:
+            raise InvalidOptionValue(name=name, value=value, allowed="COMPLETE takes temperature, top_p, max_tokens, response_format")
     return found
+
+
+def _limited(name: str, value: Any) -> float | int:
+    low, high = _LIMITS[name]
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not low <= number <= high:
+        raise InvalidOptionValue(name=name, value=value, allowed=f"a number from {low} to {high}")
+    return int(number) if name == "max_tokens" else number
+
+
+def _schema(response_format: Any) -> str:
+    """The JSON schema of a response_format, as text: {"type": "json", "schema": {…}} (Snowflake, complete-structured-outputs)."""
+    found = response_format.get("schema") if isinstance(response_format, Mapping) else None
+    if not isinstance(found, Mapping):
+        raise InvalidSchema(schema=json.dumps(response_format, default=str), reason="there is no object under 'schema'")
+    return json.dumps(found)

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ from conftest import WORDS
 from tunesmith import catalog
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.template import Encoder, PromptTemplate
-from tunesmith.errors import PromptTooLong
+from tunesmith.errors import InvalidSchema, PromptTooLong
 from tunesmith.inference import engine as engine_module
-from tunesmith.inference.engine import Engine, Sampling, choose, engine_for
+from tunesmith.inference.engine import Engine, Sampling, choose, engine_for, row_seeds
 from tunesmith.registry import TunedModel
 
 PROMPTS = [f"say {w}" for w in WORDS] + ["say", "x", "a much longer prompt than all of the others, say red", "say dog say dog say dog"]
@@ -176,6 +177,41 @@ def test_a_seed_makes_sampling_repeatable_and_rows_draw_for_themselves(engine: E
     assert first == engine.generate(ask(["x"] * 8), hot) and len({c.text for c in first}) > 1
     among_others = engine.generate(ask(["x"] * 3 + ["say red, and then say green, and then say stone"] * 9), hot)
     assert among_others[:3] == first[:3], "what a row draws is its own"
+
+
+SCHEMA = json.dumps({
+    "type": "object", "additionalProperties": False, "required": ["colour", "n"],
+    "properties": {"colour": {"enum": ["red", "green", "stone"]}, "n": {"type": "integer", "minimum": 0, "maximum": 9}},
+})  # fmt: skip
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_answers_follow_a_schema_whatever_the_model_would_say(engine: Engine, temperature: float) -> None:
+    prompts = [f"{'long ' * (i % 7)}say {i}" for i in range(24)]
+    asked = Sampling(temperature=temperature, seed=5, max_tokens=60, schema=SCHEMA)
+    found = engine.generate(ask(prompts), asked)
+    for answer in found:
+        value = json.loads(answer.text)
+        assert answer.stopped and set(value) == {"colour", "n"}
+        assert value["colour"] in ("red", "green", "stone") and value["n"] in range(10)
+    assert engine.generate(ask(prompts[7:8]), asked)[0].ids == found[7].ids, "neighbours decide nothing"
+    assert len({a.text for a in found}) > 1 or temperature == 0
+    free = engine.generate(ask(prompts), Sampling(max_tokens=8))
+    assert not all(a.text.startswith("{") for a in free), "or the schema had nothing to do"
+
+
+@pytest.mark.parametrize("schema", ["{", '{"type": "banana"}', '{"$ref": "http://127.0.0.1:9/x"}', '{"type": "string", "pattern": "("}'])
+def test_a_schema_that_cannot_be_followed_is_refused(engine: Engine, schema: str) -> None:
+    with pytest.raises(InvalidSchema, match="cannot be followed"):
+        engine.generate(ask(["x"]), Sampling(schema=schema))
+
+
+def test_what_a_row_draws_depends_on_its_prompt_not_on_its_place(engine: Engine) -> None:
+    prompts = [f"say {i}" for i in range(12)]
+    hot = Sampling(temperature=1.0, max_tokens=6, seed=9)
+    forward = engine.generate(ask(prompts), hot)
+    assert [c.ids for c in engine.generate(ask(prompts[::-1]), hot)][::-1] == [c.ids for c in forward]
+    assert not set(row_seeds([[1], [1], [2]], 1)) & set(row_seeds([[1], [1], [2]], 2)), "neighbouring seeds draw other numbers"
 
 
 def test_loaded_models_are_kept_and_the_oldest_let_go(tuned_base: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

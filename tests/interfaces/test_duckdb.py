@@ -173,9 +173,39 @@ def test_complete_says_what_is_wrong_and_try_complete_gives_null(connection: duc
     assert one(connection, f"SELECT try_complete({arguments})") is None
 
 
-def test_an_answer_format_that_cannot_be_honoured_is_refused(connection: duckdb.DuckDBPyConnection) -> None:
-    with pytest.raises(duckdb.Error, match="response_format is not supported"):
-        connection.execute("SELECT AI_COMPLETE('tunesmith-tiny', 'x', response_format := {'type': 'json'})").fetchall()
+SCHEMA = """{'type': 'json', 'schema': {'type': 'object', 'properties': {'city': {'type': 'string', 'maxLength': 8}, 'good': {'type': 'boolean'}},
+    'required': ['city', 'good'], 'additionalProperties': false}}"""
+
+
+def test_answers_follow_a_response_format_and_stand_where_clients_look_for_them(connection: duckdb.DuckDBPyConnection) -> None:
+    rows = connection.execute(
+        f"SELECT AI_COMPLETE('tunesmith-tiny', p, response_format => {SCHEMA}) FROM (VALUES ('I live in Paris'), (NULL), ('x')) v(p)"
+    ).fetchall()
+    values = [v and json.loads(v) for (v,) in rows]
+    assert values[1] is None and all(set(v) == {"city", "good"} and isinstance(v["good"], bool) for v in (values[0], values[2]))
+    details = json.loads(
+        one(connection, f"SELECT AI_COMPLETE('tunesmith-tiny', 'I live in Paris', response_format => {SCHEMA}, show_details => true)")
+    )
+    assert set(details) == {"structured_output", "created", "model", "usage"}
+    assert details["structured_output"] == [{"raw_message": values[0], "type": "json"}]
+    inside = one(
+        connection,
+        f"SELECT SNOWFLAKE.CORTEX.COMPLETE('tunesmith-tiny', 'I live in Paris', {{'max_tokens': 99, 'response_format': {SCHEMA}}})",
+    )
+    assert json.loads(inside)["structured_output"] == details["structured_output"]
+
+
+@pytest.mark.parametrize("given", ["{'type': 'json'}", "'no json'", "{'type': 'json', 'schema': {'type': 'banana'}}", "{'schema': 3}"])
+def test_an_answer_format_that_cannot_be_honoured_is_refused(connection: duckdb.DuckDBPyConnection, given: str) -> None:
+    with pytest.raises(duckdb.Error, match="cannot be followed|invalid options"):
+        connection.execute(f"SELECT AI_COMPLETE('tunesmith-tiny', 'x', response_format := {given})").fetchall()
+
+
+def test_an_answer_that_is_cut_within_its_json_is_an_error_or_null(connection: duckdb.DuckDBPyConnection) -> None:
+    call = f"complete('tunesmith-tiny', 'x', {{'max_tokens': 3, 'response_format': {SCHEMA}}})"
+    with pytest.raises(duckdb.Error, match="no whole JSON"):
+        connection.execute(f"SELECT {call}").fetchall()
+    assert one(connection, f"SELECT try_{call}") is None
 
 
 def test_try_complete_loses_only_the_rows_that_fail(connection: duckdb.DuckDBPyConnection) -> None:

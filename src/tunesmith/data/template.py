@@ -130,8 +130,8 @@ class Encoder:
 
     def __init__(self, template: PromptTemplate, base_folder: Path) -> None:
         self.template = template
-        file = str(base_folder / "tokenizer.json")
-        self._text, self._control = Tokenizer.from_file(file), Tokenizer.from_file(file)
+        self.file = base_folder / "tokenizer.json"
+        self._text, self._control = Tokenizer.from_file(str(self.file)), Tokenizer.from_file(str(self.file))
         for tokenizer in (self._text, self._control):
             tokenizer.no_padding()
             tokenizer.no_truncation()

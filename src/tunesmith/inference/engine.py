@@ -6,11 +6,13 @@ decides nothing. Models stay loaded, the last few used.
 """
 
 import copy
+import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from transformers import DynamicCache
 from tunesmith import catalog, durable
 from tunesmith.data.template import Encoder, Messages, PromptTemplate
 from tunesmith.errors import PromptTooLong
+from tunesmith.inference.structured import Grammar, allowed
 from tunesmith.models import causal_lm, certificate, methods
 from tunesmith.models.layout import micro_batches
 from tunesmith.models.methods import Model
@@ -39,6 +42,9 @@ class Sampling:
     """0 and 1 both mean: all tokens."""
     max_tokens: int = 4096
     seed: int | None = None
+    """A row draws from this and its own prompt, so that its answer depends on no neighbour."""
+    schema: str = ""
+    """JSON schema, as text, that every answer follows; empty: none."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class Engine:
         return cls(model.eval(), Encoder(template, base_folder), tuned.name, tuned.base.context)
 
     def generate(self, prompts: Sequence[Messages], sampling: Sampling) -> list[Completion]:
-        """One completion per prompt, in order. PromptTooLong before anything is computed."""
+        """One completion per prompt, in order. PromptTooLong or InvalidSchema before anything is computed."""
         encoded = [self._prompt_ids(p) for p in prompts]
         wanted: dict[tuple[int, ...], list[int]] = {}
         for i, ids in enumerate(encoded):
@@ -101,12 +107,16 @@ class Engine:
         return ids
 
     def _batches(self, asked: list[list[int]], sampling: Sampling) -> Iterator[tuple[list[int], list[Completion]]]:
-        first = torch.seed() if sampling.seed is None else sampling.seed
+        grammar = self._grammar(sampling.schema) if sampling.schema else None
+        seeds = row_seeds(asked, torch.seed() if sampling.seed is None else sampling.seed) if sampling.temperature else []
         prefix = self._prefix(asked)
         n = prefix.get_seq_length()
         longest = max(map(len, asked), default=1)
         for group in micro_batches([len(ids) - n for ids in asked], BATCH_TOKENS, max(1, CACHE_TOKENS // longest)):
-            yield group, self._answer([asked[g] for g in group], prefix, sampling, [(first + g) % 2**63 for g in group])
+            yield group, self._answer([asked[g] for g in group], prefix, sampling, [seeds[g] for g in group if seeds], grammar)
+
+    def _grammar(self, schema: str) -> Grammar:
+        return Grammar(schema, self.encoder.file, self.model.config.vocab_size, self.encoder.template.stop_ids)
 
     @torch.inference_mode()
     def _prefix(self, asked: list[list[int]]) -> DynamicCache:
@@ -120,33 +130,36 @@ class Engine:
         return cache
 
     @torch.inference_mode()
-    def _answer(self, prompts: list[list[int]], prefix: DynamicCache, sampling: Sampling, seeds: list[int]) -> list[Completion]:
-        """`seeds`: one for each prompt, so that what a row draws does not depend on its neighbours."""
-        lengths = [len(p) for p in prompts]
-        rooms = [min(sampling.max_tokens, self.context - n) for n in lengths]  # each row's own
+    def _answer(
+        self, prompts: list[list[int]], prefix: DynamicCache, sampling: Sampling, seeds: list[int], grammar: Grammar | None
+    ) -> list[Completion]:
+        """`seeds`: one for each prompt; none when greedy."""
         stops = set(self.encoder.template.stop_ids)
+        answers = [_Answer(len(p), min(sampling.max_tokens, self.context - len(p))) for p in prompts]
+        for answer, seed in zip(answers, seeds, strict=False):
+            answer.numbers = torch.Generator().manual_seed(seed)
+        if grammar:
+            for answer in answers:
+                answer.matcher = grammar.matcher()
         cache, mask, logits_BV = self._read(prompts, prefix)
-        numbers = [torch.Generator().manual_seed(s) for s in seeds] if sampling.temperature else []
-        written: list[list[int]] = [[] for _ in prompts]
-        stopped = [False] * len(prompts)
-        rows = list(range(len(prompts)))  # the prompt of each row of the batch; those that are done leave it when they are many
+        batch = answers  # those that are done leave it when they are many
         while True:
-            u_B = torch.cat([torch.rand(1, generator=numbers[r]) for r in rows]).to(self._device) if numbers else None
+            if grammar:
+                logits_BV = allowed(logits_BV, [a.matcher for a in batch])
+            u_B = torch.cat([torch.rand(1, generator=a.numbers) for a in batch]).to(self._device) if seeds else None
             token_B = choose(logits_BV, sampling, u_B)
-            for r, token in zip(rows, token_B.tolist(), strict=True):
-                if not stopped[r] and len(written[r]) < rooms[r]:
-                    stopped[r] = token in stops
-                    written[r] += [] if stopped[r] else [token]
-            running = [not stopped[r] and len(written[r]) < rooms[r] for r in rows]
+            for answer, token in zip(batch, token_B.tolist(), strict=True):
+                answer.add(token, stops)
+            running = [not a.is_done for a in batch]
             if not any(running):
-                return [self._completion(n, w, s) for n, w, s in zip(lengths, written, stopped, strict=True)]
-            if 2 * sum(running) <= len(rows):
+                return [self._completion(a) for a in answers]
+            if 2 * sum(running) <= len(batch):
                 kept = torch.tensor(running).nonzero().squeeze(1).to(self._device)
                 cache.batch_select_indices(kept)
                 mask, token_B = mask[kept], token_B[kept]
-                rows = [r for r, is_running in zip(rows, running, strict=True) if is_running]
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
-            at_B = torch.tensor([min(lengths[r] + len(written[r]), self.context) - 1 for r in rows], device=self._device)
+                batch = [a for a in batch if not a.is_done]
+            mask = torch.cat([mask, mask.new_ones(len(batch), 1)], 1)
+            at_B = torch.tensor([min(a.n_prompt + len(a.ids), self.context) - 1 for a in batch], device=self._device)
             inputs = {"input_ids": token_B[:, None], "attention_mask": mask, "position_ids": at_B[:, None]}
             logits_BV = self.model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1]
 
@@ -167,8 +180,45 @@ class Engine:
         logits_BKV = causal_lm.logits_at(self.model, ends_K, input_ids=ids_BT, attention_mask=mask, past_key_values=cache, use_cache=True)
         return cache, mask, logits_BKV[torch.arange(B), place_B]
 
-    def _completion(self, n_prompt: int, tokens: list[int], stopped: bool) -> Completion:
-        return Completion(self.encoder.decode(tokens), n_prompt, len(tokens), stopped, tuple(tokens))
+    def _completion(self, answer: "_Answer") -> Completion:
+        return Completion(self.encoder.decode(answer.ids), answer.n_prompt, len(answer.ids), answer.stopped, tuple(answer.ids))
+
+
+@dataclass
+class _Answer:
+    """One answer while it is being written."""
+
+    n_prompt: int
+    room: int
+    """Tokens it may have."""
+    ids: list[int] = field(default_factory=list)
+    stopped: bool = False
+    numbers: torch.Generator | None = None
+    matcher: Any = None
+    """Where it stands in the schema."""
+
+    @property
+    def is_done(self) -> bool:
+        return self.stopped or len(self.ids) == self.room
+
+    def add(self, token: int, stops: set[int]) -> None:
+        if self.is_done:
+            return
+        self.stopped = token in stops
+        if not self.stopped:
+            self.ids.append(token)
+            if self.matcher:
+                self.matcher.consume_token(token)
+
+
+def row_seeds(prompts: Sequence[list[int]], seed: int) -> list[int]:
+    """What each prompt draws from: its own ids and how often they stood before, so neither neighbours nor places decide it."""
+    seen: dict[tuple[int, ...], int] = {}
+    found = []
+    for ids in prompts:
+        n = seen[tuple(ids)] = seen.get(tuple(ids), 0) + 1
+        found.append(int.from_bytes(hashlib.blake2b(f"{seed} {n} {ids}".encode(), digest_size=8).digest()) >> 1)
+    return found
 
 
 def common_prefix(prompts: Sequence[list[int]]) -> int:

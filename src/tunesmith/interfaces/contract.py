@@ -41,11 +41,17 @@ def cancelled(job: Job) -> str:
     return f"Canceled Cortex Fine-tuning job: {job.id}"
 
 
-def completion_object(model: str, completion: "Completion") -> str:
-    """COMPLETE with options (Snowflake, complete-snowflake-cortex): `messages` is a text, `created` in seconds."""
+def completion_object(model: str, completion: "Completion", follows_schema: bool = False) -> str:
+    """COMPLETE with options (Snowflake, complete-snowflake-cortex): `messages` is a text, `created` in seconds.
+
+    Where the answer follows a schema it stands, parsed, under `structured_output` (complete-structured-outputs), where clients look for it.
+    """
     used = completion.prompt_tokens, completion.completion_tokens
+    answer: dict[str, Any] = {"choices": [{"messages": completion.text}]}
+    if follows_schema:
+        answer = {"structured_output": [{"raw_message": json.loads(completion.text), "type": "json"}]}
     return json.dumps({
-        "choices": [{"messages": completion.text}], "created": int(time.time()), "model": model,
+        **answer, "created": int(time.time()), "model": model,
         "usage": {"completion_tokens": used[1], "prompt_tokens": used[0], "total_tokens": sum(used)},
     }, ensure_ascii=False)  # fmt: skip
 

@@ -70,8 +70,8 @@ class _Functions:
         scalar("tunesmith_table", self._table, 1, "VARCHAR")
         scalar("tunesmith_audit", self._audit, 4, "VARCHAR")
         scalar("tunesmith_count_tokens", self._count_tokens, 2, "BIGINT")
-        scalar("tunesmith_complete", self._complete, 4, "VARCHAR", "arrow")
-        scalar("tunesmith_try_complete", self._try_complete, 4, "VARCHAR", "arrow")
+        scalar("tunesmith_complete", self._complete, 5, "VARCHAR", "arrow")
+        scalar("tunesmith_try_complete", self._try_complete, 5, "VARCHAR", "arrow")
         for statement in _macros():
             self._connection.execute(statement)
 
@@ -104,40 +104,44 @@ class _Functions:
 
     # ------------------------------------------------------------ COMPLETE
 
-    def _complete(self, model: Any, prompt: Any, options: Any, details: Any) -> Any:
-        return self._answer((model, prompt, options, details), strict=True)
+    def _complete(self, model: Any, prompt: Any, options: Any, response_format: Any, details: Any) -> Any:
+        return self._answer((model, prompt, options, response_format, details), strict=True)
 
-    def _try_complete(self, model: Any, prompt: Any, options: Any, details: Any) -> Any:
-        return self._answer((model, prompt, options, details), strict=False)
+    def _try_complete(self, model: Any, prompt: Any, options: Any, response_format: Any, details: Any) -> Any:
+        return self._answer((model, prompt, options, response_format, details), strict=False)
 
     def _answer(self, columns: Any, *, strict: bool) -> Any:
-        """One vector: columns model, prompt, options, details as JSON text. Rows of one model and one set of options go together."""
+        """One vector: model, prompt, options, response_format and details as JSON. Rows that differ in the prompt alone go together."""
         import pyarrow
 
         rows = list(zip(*(c.to_pylist() for c in columns), strict=True))
         answers: list[str | None] = [None] * len(rows)
         groups: dict[tuple[Any, ...], list[int]] = {}
-        for i, (model, prompt, options, details) in enumerate(rows):
+        for i, (model, prompt, *asked) in enumerate(rows):
             if model is not None and prompt is not None and prompt != "null":
-                groups.setdefault((model, options, details), []).append(i)
-        for (model, options, details), places in groups.items():
+                groups.setdefault((model, *asked), []).append(i)
+        for (model, options, response_format, details), places in groups.items():
             prompts = [json.loads(rows[i][1]) for i in places]
-            for i, answer in zip(places, self._ask(str(model), prompts, options, details == "true", strict), strict=True):
+            found = self._ask(str(model), prompts, (options, response_format), details == "true", strict)
+            for i, answer in zip(places, found, strict=True):
                 answers[i] = answer
         return pyarrow.array(answers, pyarrow.string())
 
-    def _ask(self, model: str, prompts: list[Any], options: str | None, details: bool, strict: bool) -> list[str | None]:
-        """One answer per prompt. Where not strict, a prompt that fails is answered by NULL, found by halving."""
+    def _ask(self, model: str, prompts: list[Any], asked: tuple[str | None, str | None], details: bool, strict: bool) -> list[str | None]:
+        """One answer per prompt. Where not strict, NULL for a prompt that fails (found by halving) and for a cut JSON."""
         try:
-            found = self._service.complete(model, prompts, **parse_completion_options(options))
-            return [completion_object(model, c) if details else c.text for c in found]
+            options = completion_options(*asked)
+            found = self._service.complete(model, prompts, allow_unfinished=not strict, **options)
         except TunesmithError:
             if strict:
                 raise
-        if len(prompts) == 1:
-            return [None]
-        half = len(prompts) // 2
-        return [a for part in (prompts[:half], prompts[half:]) for a in self._ask(model, part, options, details, strict)]
+            if len(prompts) == 1:
+                return [None]
+            half = len(prompts) // 2
+            return [a for part in (prompts[:half], prompts[half:]) for a in self._ask(model, part, asked, details, strict)]
+        follows_schema = "response_format" in options
+        whole = [c if c.stopped or not follows_schema else None for c in found]
+        return [c and (completion_object(model, c, follows_schema) if details else c.text) for c in whole]
 
     def _count_tokens(self, model: str | None, text: str | None) -> int | None:
         return None if model is None or text is None else self._service.count_tokens(model, text)
@@ -152,8 +156,15 @@ class _Functions:
         return json.dumps([TABLES[name][1](row) for row in self._service.rows(TABLES[name][0])], default=str)
 
 
-def parse_completion_options(text: str | None) -> dict[str, Any]:
-    """The options of COMPLETE as sent: an object, or a text that holds one."""
+def completion_options(options: str | None, response_format: str | None) -> dict[str, Any]:
+    """The options of COMPLETE, with AI_COMPLETE's response_format, or the one among them, as an object."""
+    found = parse_object(options)
+    schema = parse_object(response_format) or parse_object(json.dumps(found.pop("response_format", None)))
+    return {**found, "response_format": schema} if schema else found
+
+
+def parse_object(text: str | None) -> dict[str, Any]:
+    """Options or a response_format as sent: an object, or a text that holds one. Its own keys in lower case."""
     value = json.loads(text) if text else None
     try:
         value = json.loads(value) if isinstance(value, str) else value
@@ -195,8 +206,8 @@ def _overload(parameters: list[str], body: str) -> str:
 _FINETUNE_ARGUMENTS = ["verb", "name", "base_model", "training_data", "validation_data", "options"]
 _COMPLETE = {
     name: [
-        _overload(["model", "prompt"], f"{function}(model, {_json('prompt')}, NULL, 'false')"),
-        _overload(["model", "prompt", "options"], f"{function}(model, {_json('prompt')}, {_json('options')}, 'true')"),
+        _overload(["model", "prompt"], f"{function}(model, {_json('prompt')}, NULL, NULL, 'false')"),
+        _overload(["model", "prompt", "options"], f"{function}(model, {_json('prompt')}, {_json('options')}, NULL, 'true')"),
     ]
     for name, function in (("complete", "tunesmith_complete"), ("try_complete", "tunesmith_try_complete"))
 }
@@ -208,8 +219,7 @@ MACROS: dict[str, list[str]] = {
     **_COMPLETE,
     "ai_complete": [_overload(
         ["model", "prompt", "model_parameters := NULL", "response_format := NULL", "show_details := false"],
-        "CASE WHEN response_format IS NOT NULL THEN error('AI_COMPLETE: response_format is not supported; leave it out') ELSE "
-            f"tunesmith_complete(model, {_json('prompt')}, {_json('model_parameters')}, {_json('show_details')}) END",
+        f"tunesmith_complete(model, {', '.join(map(_json, ('prompt', 'model_parameters', 'response_format', 'show_details')))})",
     )],
     "count_tokens": [_overload(["model", "content"], "tunesmith_count_tokens(model, content)")],
 }  # fmt: skip
