@@ -104,8 +104,13 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--batch", type=int, default=8, help="packed rows per step")
     p.add_argument("--rate", type=float, default=3e-3, help="peak AdamW rate (embeddings, norms)")
     p.add_argument("--matrix-rate", type=float, default=0.02, help="peak Muon rate (matrices)")
-    p.add_argument("--weight-decay", type=float, default=0.1, help="decoupled, for matrices and embeddings; without it Muon's weights grow "
-                   "until attention saturates, and a saturated base hardly learns when it is tuned")
+    p.add_argument(
+        "--weight-decay",
+        type=float,
+        default=0.1,
+        help="decoupled, for matrices and embeddings; without it Muon's weights grow "
+        "until attention saturates, and a saturated base hardly learns when it is tuned",
+    )
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--seed", type=int, default=0)
     return p.parse_args()

@@ -141,7 +141,7 @@ class _Functions:
             return [a for part in (prompts[:half], prompts[half:]) for a in self._ask(model, part, asked, details, strict)]
         follows_schema = "response_format" in options
         whole = [c if c.stopped or not follows_schema else None for c in found]
-        return [c and (completion_object(model, c, follows_schema) if details else c.text) for c in whole]
+        return [None if c is None else completion_object(model, c, follows_schema) if details else c.text for c in whole]
 
     def _count_tokens(self, model: str | None, text: str | None) -> int | None:
         return None if model is None or text is None else self._service.count_tokens(model, text)
