@@ -23,8 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from tunesmith.data.template import Encoded
 from tunesmith.models import causal_lm, methods, packed
-from tunesmith.models.layout import micro_batches
-from tunesmith.tuning.loop import MICRO_TOKENS
+from tunesmith.models.layout import MICRO_TOKENS, micro_batches
 
 RESULTS = Path(__file__).parent / "results" / "train.json"
 ROWS, RANK = 16, 16

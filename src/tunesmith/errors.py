@@ -303,6 +303,11 @@ class NonFiniteLoss(Failed):
     the learning rate. Rows of the last batch: {rows}. Look at them, or lower learning_rate (it was {learning_rate})."""
 
 
+class OutOfMemory(Failed):
+    """There is not enough memory even for {micro_tokens} tokens at once (the longest row there, {row}, has {tokens} tokens). Shorten the
+    longest rows, take a smaller base or method='lora', or a machine with more memory."""
+
+
 class TrainingFailed(Failed):
     """Job {id} failed while {phase}: {reason}"""
 

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from tunesmith import catalog
 from tunesmith.data.template import Encoded
 from tunesmith.errors import DamagedFiles
-from tunesmith.models import causal_lm, packed
+from tunesmith.models import causal_lm, head, packed
 
 CPU = torch.device("cpu")
 TINY = dict(
@@ -22,7 +23,10 @@ PACKS = {"llama", "qwen2", "qwen3", "mistral", "gemma", "smollm3", "phi3"}  # ge
 
 def random_model(family: str) -> PreTrainedModel:
     torch.manual_seed(0)
-    names = {"gpt2": dict(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0)}
+    names: dict[str, dict[str, Any]] = {
+        "granite": {**TINY, "logits_scaling": 2.0},
+        "gpt2": dict(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0),
+    }
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **names.get(family, TINY))).eval()
 
 
@@ -30,8 +34,8 @@ def random_model(family: str) -> PreTrainedModel:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_of_a_batch_do_not_touch_each_other_in_any_family(family: str, packs: bool) -> None:
     model = random_model(family)
-    head = list(range(40, 60))
-    rows = [Encoded([5, 6, 7, 8, 9, 10], 3), Encoded([11, 12, 13], 1), Encoded([*head, 1, 2, 3], 20), Encoded([*head, 4, 5], 21)]
+    shared = list(range(40, 60))
+    rows = [Encoded([5, 6, 7, 8, 9, 10], 3), Encoded([11, 12, 13], 1), Encoded([*shared, 1, 2, 3], 20), Encoded([*shared, 4, 5], 21)]
     alone = [causal_lm.token_losses(model, causal_lm.collate([row], model)) for row in rows]
     if packs:
         packed.enable(model)
@@ -42,6 +46,19 @@ def test_rows_of_a_batch_do_not_touch_each_other_in_any_family(family: str, pack
     assert together.row_N.tolist() == [0] * 3 + [1] * 2 + [2] * 3 + [3]
     for i, one in enumerate(alone):
         torch.testing.assert_close(losses[together.row_N == i], one, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "granite", "cohere"])
+def test_the_head_in_chunks_gives_the_same_losses_and_is_left_whole_where_logits_are_more_than_one_layer(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model(family)
+    rows = [Encoded([5, 6, 7, 8, 9, 10], 3), Encoded([11, 12, 13], 1)]
+    batch = causal_lm.collate(rows, model)
+    whole = causal_lm.token_losses(model, batch)
+    monkeypatch.setattr(head, "CHUNK_LOGITS", 2 * 64)
+    torch.testing.assert_close(causal_lm.token_losses(model, batch), whole, rtol=1e-5, atol=1e-5)
+    assert (head.plain(model) is not None) is (family not in ("gemma2", "granite", "cohere"))  # a cap, two scales
 
 
 def test_a_row_longer_than_a_sliding_window_is_not_packed() -> None:

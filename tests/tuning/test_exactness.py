@@ -1,6 +1,6 @@
 """The gradient, not the loss, is compared: against one row at a time, padded, in float64 with a float64 norm."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tunesmith.data.dataset import Row
 from tunesmith.data.examples import Example
 from tunesmith.data.template import Encoded
 from tunesmith.jobs import Resolved, ResolvedOptions
-from tunesmith.models import methods, packed
+from tunesmith.models import head, methods, packed
 from tunesmith.models.causal_lm import collate, token_losses
 from tunesmith.tuning.loop import accumulate
 
@@ -100,11 +100,18 @@ def worst(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
 ROWS = [(12, 3), (40, 2), (5, 1), (20, 9), (1, 1), (33, 14), (8, 8), (2, 30)]
 
 
-@pytest.fixture(scope="module", params=["lora padded", "full padded", "lora packed", "full packed"])
-def model(request: pytest.FixtureRequest, tiny_base: Path) -> nn.Module:
+@pytest.fixture(
+    scope="module", params=["lora padded", "full padded", "lora packed", "full packed", "lora packed in chunks", "full padded in chunks"]
+)
+def model(request: pytest.FixtureRequest, tiny_base: Path) -> Iterator[nn.Module]:
+    """In chunks: the head runs on three tokens at a time."""
     torch.set_num_threads(1)
-    method, layout = request.param.split()
-    return double_model(tiny_base, method, layout == "packed")
+    method, layout, *chunks = request.param.split()
+    made = double_model(tiny_base, method, layout == "packed")
+    with pytest.MonkeyPatch.context() as patch:
+        if chunks:
+            patch.setattr(head, "CHUNK_LOGITS", 3 * made.config.vocab_size)  # type: ignore[union-attr, operator]
+        yield made
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

@@ -10,7 +10,7 @@ from conftest import WORDS, next_word_rows
 from tunesmith.data.dataset import Row
 from tunesmith.data.examples import Example
 from tunesmith.data.template import Encoder, PromptTemplate
-from tunesmith.errors import NonFiniteLoss
+from tunesmith.errors import NonFiniteLoss, OutOfMemory
 from tunesmith.jobs import Options, Resolved, ResolvedOptions
 from tunesmith.models import causal_lm, methods
 from tunesmith.tuning import checkpoints, loop
@@ -104,6 +104,81 @@ def test_a_run_that_is_killed_and_resumed_gives_the_same_bits(scene: Scene, tmp_
     resumed, at = other.train(attempt=2, method=method)
     assert at.step == 9 and other.heard("started")[-1]["step"] == (step - 1) // 3 * 3, "from the end of the last whole epoch"
     assert same(weights(whole), weights(resumed))
+
+
+def limited_memory(monkeypatch: pytest.MonkeyPatch, tokens: int, error: Exception, from_call: int = 0) -> list[int]:
+    """From its n-th pass on, the machine can hold `tokens` in one pass; the passes' sizes."""
+    real, sizes = loop.token_losses, []
+
+    def token_losses(model: Any, batch: Any) -> torch.Tensor:
+        sizes.append(batch.inputs["input_ids"].numel())
+        if sizes[-1] > tokens and len(sizes) > from_call:
+            raise error
+        return real(model, batch)
+
+    monkeypatch.setattr(loop, "token_losses", token_losses)
+    return sizes
+
+
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda e: type(e).__name__)
+def test_where_memory_runs_out_the_same_step_is_done_in_smaller_pieces(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    whole, _ = scene.train()
+    monkeypatch.setattr(loop, "LEAST_MICRO_TOKENS", 1)
+    longest = max(len(r.encoded.ids) for r in scene.rows)
+    other = Scene(scene.base, tmp_path / "other")
+    with monkeypatch.context() as patch:
+        sizes = limited_memory(patch, longest + 2, error, from_call=4)
+        small, at = other.train()
+    assert at.step == 9 and at.micro_tokens < 64 and max(sizes[30:]) <= longest + 2
+    assert [s["step"] for s in other.heard("step")] == list(range(1, 10)), "no step is lost and none done twice"
+    assert any("did not fit into memory" in w["message"] for w in other.heard("warning"))
+    for name, w in weights(whole).items():
+        torch.testing.assert_close(weights(small)[name], w, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("first_small", [4, 5])  # the pass after the checkpoint of step 3, and one in the middle of the epoch
+def test_a_resumed_run_cuts_its_steps_as_it_did_before_the_kill(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_small: int
+) -> None:
+    monkeypatch.setattr(loop, "LEAST_MICRO_TOKENS", 1)
+    longest = max(len(r.encoded.ids) for r in scene.rows)
+
+    def kill(model: Any, kind: str, facts: dict[str, Any]) -> None:
+        if kind == "step" and facts["step"] == 5:
+            raise Killed
+
+    def run(where: Scene, on: Any = None, attempt: int = 1, tokens: int = longest) -> tuple[Any, checkpoints.Position]:
+        with monkeypatch.context() as patch:
+            limited_memory(patch, tokens, MemoryError(), from_call=first_small if attempt == 1 else 0)
+            return where.train(on, attempt)
+
+    whole, at = run(scene)
+    other = Scene(scene.base, tmp_path / "other")
+    with pytest.raises(Killed):
+        run(other, kill)
+    resumed, after = run(other, attempt=2, tokens=10**9)  # with memory enough it still goes on in small pieces
+    assert after.micro_tokens == at.micro_tokens < loop.MICRO_TOKENS and same(weights(whole), weights(resumed))
+
+
+def test_where_not_even_one_row_fits_the_job_fails_with_the_row(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited_memory(monkeypatch, 3, MemoryError())
+    with pytest.raises(OutOfMemory, match=r"row there, \d+, has \d+ tokens.*Shorten"):
+        scene.train()
+
+
+def test_an_error_that_is_not_about_memory_is_not_taken_for_one(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited_memory(monkeypatch, 3, RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        scene.train()
 
 
 def test_a_resume_that_forgets_the_optimizer_gives_other_bits(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.template import Encoded
 from tunesmith.errors import DamagedFiles
-from tunesmith.models import packed
+from tunesmith.models import head, packed
 from tunesmith.models.layout import micro_batches
 from tunesmith.models.methods import Model
 
@@ -123,7 +123,12 @@ def supervised_logits(model: Model, batch: Batch) -> Tensor:
 
 
 def token_losses(model: Model, batch: Batch) -> Tensor:
-    """Cross-entropy of each supervised token, (N,), in nats; not averaged."""
+    """Cross-entropy of each supervised token, (N,), in nats; not averaged. Where they are many the head runs in chunks."""
+    decoder = _decoder(model)
+    are_many = len(batch.targets_N) * decoder.config.get_text_config().vocab_size > head.CHUNK_LOGITS
+    if are_many and (plain := head.plain(decoder)) is not None:
+        hidden_BTD = decoder.base_model(**batch.inputs, use_cache=False).last_hidden_state
+        return head.losses(hidden_BTD[:, batch.keep_K].flatten(0, 1)[batch.at_N], plain, batch.targets_N)
     logits_NV = supervised_logits(model, batch)
     if logits_NV.dtype in (torch.float16, torch.bfloat16):
         logits_NV = logits_NV.float()

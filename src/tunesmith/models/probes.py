@@ -20,10 +20,10 @@ from tunesmith.data.template import Encoded
 from tunesmith.errors import DamagedFiles
 from tunesmith.models import causal_lm
 from tunesmith.models.certificate import Certificate
+from tunesmith.models.layout import MICRO_TOKENS
 from tunesmith.models.methods import Model
 
 KEPT = 32  # tokens kept at each position; the rest count as one
-MICRO_TOKENS = 4096
 TIE = 1e-4  # best and second best closer than this may change places when the order of sums does
 DIFFERENT = 1e-3  # nats: a log-probability that moved by less has not been tuned
 FILE = "probes.safetensors"

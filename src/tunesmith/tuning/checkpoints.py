@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tunesmith import durable
 from tunesmith.errors import DamagedFiles
+from tunesmith.models.layout import MICRO_TOKENS
 
 KEEP = 2  # newest checkpoints kept beside the best
 
@@ -40,6 +41,8 @@ class Position:
     """Time spent training, over all attempts up to this checkpoint."""
     stopped_by: str = ""
     """Set on the last position alone: max_epochs, patience or a budget."""
+    micro_tokens: int = MICRO_TOKENS
+    """Tokens that go through the model at once; halved where memory ran out."""
     bound_to: dict[str, Any] = field(default_factory=dict)
     """Digest of the data and the decided options: a checkpoint of other data or options is not resumed."""
 
@@ -51,8 +54,10 @@ class Checkpoint:
 
 
 def save(
-    folder: Path, home: Path, position: Position, trained: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
-) -> Checkpoint:
+    folder: Path, home: Path, position: Position, trained: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer,
+    again: bool = False,
+) -> Checkpoint:  # fmt: skip
+    """`again`: in place of the one of this step, because how its steps are cut has changed."""
     tensors = {n: p.detach().contiguous() for n, p in trained.items()}
     durable.check_space(folder, sum(t.numel() * t.element_size() for t in tensors.values()) * 3)
     final = folder / f"step-{position.step:08d}"
@@ -62,6 +67,8 @@ def save(
         save_file(tensors, staged / "model.safetensors")
         save_file(_optimizer_tensors(optimizer) | {"rng": torch.get_rng_state()}, staged / "optimizer.safetensors")
         durable.write_json(staged / "state.json", asdict(position))
+        if final.exists() and again:
+            durable.remove(final)
         if final.exists():  # the same step was saved already; what it holds is the same
             return Checkpoint(final, position)
         durable.publish(staged, final)

@@ -6,7 +6,8 @@ micro-batches: the gradient does not depend on how rows are cut.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,16 @@ import torch
 from torch import nn
 
 from tunesmith.data.examples import Example
-from tunesmith.errors import NonFiniteLoss
+from tunesmith.errors import NonFiniteLoss, OutOfMemory
 from tunesmith.jobs import ResolvedOptions
 from tunesmith.models.causal_lm import collate, groups, token_losses
+from tunesmith.models.layout import MICRO_TOKENS
 from tunesmith.models.methods import Model, trained_tensors
 from tunesmith.tuning import checkpoints
 from tunesmith.tuning.batches import rows_of_step, steps_per_epoch, steps_within
 from tunesmith.tuning.checkpoints import Position
 
-MICRO_TOKENS = 4096  # padded tokens per micro-batch; more gains nothing on two cores and costs memory
+LEAST_MICRO_TOKENS = 64  # half of it is tried where memory runs out, down to this; a row is never cut
 CHECKPOINT_SECONDS = 60.0  # besides every epoch's end: what a kill can cost
 NON_FINITE_LIMIT = 5  # steps in a row
 RECORD_SECONDS = 0.5  # at most two recorded steps a second, and every epoch's last: a commit syncs the disk
@@ -38,6 +40,8 @@ class Run:
     home: Path
     bound_to: dict[str, Any]
     report: Callable[..., None]
+    micro_tokens: int = MICRO_TOKENS
+    """Tokens that go through the model at once when the run begins; a resumed one keeps its own."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,14 @@ def train(
         began = time.monotonic()
         rows = [train_rows[i] for i in rows_of_step(len(train_rows), options.batch_size, options.seed, at.step)]
         rate = options.learning_rate * at.rate_scale * schedule(at.step, total, options.warmup)
-        step = optimizer_step(model, trained, optimizer, rows, rate, options.max_grad_norm)
+        state = torch.get_rng_state()
+        try:
+            step = optimizer_step(model, trained, optimizer, rows, rate, options.max_grad_norm, at.micro_tokens)
+        except OutOfMemory as e:  # nothing was updated: the same step again, in smaller pieces
+            at = _smaller(at, e, run)
+            torch.set_rng_state(state)
+            checkpoints.save(run.attempts[0], run.home, at, trained, optimizer, again=True)
+            continue
         bad = 0 if step.is_finite else bad + 1
         if bad:
             run.report("warning", message=f"step {at.step + 1} gave a loss or gradient that is no finite number; it was skipped")
@@ -117,6 +128,20 @@ def train(
             saved = now
     _take_best(at, trained, run)
     return at
+
+
+def _smaller(at: Position, error: OutOfMemory, run: Run) -> Position:
+    """Half the tokens in a micro-batch from here on; part of the position, so that a resumed run cuts its steps alike."""
+    half = halved(at.micro_tokens, error)
+    run.report("warning", message=f"step {at.step + 1} did not fit into memory; from here on {half} tokens go through the model at once")
+    return replace(at, micro_tokens=half)
+
+
+def halved(micro_tokens: int, error: OutOfMemory) -> int:
+    """What to try after `error`, which is raised where there is no less to try."""
+    if micro_tokens < 2 * LEAST_MICRO_TOKENS:
+        raise error
+    return micro_tokens // 2
 
 
 def _affordable(rows: Sequence[Example], options: ResolvedOptions, planned: int, budget: Budget) -> int:
@@ -150,13 +175,14 @@ def _tell(step: Step, at: Position, epoch: int, was_validated: bool, run: Run) -
 
 def optimizer_step(
     model: Model, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, rows: Sequence[Example], rate: float,
-    max_grad_norm: float,
+    max_grad_norm: float, micro_tokens: int = MICRO_TOKENS,
 ) -> Step:  # fmt: skip
-    """One update at `rate`; none where the loss or the gradient is no finite number."""
+    """One update at `rate`; none where the loss or the gradient is no finite number. OutOfMemory before anything is updated."""
     began = time.monotonic()
     model.train()
     optimizer.zero_grad(set_to_none=True)
-    loss, row_losses = accumulate(model, rows)
+    with memory_guard(rows, micro_tokens):
+        loss, row_losses = accumulate(model, rows, max_tokens=micro_tokens)
     norm = float(nn.utils.clip_grad_norm_(trained.values(), max_grad_norm))
     step = Step(loss, row_losses, norm, rate, sum(len(r.encoded.ids) for r in rows), time.monotonic() - began)
     if step.is_finite:
@@ -187,15 +213,28 @@ def _backward(model: Model, rows: Sequence[Example], count: int) -> list[float]:
 
 
 @torch.no_grad()
-def evaluate(model: Model, rows: Sequence[Example]) -> list[tuple[float, int]]:
+def evaluate(model: Model, rows: Sequence[Example], micro_tokens: int = MICRO_TOKENS) -> list[tuple[float, int]]:
     """Each row's (sum of token losses, tokens), in the order of `rows`; keeps counters, never logits."""
     model.eval()
     found: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    for group in groups([r.encoded for r in rows], model, MICRO_TOKENS):
-        batch = collate([rows[i].encoded for i in group], model)
-        for i, value in zip(group, _per_row(token_losses(model, batch), batch.row_N, len(group)), strict=True):
-            found[i] = (value, rows[i].encoded.n_completion)
+    with memory_guard(rows, micro_tokens):
+        for group in groups([r.encoded for r in rows], model, micro_tokens):
+            batch = collate([rows[i].encoded for i in group], model)
+            for i, value in zip(group, _per_row(token_losses(model, batch), batch.row_N, len(group)), strict=True):
+                found[i] = (value, rows[i].encoded.n_completion)
     return found
+
+
+@contextmanager
+def memory_guard(rows: Sequence[Example], micro_tokens: int) -> Iterator[None]:
+    """OutOfMemory, with what was tried, for the ways in which torch says so."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as e:
+        if not (isinstance(e, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(e)):
+            raise
+        longest = max(rows, key=lambda r: len(r.encoded.ids))
+        raise OutOfMemory(micro_tokens=micro_tokens, row=longest.row.row, tokens=len(longest.encoded.ids)) from None
 
 
 def mean_loss(losses: Sequence[tuple[float, int]]) -> float:
@@ -221,13 +260,16 @@ def _start(trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, r
     found = checkpoints.newest(run.attempts, run.bound_to)
     if found is not None:
         return checkpoints.restore(found, trained, optimizer)
-    at = Position(bound_to=run.bound_to)
+    at = Position(bound_to=run.bound_to, micro_tokens=run.micro_tokens)
     checkpoints.save(run.attempts[0], run.home, at, trained, optimizer)
     return at
 
 
 def _validate(model: Model, rows: Sequence[Example], at: Position, epoch: int, run: Run) -> Position:
-    losses = evaluate(model, rows)
+    try:
+        losses = evaluate(model, rows, at.micro_tokens)
+    except OutOfMemory as e:
+        return _validate(model, rows, _smaller(at, e, run), epoch, run)
     loss = mean_loss(losses)
     run.report("row_losses", part="validation", epoch=epoch, rows=_losses_of(rows, losses))
     at = replace(at, validation_loss=loss if math.isfinite(loss) else None)

@@ -65,6 +65,8 @@ class Measured:
     """Of one pass over the validation rows."""
     memory_mb: int
     model_mb: float
+    micro_tokens: int
+    """Tokens that fit through the model at once."""
 
     def seconds_per_epoch(self, tokens: int) -> tuple[float, float, float]:
         """The expected time of an epoch of so many tokens, and an interval."""

@@ -1,6 +1,7 @@
 """Three optimizer steps of a job, measured and thrown away: the longest rows first, then the first two steps of the seeded order.
 
-They run at rate zero with an optimizer of their own, so that no weight, no random number and no checkpoint of the job is touched.
+They run at rate zero with an optimizer of their own, so that no weight, no random number and no checkpoint of the job is touched. Where
+memory runs out, fewer tokens go through the model at once; the job begins with what fitted.
 """
 
 import resource
@@ -11,32 +12,53 @@ from dataclasses import asdict
 import torch
 
 from tunesmith.data.examples import Example, encode
+from tunesmith.errors import OutOfMemory
 from tunesmith.jobs import ResolvedOptions
 from tunesmith.models import causal_lm, methods
+from tunesmith.models.layout import MICRO_TOKENS
 from tunesmith.models.methods import Model, trained_tensors
 from tunesmith.tuning import child
 from tunesmith.tuning.batches import rows_of_step
-from tunesmith.tuning.loop import evaluate, optimizer_step
+from tunesmith.tuning.loop import Step, evaluate, halved, optimizer_step
 from tunesmith.tuning.quote import Measured
 
 VALIDATION_ROWS = 64  # measured; the rest in proportion
 
 
 def rehearse(model: Model, train: Sequence[Example], validation: Sequence[Example], options: ResolvedOptions) -> Measured:
+    micro_tokens = MICRO_TOKENS
+    while True:
+        try:
+            return _rehearse(model, train, validation, options, micro_tokens)
+        except OutOfMemory as e:
+            micro_tokens = halved(micro_tokens, e)
+
+
+def _rehearse(
+    model: Model, train: Sequence[Example], validation: Sequence[Example], options: ResolvedOptions, micro_tokens: int
+) -> Measured:
     trained = trained_tensors(model)
     optimizer = torch.optim.AdamW(trained.values(), lr=0.0, weight_decay=0.0, fused=True)
-    longest = sorted(train, key=lambda e: -len(e.encoded.ids))[: options.batch_size]
-    batches = [longest] + [[train[i] for i in rows_of_step(len(train), options.batch_size, options.seed, s)] for s in (0, 1)]
+
+    def step(rows: Sequence[Example]) -> Step:
+        return optimizer_step(model, trained, optimizer, rows, 0.0, options.max_grad_norm, micro_tokens)
+
     with torch.random.fork_rng(devices=[]):
-        optimizer_step(model, trained, optimizer, batches[1][:1], 0.0, options.max_grad_norm)  # what happens only once
-        steps = [optimizer_step(model, trained, optimizer, rows, 0.0, options.max_grad_norm) for rows in batches]
-        began = time.monotonic()
+        usual = [[train[i] for i in rows_of_step(len(train), options.batch_size, options.seed, s)] for s in (0, 1)]
+        step(usual[0][:1])  # what happens only once
+        steps = [step(rows) for rows in (_longest(train, options.batch_size), *usual)]
+        evaluate(model, _longest(validation, options.batch_size), micro_tokens)
         some = validation[:VALIDATION_ROWS]
-        evaluate(model, some)
+        began = time.monotonic()
+        evaluate(model, some, micro_tokens)
         validation_s = (time.monotonic() - began) * len(validation) / max(1, len(some))
     optimizer.zero_grad(set_to_none=True)
     size = sum(p.numel() * p.element_size() for p in trained.values()) / 1e6
-    return Measured([s.seconds for s in steps], [s.tokens for s in steps], validation_s, memory_mb(), round(size, 3))
+    return Measured([s.seconds for s in steps], [s.tokens for s in steps], validation_s, memory_mb(), round(size, 3), micro_tokens)
+
+
+def _longest(rows: Sequence[Example], n: int) -> list[Example]:
+    return sorted(rows, key=lambda e: -len(e.encoded.ids))[:n]
 
 
 def memory_mb() -> int:

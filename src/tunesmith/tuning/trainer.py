@@ -14,6 +14,7 @@ from tunesmith.data.examples import Example, encode
 from tunesmith.inference.engine import Engine, Sampling
 from tunesmith.models import causal_lm, methods
 from tunesmith.models.certificate import LEAST_PROBES
+from tunesmith.models.layout import MICRO_TOKENS
 from tunesmith.models.probes import Probes, record
 from tunesmith.tuning import child
 from tunesmith.tuning.loop import Budget, Run, train
@@ -35,13 +36,16 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
     base = causal_lm.load_base(spec, causal_lm.device_of(assignment.device))
     model = method.prepare(base, options)
     tokens = sum(len(r.encoded.ids) for r in rows["train"])
+    micro_tokens = MICRO_TOKENS
     if not any(True for a in assignment.attempts for _ in a.glob("step-*")):  # a resumed job was quoted when it began
         measured = rehearse(model, rows["train"], rows["validation"], options)
+        micro_tokens = measured.micro_tokens
         price = catalog.credits(home, spec.name, "training", 1)
         quote = Quote.of(spec, options, tokens, len(rows["train"]), measured, price, assignment.threads)
         report("quoted", quote=quote.to_json())
     bound_to: dict[str, Any] = {"data": assignment.data_digest, "options": {k: r.value for k, r in options.decided.items()}}
-    at = train(model, rows["train"], rows["validation"], options, Run(assignment.attempts, home, bound_to, report), budget(assignment))
+    where = Run(assignment.attempts, home, bound_to, report, micro_tokens)
+    at = train(model, rows["train"], rows["validation"], options, where, budget(assignment))
     with durable.staging(home) as outer:
         staged = outer / RESULT
         staged.mkdir()
