@@ -67,6 +67,18 @@ def test_one_idempotency_key_makes_one_job(service: Tunesmith) -> None:
     assert len(list((service.settings.home / "jobs").iterdir())) == 1
 
 
+def test_a_streamed_answer_is_the_whole_one_and_is_paid_for_also_when_nobody_listens_to_the_end(service: Tunesmith) -> None:
+    [whole] = service.complete("tunesmith-tiny", ["Where is my card?"], max_tokens=12)
+    assert "".join(service.stream("tunesmith-tiny", "Where is my card?", max_tokens=12)) == whole.text
+    pieces = service.stream("tunesmith-tiny", "Where is my card?", max_tokens=12)
+    next(pieces)
+    pieces.close()  # type: ignore[attr-defined]
+    output = [u["output_tokens"] for u in service.rows("usage")]
+    assert output[:2] == [whole.completion_tokens] * 2 and 0 < output[2] < output[0]
+    with pytest.raises(UnknownModel):
+        next(service.stream("no-such", "x"))
+
+
 @pytest.mark.parametrize("kind", ["dicts", "pandas", "arrow", "jsonl", "stage", "csv", "parquet"])
 def test_training_data_may_be_rows_or_files(service: Tunesmith, tmp_path: Path, kind: str) -> None:
     frame = pd.DataFrame(next_word_rows(2))

@@ -51,7 +51,7 @@ from tunesmith.tuning.quote import Measured, Quote
 if TYPE_CHECKING:
     import pyarrow
 
-    from tunesmith.inference.engine import Completion
+    from tunesmith.inference.engine import Completion, Engine, Sampling
 
 POLL_S = 0.5  # between two looks of a waiter
 PRIVATE_OPTIONS = ("test_data", "swap_terms", "new_version_of")  # never in a model card
@@ -300,29 +300,52 @@ class Tunesmith:
         schema. Greedy by default. PromptTooLong, InvalidPrompt or InvalidSchema before anything is computed; UnfinishedAnswer where an
         answer that should follow a schema was cut, unless `allow_unfinished`.
         """
+        messages, began = [parse_messages(p) for p in prompts], time.time()
+        tuned, engine, sampling = self._to_ask(name, options)
+        found = engine.generate(messages, sampling)
+        self._charge(tuned, found, began)
+        cut = [c for c in found if not c.stopped] if sampling.schema else []
+        if cut and not allow_unfinished:
+            most = max(c.completion_tokens for c in cut)
+            raise UnfinishedAnswer(count=len(cut), model=tuned.name, answer=cut[0].text[:60] + "…", max_tokens=most)
+        return found
+
+    def stream(self, name: str, prompt: Any, **options: Any) -> Iterator[str]:
+        """The answer to one prompt in pieces as they are written; joined they are what `complete` gives. Options as there.
+
+        Who stops listening pays for what was written until then.
+        """
+        messages, began = parse_messages(prompt), time.time()
+        tuned, engine, sampling = self._to_ask(name, options)
+        last = None
+        try:
+            for so_far in engine.stream(messages, sampling):
+                piece, last = so_far.text[len(last.text) if last else 0 :], so_far
+                if piece:
+                    yield piece
+        finally:
+            if last:
+                self._charge(tuned, [last], began)
+
+    def _to_ask(self, name: str, options: Mapping[str, Any]) -> "tuple[TunedModel, Engine, Sampling]":
         tuned = self.model(name)
         access.require(access.principal(), "USAGE", tuned.name)
         self._warn_once(tuned)
-        messages = [parse_messages(p) for p in prompts]
-        sampling = _sampling(options)
+        asked = _sampling(options)
         # The one late import of the house: answering needs torch, and `tunesmith job list` must not wait for it.
         try:
             from tunesmith.inference.engine import Sampling, engine_for
         except ImportError as e:
             raise MissingExtra(what=f"answering ({e.name})", extra="train") from None
-        began = time.time()
-        found = engine_for(tuned, self.settings.device).generate(messages, Sampling(**sampling))
+        return tuned, engine_for(tuned, self.settings.device), Sampling(**asked)
+
+    def _charge(self, tuned: TunedModel, found: "Sequence[Completion]", began: float) -> None:
         used = sum(c.prompt_tokens for c in found), sum(c.completion_tokens for c in found)
         self.store.add_usage(
             kind="complete", model=tuned.name, base_model=tuned.base.name, job_id=tuned.job_id or None, input_tokens=used[0],
             output_tokens=used[1], started_at=began, ended_at=time.time(),
             credits=catalog.credits(self.settings.home, tuned.base.name, "inference", sum(used)),
         )  # fmt: skip
-        cut = [c for c in found if not c.stopped] if "schema" in sampling else []
-        if cut and not allow_unfinished:
-            most = max(c.completion_tokens for c in cut)
-            raise UnfinishedAnswer(count=len(cut), model=tuned.name, answer=cut[0].text[:60] + "…", max_tokens=most)
-        return found
 
     def count_tokens(self, name: str, text: str) -> int:
         """Tokens of a text for this model, its template left out."""
@@ -391,7 +414,7 @@ class Tunesmith:
         """A model that tuning harmed answers all the same; whoever asks it is told once."""
         if tuned.verdict and tuned.verdict["word"] == Word.HARMED and tuned.name not in self._warned:
             self._warned.add(tuned.name)
-            warnings.warn(f"{tuned.name}: {sentence(tuned.verdict)}", stacklevel=3)
+            warnings.warn(f"{tuned.name}: {sentence(tuned.verdict)}", stacklevel=4)
 
     def _hand_out(self, job: Job) -> Job:
         return replace(job, service=self)

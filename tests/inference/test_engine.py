@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +131,8 @@ def test_rows_that_are_done_leave_the_batch(engine: Engine, monkeypatch: pytest.
 
 def test_equal_prompts_are_answered_once_when_greedy(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    answer = engine._answer
-    monkeypatch.setattr(engine, "_answer", lambda prompts, *rest: seen.extend(prompts) or answer(prompts, *rest))
+    read = engine._read
+    monkeypatch.setattr(engine, "_read", lambda prompts, prefix: seen.extend(prompts) or read(prompts, prefix))
     found = engine.generate(ask(["say red", "say dog", "say red"]), Sampling(max_tokens=5))
     assert len(seen) == 2 and found[0] == found[2] != found[1]
 
@@ -204,6 +205,24 @@ def test_answers_follow_a_schema_whatever_the_model_would_say(engine: Engine, te
 def test_a_schema_that_cannot_be_followed_is_refused(engine: Engine, schema: str) -> None:
     with pytest.raises(InvalidSchema, match="cannot be followed"):
         engine.generate(ask(["x"]), Sampling(schema=schema))
+
+
+@pytest.mark.parametrize(
+    "asked", [Sampling(max_tokens=12), Sampling(temperature=1.0, seed=2, max_tokens=12), Sampling(max_tokens=60, schema=SCHEMA)]
+)
+def test_a_streamed_answer_grows_to_the_one_that_is_given_whole(engine: Engine, asked: Sampling) -> None:
+    for prompt in ("say red", "x", "say stone"):
+        seen = list(engine.stream(ask([prompt])[0], asked))
+        assert seen[-1] == engine.generate(ask([prompt]), asked)[0]
+        assert all(b.text.startswith(a.text) for a, b in pairwise(seen)) and len(seen) == seen[-1].completion_tokens + seen[-1].stopped
+
+
+def test_a_character_of_several_tokens_is_streamed_whole(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = [*engine.encoder.text("née 😀"), engine.encoder.template.end_id]
+    tokens = iter(wanted)
+    monkeypatch.setattr(engine_module, "choose", lambda *a: torch.tensor([next(tokens)]))
+    seen = [c.text for c in engine.stream(ask(["x"])[0], Sampling())]
+    assert seen[-1] == "née 😀" and len(wanted) > 7 and not any("\ufffd" in text for text in seen)
 
 
 def test_what_a_row_draws_depends_on_its_prompt_not_on_its_place(engine: Engine) -> None:

@@ -8,7 +8,7 @@ A base without a chat template gets the plain form: start token, prompt, newline
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import lru_cache
@@ -18,6 +18,7 @@ from typing import Any, Self
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 
 from tunesmith.catalog import read_json
 from tunesmith.errors import InvalidPrompt, UnsafeBaseModel
@@ -165,6 +166,11 @@ class Encoder:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._control.decode(list(ids), skip_special_tokens=True)
+
+    def pieces(self) -> Callable[[int], str]:
+        """Takes the ids of a text one by one and gives what each adds; nothing while a character is unfinished."""
+        stream = DecodeStream(skip_special_tokens=True)
+        return lambda i: stream.step(self._control, i) or ""
 
     def surely_longer(self, text: str, tokens: int) -> bool:
         """Whether a text is over a number of tokens whatever its tokens are: spares tokenising a 10 MB row."""

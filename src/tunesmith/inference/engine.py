@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +90,25 @@ class Engine:
         for i, ids in enumerate(encoded):
             key = tuple(ids) if sampling.temperature == 0 else (*ids, -1 - i)
             wanted.setdefault(key, []).append(i)
-        asked = [encoded[places[0]] for places in wanted.values()]
+        places = list(wanted.values())
         answers: list[Completion | None] = [None] * len(prompts)
-        for group, completions in self._batches(asked, sampling):
+        for group, completions in self._batches([encoded[p[0]] for p in places], sampling):
             for g, completion in zip(group, completions, strict=True):
-                for i in list(wanted.values())[g]:
+                for i in places[g]:
                     answers[i] = completion
         return [a for a in answers if a is not None]
+
+    def stream(self, messages: Messages, sampling: Sampling) -> Iterator[Completion]:
+        """The answer to one prompt as far as it is written, in whole characters, after every token; the last is what `generate` gives."""
+        ids = self._prompt_ids(messages)
+        answers = self._begin([ids], sampling)
+        pieces, said = self.encoder.pieces(), ""
+        for _ in self._write(answers, [ids], DynamicCache(config=self.model.config), sampling):
+            [answer] = answers
+            if not answer.is_done:
+                said += pieces(answer.ids[-1])
+                yield replace(self._completion(answer), text=said)
+        yield self._completion(answers[0])
 
     def _prompt_ids(self, messages: Messages) -> list[int]:
         content = max((m["content"] for m in messages), key=len)
@@ -107,16 +119,26 @@ class Engine:
         return ids
 
     def _batches(self, asked: list[list[int]], sampling: Sampling) -> Iterator[tuple[list[int], list[Completion]]]:
-        grammar = self._grammar(sampling.schema) if sampling.schema else None
-        seeds = row_seeds(asked, torch.seed() if sampling.seed is None else sampling.seed) if sampling.temperature else []
+        answers = self._begin(asked, sampling)
         prefix = self._prefix(asked)
         n = prefix.get_seq_length()
         longest = max(map(len, asked), default=1)
         for group in micro_batches([len(ids) - n for ids in asked], BATCH_TOKENS, max(1, CACHE_TOKENS // longest)):
-            yield group, self._answer([asked[g] for g in group], prefix, sampling, [seeds[g] for g in group if seeds], grammar)
+            for _ in self._write([answers[g] for g in group], [asked[g] for g in group], prefix, sampling):
+                pass
+            yield group, [self._completion(answers[g]) for g in group]
 
-    def _grammar(self, schema: str) -> Grammar:
-        return Grammar(schema, self.encoder.file, self.model.config.vocab_size, self.encoder.template.stop_ids)
+    def _begin(self, prompts: list[list[int]], sampling: Sampling) -> "list[_Answer]":
+        answers = [_Answer(len(p), min(sampling.max_tokens, self.context - len(p))) for p in prompts]
+        if sampling.temperature:
+            seeds = row_seeds(prompts, torch.seed() if sampling.seed is None else sampling.seed)
+            for answer, seed in zip(answers, seeds, strict=True):
+                answer.numbers = torch.Generator().manual_seed(seed)
+        if sampling.schema:
+            grammar = Grammar(sampling.schema, self.encoder.file, self.model.config.vocab_size, self.encoder.template.stop_ids)
+            for answer in answers:
+                answer.matcher = grammar.matcher()
+        return answers
 
     @torch.inference_mode()
     def _prefix(self, asked: list[list[int]]) -> DynamicCache:
@@ -130,29 +152,22 @@ class Engine:
         return cache
 
     @torch.inference_mode()
-    def _answer(
-        self, prompts: list[list[int]], prefix: DynamicCache, sampling: Sampling, seeds: list[int], grammar: Grammar | None
-    ) -> list[Completion]:
-        """`seeds`: one for each prompt; none when greedy."""
+    def _write(self, answers: "list[_Answer]", prompts: list[list[int]], prefix: DynamicCache, sampling: Sampling) -> Iterator[None]:
+        """Write the answers to the prompts token by token; hands over after each."""
         stops = set(self.encoder.template.stop_ids)
-        answers = [_Answer(len(p), min(sampling.max_tokens, self.context - len(p))) for p in prompts]
-        for answer, seed in zip(answers, seeds, strict=False):
-            answer.numbers = torch.Generator().manual_seed(seed)
-        if grammar:
-            for answer in answers:
-                answer.matcher = grammar.matcher()
         cache, mask, logits_BV = self._read(prompts, prefix)
         batch = answers  # those that are done leave it when they are many
         while True:
-            if grammar:
+            if sampling.schema:
                 logits_BV = allowed(logits_BV, [a.matcher for a in batch])
-            u_B = torch.cat([torch.rand(1, generator=a.numbers) for a in batch]).to(self._device) if seeds else None
+            u_B = torch.cat([torch.rand(1, generator=a.numbers) for a in batch]).to(self._device) if sampling.temperature else None
             token_B = choose(logits_BV, sampling, u_B)
             for answer, token in zip(batch, token_B.tolist(), strict=True):
                 answer.add(token, stops)
+            yield
             running = [not a.is_done for a in batch]
             if not any(running):
-                return [self._completion(a) for a in answers]
+                return
             if 2 * sum(running) <= len(batch):
                 kept = torch.tensor(running).nonzero().squeeze(1).to(self._device)
                 cache.batch_select_indices(kept)

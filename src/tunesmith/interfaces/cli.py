@@ -406,9 +406,15 @@ def complete(
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 4096,
     as_json: Json = False,
 ) -> None:
-    """Answer each prompt, one line each."""
+    """Answer each prompt, one line each; on a terminal a single answer appears as it is written."""
     asked = prompts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    found = _service().complete(model, asked, temperature=temperature, top_p=top_p, max_tokens=max_tokens)
+    options: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
+    if len(asked) == 1 and sys.stdout.isatty() and not as_json:
+        for piece in _service().stream(model, asked[0], **options):
+            print(piece, end="", flush=True)
+        print()
+        return
+    found = _service().complete(model, asked, **options)
     if as_json:
         print(json.dumps([{"prompt": p, **asdict(c)} for p, c in zip(asked, found, strict=True)], ensure_ascii=False))
         return

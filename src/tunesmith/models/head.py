@@ -75,7 +75,8 @@ class _Losses(torch.autograd.Function):
 
 
 def _chunks(weight_VD: Tensor, *of_N: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(t.split(max(1, CHUNK_LOGITS // len(weight_VD))) for t in of_N), strict=True)
+    n = max(1, CHUNK_LOGITS // len(weight_VD))
+    return zip(*(torch.split(t, n) for t in of_N), strict=True)
 
 
 def _logits(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
