@@ -1,12 +1,13 @@
 # make demo    install, then the main job on example data, every statement shown
 # make test    install, then format, lint, types, tests and docs
 # make proofs  the promises at their full figures; writes proofs/results/latest.json
+# make bench-quick  training and answering against fair peers, small shape; writes docs/performance.md
 # make fix     format and mend what the linter can
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test proofs check fix clean
+.PHONY: demo test proofs bench-quick check fix clean
 
 demo: .venv/train.done
 	$(BIN)/tunesmith demo
@@ -16,6 +17,10 @@ test: check
 
 proofs: .venv/dev.done
 	$(BIN)/python proofs/verdict.py
+
+bench-quick: .venv/dev.done
+	$(BIN)/python benchmarks/train.py --shapes 15M --repeats 3
+	$(BIN)/python benchmarks/generate.py --shapes 15M
 
 check: .venv/dev.done
 	$(BIN)/ruff format --check .

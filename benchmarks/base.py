@@ -9,6 +9,7 @@ from the folder of `--data`; nothing is downloaded.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -174,7 +175,12 @@ class Bench:
 
     def __init__(self, data: str, processes: int) -> None:
         self._data, self._processes = data, processes
-        self.known: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}, "seconds": 0.0}
+        weights = hashlib.sha256((ROOT / "src" / "tunesmith" / "bases" / TINY / "model.safetensors").read_bytes()).hexdigest()[:16]
+        found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
+        self.known: dict[str, Any] = {**found, "weights": weights, "seconds": found.get("seconds", 0.0)}
+        if found.get("weights") != weights:  # of other weights: only the control's runs still hold
+            self.known["runs"] = {k: v for k, v in found["runs"].items() if SCRATCH in k.split("|")}
+            self.known["seconds"] = sum(v["seconds"] for v in self.known["runs"].values()) / processes
 
     def run(self, runs: Iterable[Run]) -> None:
         missing = [r for r in dict.fromkeys(runs) if r.key not in self.known["runs"]]

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import marked
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -101,6 +102,42 @@ def seconds(step: Callable[[Sequence[Encoded]], None], rows: Sequence[Encoded]) 
     return time.perf_counter() - began
 
 
+def useful_flops(shape: str, rows: Sequence[Encoded]) -> float:
+    """Of the matrix products that a step cannot do without: the frozen weights forward and backward (no gradient of their own) at every
+    distinct position, the head at supervised ones. Attention and the adapter are left out."""
+    s = SHAPES[shape]
+    d, kv = s["hidden_size"], s["hidden_size"] * s["num_key_value_heads"] // s["num_attention_heads"]
+    weights = s["num_hidden_layers"] * (2 * d * d + 2 * d * kv + 3 * d * s["intermediate_size"])
+    positions = len(packed.pack([r.ids for r in rows]).ids_T)
+    return 4.0 * weights * positions + 4.0 * d * s["vocab_size"] * sum(r.n_completion for r in rows)
+
+
+def matrix_ceiling(shape: str) -> float:
+    """GFLOP/s of this machine, now, for the shape's widest product."""
+    d, hidden = SHAPES[shape]["hidden_size"], SHAPES[shape]["intermediate_size"]
+    x, w = torch.randn(2048, d), torch.randn(2 * hidden, d)
+    best = min(_matrix_seconds(x, w) for _ in range(20))
+    return 2 * 2048 * d * 2 * hidden / best / 1e9
+
+
+def _matrix_seconds(x: torch.Tensor, w: torch.Tensor) -> float:
+    began = time.perf_counter()
+    torch.mm(x, w.T)
+    return time.perf_counter() - began
+
+
+def table_md(found: list[dict[str, Any]], threads: int) -> str:
+    head = ["shape", "work", "ours, ms a row", "fair peer, ms a row (its micro-batch)", "times (range)", "utilisation"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for f in found:
+        low, high = f["spread"]
+        lines.append(
+            f"| {f['shape']} | ({f['work']}) | {f['ours_ms_per_row']:.0f} | {f['peer_ms_per_row']:.0f} ({f['peer_micro_batch']}) "
+            f"| **{f['ratio']:.2f}** ({low:.2f} to {high:.2f}) | {f['utilisation']:.2f} of {f['probe_gflops']:.0f} GFLOP/s |"
+        )
+    return "\n".join([*lines, "", f"{threads} threads, torch {torch.__version__}, float32.", ""])
+
+
 def compare(shape: str, work: str, repeats: int) -> dict[str, Any]:
     rows = rows_of(work)
     sweep = {}
@@ -116,13 +153,13 @@ def compare(shape: str, work: str, repeats: int) -> dict[str, Any]:
         times["peer"].append(seconds(peer, rows))
         times["ours"].append(seconds(mine, rows))
     ratios = [p / o for p, o in zip(times["peer"], times["ours"], strict=True)]
+    probe, ours_s, peer_s = matrix_ceiling(shape), statistics.median(times["ours"]), statistics.median(times["peer"])
     found = {
-        "shape": shape, "work": work, "ours_ms_per_row": 1000 * statistics.median(times["ours"]) / ROWS,
-        "peer_ms_per_row": 1000 * statistics.median(times["peer"]) / ROWS, "peer_micro_batch": best,
-        "ratio": statistics.median(ratios), "spread": [min(ratios), max(ratios)],
+        "shape": shape, "work": work, "ours_ms_per_row": 1000 * ours_s / ROWS, "peer_ms_per_row": 1000 * peer_s / ROWS,
+        "peer_micro_batch": best, "ratio": statistics.median(ratios), "spread": [min(ratios), max(ratios)],
+        "probe_gflops": probe, "utilisation": useful_flops(shape, rows) / ours_s / 1e9 / probe,
     }  # fmt: skip
-    print(f"{shape} ({work}): ours {found['ours_ms_per_row']:.0f} ms a row, fair peer {found['peer_ms_per_row']:.0f} (micro-batch {best}), "
-          f"{found['ratio']:.2f} times ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)  # fmt: skip
+    print(table_md([found], torch.get_num_threads()), flush=True)
     return found
 
 
@@ -138,6 +175,7 @@ def main() -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     facts = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": args.threads, "runs": found}
     RESULTS.write_text(json.dumps(facts, indent=1) + "\n")
+    marked.write("performance.md", {"train": table_md(found, args.threads)})
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def test_rows_of_a_batch_do_not_touch_each_other_in_any_family(family: str, pack
     alone = [causal_lm.token_losses(model, causal_lm.collate([row], model)) for row in rows]
     if packs:
         packed.enable(model)
-        assert packed.can_pack(model, 23) is (family in PACKS)
+        assert packed.can_pack(model, 23) is (family in PACKS) is (packed.why_padded(model, 23) == "")
     together = causal_lm.collate(rows, model)
     assert ("packed_layout" in together.inputs) is (packs and family in PACKS)
     losses = causal_lm.token_losses(model, together)
@@ -66,6 +66,7 @@ def test_a_row_longer_than_a_sliding_window_is_not_packed() -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("mistral", **{**TINY, "sliding_window": 16})).eval()
     packed.enable(model)
     assert packed.can_pack(model, 16) and not packed.can_pack(model, 17)
+    assert packed.why_padded(model, 16) == "" and "reaches back 16 tokens" in packed.why_padded(model, 17)
     rows = [Encoded(list(range(1, 40)), 20), Encoded([1, 2, 3], 1)]
     assert "packed_layout" not in causal_lm.collate(rows, model).inputs
 

@@ -257,8 +257,20 @@ def enable(model: PreTrainedModel) -> None:
 def can_pack(model: Any, longest: int) -> bool:
     """Whether rows of up to `longest` tokens may be packed for this model as it stands."""
     config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None) or longest
-    return config._attn_implementation == NAME and longest <= window
+    return config._attn_implementation == NAME and longest <= _window(model, longest)
+
+
+def why_padded(model: Any, longest: int) -> str:
+    """Why rows of up to `longest` tokens are not packed for this model; empty where they are."""
+    if can_pack(model, longest):
+        return ""
+    if longest > _window(model, longest):
+        return f"its attention reaches back {_window(model, longest)} tokens and the longest row has {longest}"
+    return _objection(model.get_base_model() if hasattr(model, "get_base_model") else model)
+
+
+def _window(model: Any, longest: int) -> int:
+    return getattr(model.config.get_text_config(), "sliding_window", None) or longest
 
 
 def _objection(model: PreTrainedModel) -> str:

@@ -12,7 +12,7 @@ from tunesmith import catalog, durable
 from tunesmith.data import prose
 from tunesmith.data.examples import Example, encode
 from tunesmith.inference.engine import Engine, Sampling
-from tunesmith.models import causal_lm, methods
+from tunesmith.models import causal_lm, methods, packed
 from tunesmith.models.certificate import LEAST_PROBES
 from tunesmith.models.layout import MICRO_TOKENS
 from tunesmith.models.probes import Probes, record
@@ -37,6 +37,8 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
     model = method.prepare(base, options)
     tokens = sum(len(r.encoded.ids) for r in rows["train"])
     micro_tokens = MICRO_TOKENS
+    if reason := packed.why_padded(model, max(len(r.encoded.ids) for part in rows.values() for r in part)):
+        report("warning", message=f"rows are padded, not packed: slower, and otherwise the same ({reason})")
     if not any(True for a in assignment.attempts for _ in a.glob("step-*")):  # a resumed job was quoted when it began
         measured = rehearse(model, rows["train"], rows["validation"], options)
         micro_tokens = measured.micro_tokens
