@@ -26,6 +26,7 @@ from tunesmith.errors import (
     FolderTaken,
     InvalidOptionValue,
     InvalidSchema,
+    JobNotInState,
     MissingExtra,
     NotADataSource,
     NotPromoted,
@@ -144,6 +145,23 @@ class Tunesmith:
         job = self.store.resume(job_id)
         worker.ensure(self.settings, self.store)
         return self._hand_out(job)
+
+    def verify_resume(self, job_id: str) -> child.Compared:
+        """Do the job's first steps in one go and again with a kill and a resume in between, and compare the weights to the bit.
+
+        In a process of its own, on the job's own rows and options; nothing of the job is touched. JobNotInState before its options are
+        decided.
+        """
+        access.require(access.principal(), "MONITOR", job_id)
+        job = self.store.get(job_id)
+        if job.resolved is None:
+            raise JobNotInState(id=job.id, status=job.status.value, needed="past VALIDATING")
+        _must_be_able_to_train()
+        assignment = child.Assignment.of(
+            job, home=self.settings.home, job_folder=self.settings.job_folder(job.id), device=self.settings.device,
+            threads=self.settings.threads,
+        )  # fmt: skip
+        return child.Compared(**child.ask("tunesmith.tuning.resume_proof", assignment, "compared"))
 
     def wait(self, job_id: str, *, timeout_s: float | None = None, on_change: Callable[[Job], None] | None = None) -> Job:
         """Block until the job has ended (or `timeout_s` is over) and return it; `on_change` sees every look."""

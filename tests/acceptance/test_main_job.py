@@ -207,6 +207,12 @@ def test_kill_9_or_a_pause_changes_nothing_but_the_time(
     assert job.status is JobStatus.SUCCEEDED and job.attempt == 2, job.error
     found = final_weights(Tunesmith(), job)
     assert found.keys() == undisturbed.keys() and all(torch.equal(found[n], undisturbed[n]) for n in found)
+    if victim == "worker":
+        command = [sys.executable, "-m", "tunesmith.interfaces.cli", "job", "verify-resume", job.id]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        assert ended.returncode == 0 and re.search(r"from the checkpoint of step 6: \d+ trained tensors, 0 differ", ended.stdout), (
+            ended.stderr
+        )
 
 
 def test_ctrl_c_detaches_the_watcher_and_the_job_goes_on_until_it_is_cancelled(home: Path, tuned_base: Path) -> None:

@@ -26,7 +26,7 @@ JOB_FAILED = 5
 app = typer.Typer(
     help="Fine-tune models where your tables are.", add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False
 )
-job_app = typer.Typer(help="Jobs: list, show, wait, pause, resume, cancel.", no_args_is_help=True)
+job_app = typer.Typer(help="Jobs: list, show, wait, pause, resume, cancel, verify-resume.", no_args_is_help=True)
 model_app = typer.Typer(help="Models: list, show, promote, export, import.", no_args_is_help=True)
 app.add_typer(job_app, name="job")
 app.add_typer(model_app, name="model")
@@ -237,6 +237,21 @@ def job_resume(id: JobId, as_json: Json = False, quiet: Quiet = False) -> None:
     """Let a paused job go on."""
     job = _service().resume(id)
     _print_job(job, as_json, quiet, f"job {job.id}: {job.status.value}")
+
+
+@job_app.command("verify-resume")
+def job_verify_resume(id: JobId, as_json: Json = False) -> None:
+    """Show that a kill and a resume change no weight: the job's first steps in one go, and again with a kill, compared to the bit."""
+    found = _service().verify_resume(id)
+    if as_json:
+        print(json.dumps(asdict(found)))
+    else:
+        print(
+            f"{found.steps} steps in one go; the same with a kill, resumed from the checkpoint of step {found.resumed_from}: "
+            f"{found.tensors} trained tensors, {len(found.different)} differ"
+        )
+    if found.different:
+        sys.exit(1)
 
 
 def _watch(job: Job, as_json: bool, quiet: bool) -> None:

@@ -78,6 +78,19 @@ class Assignment:
         return Encoder(PromptTemplate.from_json(self.template), Path(self.spec.folder))
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What `resume_proof` found."""
+
+    steps: int
+    """Done in one go, and done with a kill in between."""
+    resumed_from: int
+    """The checkpoint that the second half began with."""
+    tensors: int
+    different: list[str]
+    """Trained tensors that were not equal to the bit at the end."""
+
+
 def command(module: str) -> list[str]:
     return [sys.executable, "-m", module]
 

@@ -26,7 +26,6 @@ from tunesmith.tuning.batches import rows_of_step, steps_per_epoch, steps_within
 from tunesmith.tuning.checkpoints import Position
 
 LEAST_MICRO_TOKENS = 64  # half of it is tried where memory runs out, down to this; a row is never cut
-CHECKPOINT_SECONDS = 60.0  # besides every epoch's end: what a kill can cost
 NON_FINITE_LIMIT = 5  # steps in a row
 RECORD_SECONDS = 0.5  # at most two recorded steps a second, and every epoch's last: a commit syncs the disk
 
@@ -42,6 +41,8 @@ class Run:
     report: Callable[..., None]
     micro_tokens: int = MICRO_TOKENS
     """Tokens that go through the model at once when the run begins; a resumed one keeps its own."""
+    checkpoint_seconds: float = 60.0
+    """Besides every epoch's end: what a kill can cost."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def train(
         now = time.monotonic()
         at = replace(at, seconds=at.seconds + now - began)
         at = replace(at, stopped_by=_stopped_by(at, total, planned, per_epoch, out_of_time, options, budget))
-        is_due = pauses or now - saved > CHECKPOINT_SECONDS
+        is_due = pauses or now - saved > run.checkpoint_seconds
         if is_due or now - told > RECORD_SECONDS:
             _tell(step, at, epoch, pauses and bool(validation_rows), run)
             told = now

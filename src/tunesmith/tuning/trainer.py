@@ -15,6 +15,7 @@ from tunesmith.inference.engine import Engine, Sampling
 from tunesmith.models import causal_lm, methods, packed
 from tunesmith.models.certificate import LEAST_PROBES
 from tunesmith.models.layout import MICRO_TOKENS
+from tunesmith.models.methods import Model
 from tunesmith.models.probes import Probes, record
 from tunesmith.tuning import child
 from tunesmith.tuning.loop import Budget, Run, train
@@ -26,15 +27,21 @@ RESULT = "result"  # the finished model inside the attempt's folder
 PROBES, PROBE_TOKENS = 48, 24  # prompts that prove the stored model, and the longest answer to one
 
 
-def run(assignment: child.Assignment, report: child.Report) -> None:
-    options, spec, method = assignment.decided, assignment.spec, methods.load(assignment.decided.method)
-    home, folder = Path(assignment.home), Path(assignment.folder)
+def begin(assignment: child.Assignment) -> tuple[Model, dict[str, list[Example]]]:
+    """The model as every attempt of a job begins with it, and the rows of each part."""
+    options, spec = assignment.decided, assignment.spec
     torch.set_num_threads(assignment.threads)
     torch.manual_seed(options.seed)
     dataset, encoder = assignment.dataset(), assignment.encoder()
     rows = {part: encode(dataset, part, encoder, spec, options.on_long).accepted for part in ("train", "validation")}
     base = causal_lm.load_base(spec, causal_lm.device_of(assignment.device))
-    model = method.prepare(base, options)
+    return methods.load(options.method).prepare(base, options), rows
+
+
+def run(assignment: child.Assignment, report: child.Report) -> None:
+    options, spec, encoder = assignment.decided, assignment.spec, assignment.encoder()
+    home, folder = Path(assignment.home), Path(assignment.folder)
+    model, rows = begin(assignment)
     tokens = sum(len(r.encoded.ids) for r in rows["train"])
     micro_tokens = MICRO_TOKENS
     if reason := packed.why_padded(model, max(len(r.encoded.ids) for part in rows.values() for r in part)):
@@ -51,7 +58,7 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
     with durable.staging(home) as outer:
         staged = outer / RESULT
         staged.mkdir()
-        method.save(model, staged, spec)
+        methods.load(options.method).save(model, staged, spec)
         durable.write_json(staged / "prompt_template.json", asdict(encoder.template))
         probes(Engine(model, encoder, spec.name, spec.context), [*rows["validation"], *rows["train"]]).save(staged)
         if not (folder / RESULT).exists():
