@@ -56,6 +56,8 @@ def facts(spec: catalog.ModelSpec, recorded: dict) -> str:
         + " on two cores, beside other work at times",
         "peak rates": f"{recorded['peak_learning_rate']:g} (AdamW: embeddings, norms), 0.02 (Muon: matrices); in each round warm-up 2 %, "
         "level, linear to zero over the last half",
+        "weight decay": ", ".join(f"{r.get('weight_decay', 0.0):g}" for r in rounds(recorded))
+        + " (decoupled, matrices and embeddings), round by round",
         "copying": f"the last round begins with rows of repeated random tokens and keeps an eighth of them; of such tokens, said a second "
         f"time, the model gives {recorded['copied']:.0%} as the most likely next one",
         "held-out loss": f"{held['prose']:.2f} bits per byte of prose, {held['tasks']:.2f} of task completions (200 documents each, "

@@ -72,6 +72,7 @@ def main() -> None:
     earlier = json.loads((Path(args.start) / "pretraining.json").read_text()) if args.start else None
     facts = {
         "parameters": parameters, "tokens": tokens, "minutes": args.minutes, "peak_learning_rate": args.rate,
+        "weight_decay": args.weight_decay,
         "context": args.context, "seed": args.seed, "held_out_bits_per_byte": held_out, "curve": curve,
         "bytes_per_token": {"prose": bytes_per_token(tokenizer, prose[:500]),
                             "tasks": bytes_per_token(tokenizer, [p + c for p, c in tasks[:500]])},
