@@ -21,6 +21,7 @@ from transformers import DynamicCache
 from tunesmith import catalog, durable
 from tunesmith.data.template import Encoder, Messages, PromptTemplate
 from tunesmith.errors import PromptTooLong
+from tunesmith.inference.cache import new_cache
 from tunesmith.inference.structured import Grammar, allowed
 from tunesmith.models import causal_lm, certificate, methods
 from tunesmith.models.layout import micro_batches
@@ -103,7 +104,7 @@ class Engine:
         ids = self._prompt_ids(messages)
         answers = self._begin([ids], sampling)
         pieces, said = self.encoder.pieces(), ""
-        for _ in self._write(answers, [ids], DynamicCache(config=self.model.config), sampling):
+        for _ in self._write(answers, [ids], new_cache(self.model.config), sampling):
             [answer] = answers
             if not answer.is_done:
                 said += pieces(answer.ids[-1])
@@ -143,7 +144,7 @@ class Engine:
     @torch.inference_mode()
     def _prefix(self, asked: list[list[int]]) -> DynamicCache:
         """The keys and values of what all prompts begin with (a system prompt, examples), computed once; empty where that is little."""
-        cache = DynamicCache(config=self.model.config)
+        cache = new_cache(self.model.config)
         n = common_prefix(asked) if len(asked) > 1 else 0
         if n >= PREFIX_LEAST:
             ids = torch.tensor([asked[0][:n]], device=self._device)
