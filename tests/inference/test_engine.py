@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -233,13 +235,20 @@ def test_what_a_row_draws_depends_on_its_prompt_not_on_its_place(engine: Engine)
     assert not set(row_seeds([[1], [1], [2]], 1)) & set(row_seeds([[1], [1], [2]], 2)), "neighbouring seeds draw other numbers"
 
 
-def test_loaded_models_are_kept_and_the_oldest_let_go(tuned_base: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "LOADED_LIMIT", 1)
+def test_loaded_models_are_kept_while_there_is_room_and_the_longest_unused_goes_first(
+    tuned_base: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine_module._loaded.clear()
-    first = engine_for(base_of(tuned_base), "cpu")
+    third = Path(shutil.copytree(tiny_base, tmp_path / "third"))
+    first, second = (engine_for(base_of(b), "cpu") for b in (tuned_base, tiny_base))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    monkeypatch.setattr(engine_module, "LOADED_SHARE", 2.5 * first.size / memory)
     assert engine_for(base_of(tuned_base), "cpu") is first
-    engine_for(base_of(tiny_base), "cpu")
-    assert engine_for(base_of(tuned_base), "cpu") is not first
+    engine_for(base_of(third), "cpu")
+    assert engine_for(base_of(tuned_base), "cpu") is first and engine_for(base_of(tiny_base), "cpu") is not second
+    monkeypatch.setattr(engine_module, "LOADED_SHARE", 0.0)
+    last = engine_for(base_of(third), "cpu")
+    assert list(engine_module._loaded.values()) == [last], "what is asked is there, however large"
 
 
 def test_the_bundled_base_and_its_control_are_two_engines(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_prompts_come_as_arguments_or_lines(home: Path) -> None:
 def test_doctor_finds_this_machine_fit() -> None:
     found = call("doctor", "--json")
     checks = {c["name"]: c for c in json.loads(found.stdout)}
-    assert found.exit_code == 0 and {"home", "store", "torch", "disk", "worker"} <= set(checks)
+    assert found.exit_code == 0 and {"home", "store", "torch", "llguidance", "scikit-learn", "psycopg", "disk", "worker"} <= set(checks)
     assert "ok  torch" in call("doctor").stdout
 
 

@@ -2,12 +2,13 @@
 
 What all prompts begin with is computed once. Prompts of like length are answered together with one key-value cache per batch; equal
 prompts are answered once when greedy. A batch is padded on the right, and each row's positions go on from its own end, so padding
-decides nothing. Models stay loaded, the last few used.
+decides nothing. Models stay loaded as far as there is memory for them.
 """
 
 import copy
 import hashlib
 import json
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,7 +32,7 @@ from tunesmith.registry import TunedModel
 BATCH_TOKENS = 8192  # padded prompt tokens answered together
 CACHE_TOKENS = 65_536  # prompt tokens whose keys and values are held together
 PREFIX_LEAST = 16  # shared tokens worth a pass of their own
-LOADED_LIMIT = 2  # models kept in memory
+LOADED_SHARE = 0.25  # of this machine's memory, for the weights of models that are kept loaded; the last one asked always is
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ class Engine:
     def __init__(self, model: Model, encoder: Encoder, name: str, context: int) -> None:
         self.model, self.encoder, self._name, self.context = model, encoder, name, context
         self._device = next(model.parameters()).device
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights."""
+        return sum(p.numel() * p.element_size() for p in self.model.parameters())
 
     @classmethod
     def load(cls, tuned: TunedModel, device: str) -> "Engine":
@@ -261,11 +267,12 @@ _loaded: OrderedDict[tuple[str, ...], Engine] = OrderedDict()
 
 
 def engine_for(tuned: TunedModel, device: str) -> Engine:
-    """The engine of a model, loaded once and kept while it is among the last used."""
+    """The engine of a model, loaded when first asked and kept while the weights of all fit into `LOADED_SHARE` of the memory."""
     key = (tuned.base.name, tuned.base.folder, tuned.folder, tuned.digest)
     if key not in _loaded:
         _loaded[key] = Engine.load(tuned, device)
-        while len(_loaded) > LOADED_LIMIT:
-            _loaded.popitem(last=False)
     _loaded.move_to_end(key)
+    room = LOADED_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    while len(_loaded) > 1 and sum(e.size for e in _loaded.values()) > room:
+        _loaded.popitem(last=False)
     return _loaded[key]

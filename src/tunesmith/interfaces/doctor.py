@@ -14,6 +14,12 @@ from tunesmith.settings import Settings, processors
 from tunesmith.store import JobStore
 from tunesmith.worker import is_alive
 
+OPTIONAL = (
+    ("scikit-learn", "audit", "linear model in the audit, the quote and the verdict"),
+    ("lingua-language-detector", "audit", "languages in the audit"),
+    ("psycopg", "postgresql", "store in PostgreSQL"),
+)
+"""Package, the extra that brings it, and what is missing without it."""
 FREE_MB = 1024  # below it a job of a small base may have to wait for space
 
 
@@ -57,12 +63,17 @@ def _places(settings: Settings) -> Iterator[Check]:
 def _packages() -> Iterator[Check]:
     for name in ("duckdb", "sqlalchemy", "tokenizers"):
         yield Check(name, True, version(name))
-    for name in ("torch", "transformers", "peft", "pyarrow"):
+    for name in ("torch", "transformers", "peft", "pyarrow", "llguidance"):
         try:
             yield Check(name, True, version(name))
         except PackageNotFoundError:
             advice = "torch for the CPU first (PyTorch's install page, choice CPU), then pip install 'tunesmith[train]'"
             yield Check(name, False, "not installed: no job can run here", advice)
+    for name, extra, gives in OPTIONAL:
+        try:
+            yield Check(name, True, version(name))
+        except PackageNotFoundError:
+            yield Check(name, True, f"not installed: no {gives}", f"pip install 'tunesmith[{extra}]' if you want it")
 
 
 def _torch() -> Iterator[Check]:
