@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tunesmith.evaluation.verdict import Slice, Verdict, Word, interval, judge, objection, sentence, slices, student_t
+from tunesmith.evaluation.verdict import Slice, Verdict, Word, decide, interval, judge, objection, sentence, slices, student_t
 
 
 def scores(n: int, won: int, lost: int) -> tuple[list[int], list[int]]:
@@ -26,6 +26,25 @@ def scores(n: int, won: int, lost: int) -> tuple[list[int], list[int]]:
 def test_the_word_follows_the_interval_and_few_rows_need_a_margin(n: int, won: int, lost: int, word: Word) -> None:
     found, difference, low, high = judge(*scores(n, won, lost))
     assert found is word and difference == pytest.approx((won - lost) / n) and low <= difference <= high
+
+
+@pytest.mark.parametrize(
+    ("right", "word", "against"),
+    [
+        ({"base": 0, "examples": 20, "commonest": 60, "tuned": 160}, Word.HELPED, "examples"),
+        ({"base": 0, "examples": 20, "commonest": 60, "tuned": 62}, Word.NO_EVIDENCE, "commonest"),  # it learned the form of an answer
+        ({"base": 0, "commonest": 100, "tuned": 40}, Word.NO_EVIDENCE, "commonest"),  # worse than a constant, but harmed is what was there
+        ({"base": 100, "examples": 20, "commonest": 0, "tuned": 40}, Word.HARMED, "base"),
+        ({"base": 100, "examples": 120, "commonest": 150, "tuned": 122}, Word.NO_EVIDENCE, "examples"),
+    ],
+)
+def test_helped_is_also_better_than_a_constant_answer_and_harmed_is_worse_than_the_base(
+    right: dict[str, int], word: Word, against: str
+) -> None:
+    arms = {arm: [1.0] * n + [0.0] * (200 - n) for arm, n in right.items()}
+    found, arm, difference, low, high = decide(arms)
+    assert (found, arm) == (word, against) and low <= difference <= high
+    assert difference == pytest.approx((right["tuned"] - right[against]) / 200)
 
 
 def test_with_few_rows_an_interval_that_touches_the_margin_decides_nothing() -> None:
@@ -79,6 +98,7 @@ def test_a_verdict_crosses_as_json_and_says_its_word_first() -> None:
     assert sentence(data).startswith(
         "HELPED: tuning gained +70.0 points on 168 rows (95 % interval +60.0 to +80.0), against the base with 5"
     )
+    assert "against always answering 'billing'" in sentence({**data, "against": "commonest", "commonest_answer": "billing"})
     assert sentence({**data, "word": "NO_EVIDENCE"}).startswith("NO EVIDENCE") and math.isclose(data["low"], 0.6)
 
 

@@ -19,7 +19,7 @@ from tunesmith.data.template import Encoded, Messages
 from tunesmith.errors import CertificateRefused, DamagedFiles
 from tunesmith.evaluation.bias import LEAST_SWAPPED, MOST_SWAPPED, PAIRS, Bias, Swap, Swapped, gaps
 from tunesmith.evaluation.metrics import METRICS, commonest, metrics_for
-from tunesmith.evaluation.verdict import PROMPT_ARMS, STOP_RATE, Verdict, Word, judge, sentence, slices
+from tunesmith.evaluation.verdict import STOP_RATE, Verdict, Word, decide, sentence, slices
 from tunesmith.inference.engine import Completion, Engine, Sampling
 from tunesmith.models import causal_lm, methods
 from tunesmith.models.certificate import template_digest
@@ -139,9 +139,8 @@ class _Evaluation:
         scores = {m: {arm: self._scores(m, arm) for arm in ARMS if arm in self._answers} for m in metrics}
         means = {m: {arm: sum(s) / len(s) for arm, s in arms.items()} for m, arms in scores.items()}
         primary, arms = scores[metrics[0]], means[metrics[0]]
-        against = max((a for a in PROMPT_ARMS if a in arms), key=lambda a: arms[a])
-        word, difference, low, high = judge(primary["tuned"], primary[against], self._seed)
-        if arms["tuned"] <= arms["commonest"]:
+        word, against, difference, low, high = decide(primary, self._seed)
+        if arms["tuned"] <= arms["commonest"] and against != "commonest":
             self._notes.append(f"the tuned model is no better than always answering {self._always!r:.40}")
         if arms.get("linear", 0) >= arms["tuned"]:
             self._notes.append("a linear model on words scores as high: you may not need a language model for this")

@@ -1,8 +1,8 @@
 """The verdict: did tuning help? One word, decided by a rule that was fixed before the scores were seen. Imports no torch.
 
-Arms answer the same rows, which chose nothing. The difference of the tuned model to the best arm that only a prompt would have cost
-is judged by a paired bootstrap interval over rows (Efron and Tibshirani 1993, chapter 13), its quantiles widened for small samples
-as Hesterberg (2015, arXiv 1411.5279) describes.
+Arms answer the same rows, which chose nothing. The difference of the tuned model to the best arm that only a prompt would have cost,
+and to a constant answer, is judged by a paired bootstrap interval over rows (Efron and Tibshirani 1993, chapter 13), its quantiles
+widened for small samples as Hesterberg (2015, arXiv 1411.5279) describes.
 """
 
 import math
@@ -54,7 +54,7 @@ class Verdict:
     arms: Mapping[str, float]
     """Mean score of every arm on the primary metric: base, examples, commonest, linear (where measured), tuned."""
     against: str
-    """The best of the arms that only a prompt would have cost."""
+    """The better of the arms that only a prompt would have cost; `commonest` where tuning passed those but not that."""
     difference: float
     low: float
     high: float
@@ -98,6 +98,21 @@ def judge(tuned: ArrayLike, before: ArrayLike, seed: int = 0) -> tuple[Word, flo
     enough = np.count_nonzero(difference) >= LEAST_DIFFERENT
     word = Word.HELPED if enough and low > margin else Word.HARMED if enough and high < -margin else Word.NO_EVIDENCE
     return word, float(difference.mean()), low, high
+
+
+def decide(scores: Mapping[str, Sequence[float]], seed: int = 0) -> tuple[Word, str, float, float, float]:
+    """The word, the arm that it is against, and the difference with its interval, from every arm's scores per row.
+
+    Against the better prompt-only arm. HELPED must also hold against always giving the commonest answer, which takes no model at all:
+    tuning that teaches nothing but the form of an answer passes a base that never writes one. Where that fails, it is what is shown.
+    """
+    best = max((a for a in PROMPT_ARMS if a in scores), key=lambda a: sum(scores[a]))
+    word, *figures = judge(scores["tuned"], scores[best], seed)
+    if word is Word.HELPED:
+        against_constant, *others = judge(scores["tuned"], scores["commonest"], seed)
+        if against_constant is not Word.HELPED:
+            return (Word.NO_EVIDENCE, "commonest", others[0], others[1], others[2])
+    return (word, best, figures[0], figures[1], figures[2])
 
 
 def interval(values: ArrayLike, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
@@ -156,7 +171,10 @@ def objection(verdict: Mapping[str, Any] | None) -> str:
 def sentence(verdict: Mapping[str, Any]) -> str:
     """The first line on the screen."""
     v = Verdict.from_json(verdict)
-    against = {"base": "the base as it is", "examples": f"the base with {v.examples} examples in its prompt"}.get(v.against, v.against)
+    against = {
+        "base": "the base as it is", "examples": f"the base with {v.examples} examples in its prompt",
+        "commonest": f"always answering {v.commonest_answer!r:.40}",
+    }.get(v.against, v.against)  # fmt: skip
     figures = f"{100 * v.difference:+.1f} points on {v.n} rows (95 % interval {100 * v.low:+.1f} to {100 * v.high:+.1f}), against {against}"
     return {
         Word.HELPED: f"HELPED: tuning gained {figures}",
