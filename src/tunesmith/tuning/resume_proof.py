@@ -19,10 +19,6 @@ from tunesmith.tuning.trainer import begin, budget
 STEPS = 12  # at most; the kill comes in the middle
 
 
-class _Killed(Exception):
-    pass
-
-
 def run(assignment: child.Assignment, report: child.Report) -> None:
     with durable.staging(Path(assignment.home)) as folder:
         whole, steps = _weights_after(STEPS, assignment, [folder / "whole"])
@@ -45,10 +41,10 @@ def _weights_after(steps: int, assignment: child.Assignment, attempts: list[Path
             last = min(steps, facts["total_steps"])
         if kind == "step" and facts["step"] == last:
             kept.update({n: p.detach().clone() for n, p in trained_tensors(model).items()})
-            raise _Killed
+            raise KeyboardInterrupt
 
     where = Run(attempts, Path(assignment.home), {}, report, checkpoint_seconds=-1.0)
-    with suppress(_Killed):
+    with suppress(KeyboardInterrupt):
         train(model, rows["train"], rows["validation"], assignment.decided, where, budget(assignment))
     return kept, last
 
