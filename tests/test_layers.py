@@ -15,7 +15,7 @@ LAYERS = [
     ["models"],
     ["data"],
     ["registry", "access", "store", "durable"],
-    ["catalog", "jobs", "settings", "errors"],
+    ["catalog", "jobs", "settings", "safe_files", "errors"],
 ]
 ALONE = {"demo", "bases", "__init__"}
 TORCH = {"tuning", "inference", "evaluation", "models"}

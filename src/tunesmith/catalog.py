@@ -5,7 +5,6 @@ hub. Nothing is ever downloaded: the weights are bundled, in the home's `bases/`
 """
 
 import hashlib
-import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
 
+from tunesmith import safe_files
 from tunesmith.errors import DamagedFiles, UnknownBaseModel, UnsafeBaseModel, WeightsNotHere, closest
 
 
@@ -100,9 +100,8 @@ def _of_folder(name: str, folder: Path) -> ModelSpec:
 
 def _completed(spec: ModelSpec, folder: Path) -> ModelSpec:
     """The spec with its folder, and with windows from config.json where the catalogue gives none."""
-    config = read_json(folder, "config.json")
-    if config.get("auto_map"):
-        raise UnsafeBaseModel(folder=str(folder), reason="its config.json asks to run its own code (auto_map)")
+    config = safe_files.read_config(folder)
+    weights = sum(n for file in folder.glob("*.safetensors") for n in safe_files.tensor_sizes(file).values())
     if not (folder / "tokenizer.json").is_file():
         raise UnsafeBaseModel(
             folder=str(folder),
@@ -116,7 +115,7 @@ def _completed(spec: ModelSpec, folder: Path) -> ModelSpec:
     return replace(
         spec, folder=str(folder), context=context, completion_window=min(completion, context),
         prompt_window=min(spec.prompt_window or context - completion, context - min(completion, context)),
-        parameters=spec.parameters or _parameters(folder),
+        parameters=spec.parameters or weights,
     )  # fmt: skip
 
 
@@ -146,30 +145,7 @@ def fingerprint(spec: ModelSpec) -> str:
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """A JSON object in a base's folder; {} where the file is missing, UnsafeBaseModel where it cannot be read."""
-    try:
-        value = json.loads((folder / name).read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, OSError) as e:
-        raise UnsafeBaseModel(folder=str(folder), reason=f"{name} cannot be read: {e}") from None
-    if not isinstance(value, dict):
-        raise UnsafeBaseModel(folder=str(folder), reason=f"{name} holds no object")
-    return value
-
-
-def _parameters(folder: Path) -> int:
-    """Weights in the folder, counted from the headers of its safetensors files."""
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        with file.open("rb") as f:
-            header = json.loads(f.read(min(int.from_bytes(f.read(8), "little"), 100_000_000)))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                size = 1
-                for d in tensor["shape"]:
-                    size *= d
-                total += size
-    return total
+    return safe_files.read_object(folder / name) if os.path.lexists(folder / name) else {}
 
 
 def prices(home: Path) -> dict[str, dict[str, float]]:

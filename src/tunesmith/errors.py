@@ -250,6 +250,11 @@ class UnsafeBaseModel(Invalid):
     """The base model in {folder} was refused: {reason}. Tunesmith reads safetensors and JSON only and runs no code of a model."""
 
 
+class TemplateTooCostly(Invalid):
+    """The chat template of this base was stopped: {reason}. A template may take two seconds and 512 MB; put a simpler one into
+    chat_template.jinja in the base's folder. It begins with {template!r}."""
+
+
 class ReservedDatabaseName(Invalid):
     """A database file named {name!r} hides the functions of the same name. Rename the file, for example to my_{name}.duckdb."""
 

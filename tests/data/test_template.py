@@ -1,4 +1,6 @@
 import json
+import resource
+import time
 from pathlib import Path
 
 import pytest
@@ -6,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import make_base
+from tunesmith import catalog
+from tunesmith.data import render
+from tunesmith.data.render import Rendering
 from tunesmith.data.template import Encoder, PromptTemplate, parse_messages
-from tunesmith.errors import InvalidPrompt, UnsafeBaseModel
+from tunesmith.errors import InvalidPrompt, TemplateTooCostly, UnsafeBaseModel
 
 ASK = [{"role": "user", "content": "hi"}]
 
@@ -87,6 +92,41 @@ def test_a_template_cannot_run_code(tmp_path: Path) -> None:
     (base / "chat_template.jinja").write_text("{{ messages.__class__.__mro__ }}{% for m in messages %}{{ m.content }}{% endfor %}")
     with pytest.raises(InvalidPrompt, match="unsafe"):
         PromptTemplate.of_base(base)
+
+
+LOOPS = "{% for a in range(99999) %}" * 4 + "{% endfor %}" * 4
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{{ 'x' * 5000000000 }}", LOOPS, "{{ 9 ** (9 ** 9) }}", "{{ '%0999999999d' % 1 }}", "{{ ''.ljust(2000000000) }}",
+     "{% set n = namespace(x='x') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
+     "{% macro m() %}{{ m() }}{{ m() }}{% endmacro %}{{ m() }}", "{{ 'x' * 2000000 }}", "{# " + "x" * 70000 + " #}", "{{ [1] * 3000000000 }}",
+     "{{ range(10) | list | tojson | center(999999999) }}"],
+    ids=range(11),
+)  # fmt: skip
+def test_a_template_that_would_take_all_time_or_memory_is_stopped(tmp_path: Path, source: str) -> None:
+    base = make_base(tmp_path / "costly")
+    (base / "chat_template.jinja").write_text(source + "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}")
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises((TemplateTooCostly, InvalidPrompt)):
+        PromptTemplate.of_base(base)
+    assert time.monotonic() - began < render.WALL_SECONDS + 5, "the promise"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10, "not in this process"
+
+
+def test_a_file_of_the_current_folder_is_not_taken_for_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = make_base(tmp_path / "base")
+    (base / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}<|end|>{% endfor %}")
+    (tmp_path / "jinja2.py").write_text("raise SystemExit('this ran')")
+    monkeypatch.chdir(tmp_path)
+    assert PromptTemplate.of_base(base).pieces(ASK)
+
+
+def test_our_own_template_needs_no_child_and_says_the_same_in_one(tmp_path: Path) -> None:
+    source = (Path(catalog.find("tunesmith-tiny", tmp_path).folder) / "chat_template.jinja").read_text()
+    asked = Rendering(source, ASK, True, "", "", "2026-01-01")
+    assert source in render._own() and asked.text() == render._render_limited(asked)
 
 
 def test_cutting_takes_tokens_from_the_start_of_the_last_message(encoder: Encoder) -> None:

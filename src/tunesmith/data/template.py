@@ -15,12 +15,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from tunesmith.catalog import read_json
+from tunesmith.data.render import Rendering
 from tunesmith.errors import InvalidPrompt, UnsafeBaseModel
 
 Messages = Sequence[Mapping[str, str]]
@@ -89,22 +88,8 @@ class PromptTemplate:
 
 @lru_cache(maxsize=256)
 def _render(template: PromptTemplate, roles: tuple[str, ...], prompt_only: bool) -> str:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    environment.globals.update(
-        raise_exception=_raise, strftime_now=date.fromisoformat(template.frozen_on).strftime,
-    )  # fmt: skip
-    environment.filters["tojson"] = lambda v, **k: json.dumps(v, ensure_ascii=False, **k)
     messages = [{"role": r, "content": f"\ue000{i}\ue001"} for i, r in enumerate(roles)]
-    try:
-        return environment.from_string(template.chat_template).render(
-            messages=messages, add_generation_prompt=prompt_only, bos_token=template.bos, eos_token=template.eos
-        )
-    except jinja2.TemplateError as e:
-        raise InvalidPrompt(reason=f"the base's chat template refuses the roles {', '.join(roles)}: {e}") from None
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
+    return Rendering(template.chat_template, messages, prompt_only, template.bos, template.eos, template.frozen_on).text()
 
 
 def _plain_pieces(bos: str, messages: Messages) -> list[str | int]:

@@ -1,0 +1,122 @@
+"""Model files from elsewhere, looked at before any library reads them. No torch.
+
+A safetensors file is believed only where its header is small and its tensors fill the file without gaps or overlaps; a config.json only
+where it asks for no code.
+"""
+
+import json
+import math
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import UnsafeBaseModel
+
+LARGEST_HEADER, MOST_TENSORS = 4 << 20, 40_000
+LARGEST_JSON = 64 << 20  # tokenizer.json of the largest vocabularies
+BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4,
+         "F64": 8, "I64": 8, "U64": 8}  # fmt: skip
+CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
+PRIVATE_KEYS = ("_name_or_path", "_attn_implementation_autoset", "_commit_hash")  # written by libraries, harmless
+
+
+def check_regular(file: Path) -> None:
+    """UnsafeBaseModel unless it is an ordinary file (a link to one, as the hub's cache has them, included)."""
+    try:
+        mode = file.stat().st_mode
+    except OSError as e:
+        raise _unsafe(file, f"cannot be read: {e.strerror}") from None
+    if not stat.S_ISREG(mode):
+        raise _unsafe(file, "is no ordinary file")
+
+
+def _unsafe(file: Path, reason: str) -> UnsafeBaseModel:
+    return UnsafeBaseModel(folder=str(file.parent), reason=f"{file.name} {reason}")
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON object."""
+    check_regular(file)
+    if file.stat().st_size > LARGEST_JSON:
+        raise _unsafe(file, f"has {file.stat().st_size:,} bytes, {LARGEST_JSON:,} at most")
+    try:
+        value = json.loads(file.read_text("utf-8"))
+    except (ValueError, OSError, RecursionError) as e:
+        raise _unsafe(file, f"cannot be read: {e}") from None
+    if not isinstance(value, dict):
+        raise _unsafe(file, "holds no object")
+    return value
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json; refused where it, or a configuration inside it, asks for code: its own, or a kernel from a hub by a private key."""
+    config = read_object(folder / "config.json")
+    for key, value in _entries(config):
+        if key in CODE_KEYS and value:
+            raise UnsafeBaseModel(folder=str(folder), reason=f"its config.json asks to run its own code ({key})")
+        if key.startswith("_") and key not in PRIVATE_KEYS:
+            reason = f"its config.json sets the private key {key}, which can make the library load code; remove it"
+            raise UnsafeBaseModel(folder=str(folder), reason=reason)
+    return config
+
+
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    todo = [value]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, Mapping):
+            yield from ((str(k), v) for k, v in one.items())
+            todo += one.values()
+        elif isinstance(one, list):
+            todo += one
+
+
+def tensor_sizes(file: Path) -> dict[str, int]:
+    """Elements of every tensor of a safetensors file, from its header alone."""
+    check_regular(file)
+    size = file.stat().st_size
+    with file.open("rb") as f:
+        length = int.from_bytes(f.read(8), "little")
+        if size < 8 or not 2 <= length <= min(LARGEST_HEADER, size - 8):
+            reason = f"is no safetensors file: its header would have {length:,} bytes of {size:,}, {LARGEST_HEADER:,} at most"
+            raise _unsafe(file, reason)
+        text = f.read(length)
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_no_name_twice)
+    except (ValueError, RecursionError) as e:
+        raise _unsafe(file, f"has a header that cannot be read: {e}") from None
+    if not isinstance(header, dict) or len(header) > MOST_TENSORS:
+        raise _unsafe(file, f"has a header of no tensors, or of over {MOST_TENSORS:,}")
+    header.pop("__metadata__", None)
+    found, ends = {}, []
+    for name, facts in header.items():
+        found[name], place = _elements(file, name, facts)
+        ends.append(place)
+    at = 0
+    for start, end in sorted(ends):
+        if start != at:
+            raise _unsafe(file, f"holds tensors that overlap or leave a gap at byte {at:,}")
+        at = end
+    if at != size - 8 - length:
+        raise _unsafe(file, f"holds tensors that fill {at:,} of its {size - 8 - length:,} bytes")
+    return found
+
+
+def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice")
+    return found
+
+
+def _elements(file: Path, name: str, facts: Any) -> tuple[int, tuple[int, int]]:
+    try:
+        shape, (start, end), width = facts["shape"], facts["data_offsets"], BYTES[facts["dtype"]]
+        numbers = [*shape, start, end]
+        good = all(type(n) is int and 0 <= n < 2**48 for n in numbers) and len(shape) <= 8 and end - start == width * math.prod(shape)
+    except (KeyError, TypeError, ValueError):
+        good = False
+    if not good:
+        raise _unsafe(file, f"has no sound type, shape and place for the tensor {name!r:.80}")
+    return math.prod(shape), (start, end)
