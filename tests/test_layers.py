@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "tunesmith"
 # Higher may import lower; on one line, left may import right.
 LAYERS = [
     ["interfaces"],
-    ["service", "worker"],
+    ["service", "worker", "repair"],
     ["evaluation"],
     ["tuning", "inference"],
     ["models"],

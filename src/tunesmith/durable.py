@@ -7,6 +7,7 @@ manifest is not loaded. Libraries write only into a folder that `staging` opened
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -123,6 +124,18 @@ def replace_text(path: Path, text: str) -> None:
 def remove(folder: Path) -> None:
     """Remove a folder that nothing refers to any more."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def put_aside(folder: Path, place: Path) -> Path:
+    """Move a folder out of the way, to `place` or to the first free name like it, and remove its parent where nothing is left there."""
+    free = next(p for p in (place.with_name(place.name + (f".{n}" if n else "")) for n in itertools.count()) if not p.exists())
+    free.parent.mkdir(parents=True, exist_ok=True)
+    folder.rename(free)
+    for changed in (free.parent, folder.parent):
+        _sync(changed)
+    if folder.parent.name not in ("models", "jobs") and not any(folder.parent.iterdir()):
+        folder.parent.rmdir()
+    return free
 
 
 def _is_no_space(e: Exception) -> bool:

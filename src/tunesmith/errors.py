@@ -270,6 +270,10 @@ class JobNotInState(Conflict):
     """Job {id} is {status}; only a job that is {needed} takes this. `tunesmith job show {id}` shows how it goes."""
 
 
+class WorkerAtWork(Conflict):
+    """A worker is at work in {home}. Wait until it has gone home (a minute after its last job), or pause or cancel its jobs."""
+
+
 class IdempotencyConflict(Conflict):
     """The idempotency key {key!r} was used before, for job {id} with other arguments. Use a new key for a new job."""
 

@@ -402,6 +402,14 @@ class JobStore:
             line = c.scalar(sa.select(models.c.line).where(models.c.id == model_id))
             _move_line(c, line, model_id)
 
+    def drop_model(self, model_id: str) -> None:
+        """Take a model out of the catalogue; where its line's name answered with it, the last version that is left does."""
+        with self._engine.begin() as c:
+            row = c.execute(models.delete().where(models.c.id == model_id).returning(models.c.line, models.c.is_current)).one()
+            left = c.scalar(sa.select(models.c.id).where(models.c.line == row.line).order_by(models.c.version.desc()).limit(1))
+            if row.is_current and left is not None:
+                _move_line(c, row.line, left)
+
     def model(self, key: str) -> Any | None:
         """The model under this key; a bare name also finds database.schema.name where only one ends so."""
         with self._engine.begin() as c:

@@ -446,10 +446,20 @@ def worker() -> None:
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    repair: Annotated[bool, typer.Option("--repair", help="Reconcile rows and files, as after a restore from a backup.")] = False,
+    as_json: Json = False,
+) -> None:
     """What works on this machine, and what to do about what does not."""
-    from tunesmith.interfaces.doctor import examine
+    from tunesmith.interfaces.doctor import examine, mend
 
+    if repair:
+        found = mend()
+        if as_json:
+            print(json.dumps([asdict(m) for m in found], default=str))
+        else:
+            print("\n".join(f"{m.kind}: {m.what}: {m.remedy}" for m in found) or "every row has its files and every folder its row")
+        return
     checks = examine()
     if as_json:
         print(json.dumps([c.__dict__ for c in checks]))

@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from tunesmith import durable
+from tunesmith.errors import WorkerAtWork
+from tunesmith.repair import Mismatch, mismatches, repair
 from tunesmith.settings import Settings, processors
 from tunesmith.store import JobStore
 from tunesmith.worker import is_alive
@@ -21,6 +23,15 @@ OPTIONAL = (
 )
 """Package, the extra that brings it, and what is missing without it."""
 FREE_MB = 1024  # below it a job of a small base may have to wait for space
+
+
+def mend() -> list[Mismatch]:
+    """Reconcile rows and files, as after a restore; WorkerAtWork while jobs run."""
+    settings = Settings.read()
+    if is_alive(settings.home):
+        raise WorkerAtWork(home=str(settings.home))
+    durable.open_home(settings.home)
+    return repair(settings, JobStore(settings.store_url))
 
 
 @dataclass(frozen=True)
@@ -46,8 +57,11 @@ def _places(settings: Settings) -> Iterator[Check]:
     except OSError as e:
         yield Check("home", False, str(settings.home), f"cannot be written ({e}); set TUNESMITH_HOME to a folder of your own")
         return
-    JobStore(settings.store_url)
+    store = JobStore(settings.store_url)
     yield Check("store", True, f"{settings.store_url.split('://')[0]}, SQLite {sqlite3.sqlite_version} with the rollback journal")
+    apart = list(mismatches(settings, store, read=False))
+    yield Check("files", not apart, f"{len(apart)} rows and folders do not belong together" if apart else "every row has its folder",
+                "tunesmith doctor --repair says which, and mends it" if apart else "")  # fmt: skip
     own = settings.home / "prices.toml"
     yield Check(
         "prices",
