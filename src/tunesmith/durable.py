@@ -12,12 +12,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import DamagedFiles, DiskFull
+
+observer: Callable[[str, Path], None] | None = None
+"""Told the name and the place of every operation before it happens: an instrument, so that tests can die, or fail, at the n-th."""
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
@@ -68,7 +71,7 @@ def _temporary(place: Path, prefix: str = "") -> Iterator[Path]:
             raise DiskFull(path=str(folder), needed_mb=RESERVE_MB, free_mb=shutil.disk_usage(place).free >> 20) from e
         raise
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
 
 
 def publish(staged: Path, final: Path, facts: dict[str, Any] | None = None) -> str:
@@ -82,6 +85,7 @@ def publish(staged: Path, final: Path, facts: dict[str, Any] | None = None) -> s
     for folder in [*(p for p in staged.rglob("*") if p.is_dir()), staged]:
         _sync(folder)
     final.parent.mkdir(parents=True, exist_ok=True)
+    _about_to("rename", final)
     staged.rename(final)
     _sync(final.parent)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -117,12 +121,14 @@ def replace_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     _write_synced(part, text)
+    _about_to("replace", path)
     os.replace(part, path)
     _sync(path.parent)
 
 
 def remove(folder: Path) -> None:
     """Remove a folder that nothing refers to any more."""
+    _about_to("remove", folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -130,12 +136,18 @@ def put_aside(folder: Path, place: Path) -> Path:
     """Move a folder out of the way, to `place` or to the first free name like it, and remove its parent where nothing is left there."""
     free = next(p for p in (place.with_name(place.name + (f".{n}" if n else "")) for n in itertools.count()) if not p.exists())
     free.parent.mkdir(parents=True, exist_ok=True)
+    _about_to("rename", free)
     folder.rename(free)
     for changed in (free.parent, folder.parent):
         _sync(changed)
     if folder.parent.name not in ("models", "jobs") and not any(folder.parent.iterdir()):
         folder.parent.rmdir()
     return free
+
+
+def _about_to(operation: str, path: Path) -> None:
+    if observer is not None:
+        observer(operation, path)
 
 
 def _is_no_space(e: Exception) -> bool:
@@ -149,13 +161,16 @@ def sha256(file: Path) -> str:
 
 
 def _write_synced(path: Path, text: str) -> None:
+    _about_to("write", path)
     with path.open("w", encoding="utf-8") as f:
         f.write(text)
         f.flush()
+        _about_to("sync", path)
         os.fsync(f.fileno())
 
 
 def _sync(path: Path) -> None:
+    _about_to("sync", path)
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -113,6 +113,11 @@ class Worker:
             self.work(job)
             idle_since = time.monotonic()
 
+    def work_all(self) -> None:
+        """Every job that waits now, then return."""
+        while (job := self._store.claim(self._holder)) is not None:
+            self.work(job)
+
     def work(self, job: Job) -> None:
         """One claimed job, from where it stands to its end."""
         log.info("%s %s attempt %d", job.id, job.status, job.attempt)

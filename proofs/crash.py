@@ -1,0 +1,224 @@
+"""A job that dies at any point ends with the same model, to the bit, and only one.
+
+    python proofs/crash.py
+
+Each trial is a copy of one home in which a job waits, and a process forked from one that has imported torch and never used it. The
+real worker and trainer run in it and die by SIGKILL before the n-th operation on durable files, or at a random moment. Then a second
+process goes on, and what it ends with is compared.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+sys.path.insert(0, str(Path(__file__).parent))
+from record import Proof, show_and_save
+
+from tunesmith import Tunesmith, durable, worker
+from tunesmith.errors import TunesmithError
+from tunesmith.settings import Settings
+from tunesmith.store import JobStore
+from tunesmith.tuning import checkpoints, child, loop
+
+for name in ("tunesmith.tuning.prepare", "tunesmith.tuning.trainer", "tunesmith.evaluation.evaluator", "tunesmith.models.methods.lora",
+             "transformers.models.llama.modeling_llama"):  # fmt: skip
+    import_module(name)  # before the first fork, so that a life costs seconds
+
+OPTIONS = {
+    "method": "lora", "rank": 4, "learning_rate": 1e-2, "batch_size": 5, "max_epochs": 2, "patience": 0,
+    "test_data": "SELECT 'say red' AS prompt, 'red' AS completion",
+}  # fmt: skip
+RANDOM_KILLS = 100
+
+
+class InProcess(worker.Worker):
+    """The real worker, its phases in this process instead of children of their own: a kill takes both."""
+
+    def _run_child(self, phase: tuple[str, str], job: Any) -> TunesmithError | str | None:
+        folder = self._settings.job_folder(job.id) / f"attempt-{job.attempt}"
+        folder.mkdir(parents=True, exist_ok=True)
+        assignment = child.Assignment.of(
+            self._store.get(job.id), home=self._settings.home, job_folder=folder.parent, device="cpu", threads=1
+        )
+        scribe = worker._Scribe(self._store, job)
+
+        def report(kind: str, **facts: Any) -> None:
+            scribe.hear(json.loads(json.dumps({"kind": kind, **facts}, allow_nan=False)))
+
+        try:
+            import_module(phase[1]).run(assignment, report)
+        except TunesmithError as e:
+            return e
+        return None
+
+
+def work(home: Path) -> None:
+    """Do all that waits in a home, then return."""
+    settings = Settings.read(home)
+    loop.RECORD_SECONDS = 0.0
+    InProcess(settings, JobStore(settings.store_url)).work_all()
+
+
+def forked(body: Callable[[], None], kill_after: float | None = None) -> int:
+    """Run `body` in a forked process; how it ended (0, or minus the signal)."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            quiet = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(quiet, 1), os.dup2(quiet, 2)
+            body()
+            code = 0
+        finally:
+            os._exit(code)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def dying_at(n: int, home: Path) -> Callable[[], None]:
+    """Work that dies before its n-th operation on durable files (counted from 1)."""
+
+    def body() -> None:
+        left = n
+
+        def observer(operation: str, path: Path) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        durable.observer = observer
+        work(home)
+
+    return body
+
+
+@dataclass(frozen=True)
+class End:
+    """What a home holds at the end."""
+
+    status: str
+    models: int
+    weights: str
+    """Digest of the model's weights."""
+
+
+def end_of(home: Path) -> End:
+    service = Tunesmith(home=home)
+    [job] = service.show()
+    models = service.models()
+    digest = hashlib.sha256()
+    for m in models:
+        durable.verify(Path(m.folder), m.digest)
+        digest.update(next(Path(m.folder).glob("*.safetensors")).read_bytes())
+    return End(job.status.value, len(models), digest.hexdigest())
+
+
+class Trials:
+    """Trials from one prepared home."""
+
+    def __init__(self, base: Path, rows: Sequence[dict[str, str]], folder: Path) -> None:
+        self._folder, self._start, self._n = folder, folder / "start", 0
+        service = Tunesmith(home=self._start)
+        ensure, worker.ensure = worker.ensure, lambda settings, store: None
+        try:
+            service.create("m", str(base), list(rows), **OPTIONS)
+        finally:
+            worker.ensure = ensure
+        service.store.close()
+        undisturbed = self._home()
+        began = time.monotonic()
+        count = self._count(undisturbed)
+        self.seconds, self.operations = time.monotonic() - began, count
+        self.truth = end_of(undisturbed)
+        if (self.truth.status, self.truth.models) != ("SUCCEEDED", 1):
+            raise SystemExit(f"the undisturbed job ended so: {self.truth}")
+
+    def _home(self) -> Path:
+        self._n += 1
+        return Path(shutil.copytree(self._start, self._folder / f"home-{self._n}"))
+
+    def _count(self, home: Path) -> int:
+        """Operations of a whole job, told by the process that did it."""
+        told = self._folder / "operations"
+
+        def body() -> None:
+            seen: list[str] = []
+            durable.observer = lambda operation, path: seen.append(operation)
+            work(home)
+            told.write_text(str(len(seen)))
+
+        if forked(body) != 0:
+            raise SystemExit("the undisturbed job failed")
+        return int(told.read_text())
+
+    def killed_at(self, n: int, spoil: Callable[[], None] = lambda: None) -> End:
+        """Die before operation n, go on, and end. `spoil` is called in the second life first: a control."""
+        home = self._home()
+        return self._resumed(home, forked(dying_at(n, home)), spoil)
+
+    def killed_after(self, seconds: float) -> End:
+        home = self._home()
+        return self._resumed(home, forked(lambda: work(home), kill_after=seconds))
+
+    def _resumed(self, home: Path, code: int, spoil: Callable[[], None] = lambda: None) -> End:
+        if code not in (0, -signal.SIGKILL):
+            raise SystemExit(f"the first life ended with {code}, not by the kill")
+        if forked(lambda: (spoil(), work(home))) != 0:  # type: ignore[func-returns-value]
+            raise SystemExit("the second life failed")
+        end = end_of(home)
+        shutil.rmtree(home)
+        return end
+
+
+def forget_the_optimizer() -> None:
+    """A resume that is not one."""
+
+    def restore(checkpoint: checkpoints.Checkpoint, trained: Any, optimizer: Any) -> checkpoints.Position:
+        checkpoints.load_weights(checkpoint.folder, trained)
+        return checkpoint.position
+
+    checkpoints.restore = restore
+
+
+def main() -> None:
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from conftest import make_base, next_word_rows
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if forked(lambda: print(make_base(folder / "base"))) != 0:  # torch is used in a child alone
+            raise SystemExit("no base")
+        trials = Trials(folder / "base", next_word_rows(), folder)
+        began = time.monotonic()
+        differ = [n for n in range(1, trials.operations + 1) if trials.killed_at(n) != trials.truth]
+        promise = f"killed before each of {trials.operations} operations on files: the same model, once"
+        points = Proof(promise, "0 differ", f"{len(differ)} differ", not differ, time.monotonic() - began)
+        spoiled = [n for n in range(1, trials.operations + 1, 6) if trials.killed_at(n, forget_the_optimizer) != trials.truth]
+        control = Proof(
+            "the control: a resume that forgets the optimizer is seen", "some differ", f"{len(spoiled)} differ", bool(spoiled), 0.0
+        )
+        began, chance = time.monotonic(), random.Random(0)
+        wrong = sum(trials.killed_after(chance.uniform(0, trials.seconds)) != trials.truth for _ in range(RANDOM_KILLS))
+        kills = Proof(f"killed at {RANDOM_KILLS} random moments: the same model, once", "0 differ", f"{wrong} differ", not wrong,
+                      time.monotonic() - began)  # fmt: skip
+    show_and_save([points, control, kills], "python proofs/crash.py")
+
+
+if __name__ == "__main__":
+    main()
