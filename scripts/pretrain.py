@@ -228,10 +228,10 @@ def pretrain(model: LlamaForCausalLM, streams: dict[str, np.ndarray], args: argp
         Muon(matrices, args.matrix_rate, args.weight_decay),
         torch.optim.AdamW(decayed, args.rate, betas=(0.9, 0.95), weight_decay=args.weight_decay, fused=True),
     ]
-    groups = [group for o in optimizers for group in o.param_groups]
-    for group in groups:
+    for group in (g for o in optimizers for g in o.param_groups):
         group["peak"] = group["lr"]
     progress = restore(model, optimizers, state)
+    groups = [g for o in optimizers for g in o.param_groups]  # not before: what is restored are new ones
     step, tokens, stage, used, curve = (progress[k] for k in ("step", "tokens", "stage", "used", "curve"))
     started = saved = time.monotonic() - used
     saved += used

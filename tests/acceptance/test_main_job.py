@@ -27,7 +27,8 @@ from tunesmith.jobs import Job, JobStatus
 from tunesmith.settings import Settings
 
 PROMPTS = [f"say {w}" for w in WORDS] + [f"{w} say" for w in WORDS]
-LONG = next_word_rows(8)  # 160 steps: long enough to be killed in the middle
+LONG = next_word_rows(8)  # 160 steps
+LONGER = next_word_rows(16)  # 320 steps: long enough to be killed in the middle
 FAST = {"learning_rate": 1e-2, "batch_size": 5, "max_epochs": 10, "patience": 0}
 
 
@@ -156,7 +157,7 @@ def undisturbed(tuned_base: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     """The weights of a LoRA job that nobody killed."""
     home = tmp_path_factory.mktemp("undisturbed")
     service = Tunesmith(home=home)
-    job = service.create("m", str(tuned_base), LONG, method="lora", **FAST).wait(timeout_s=120)
+    job = service.create("m", str(tuned_base), LONGER, method="lora", **FAST).wait(timeout_s=120)
     assert job.status is JobStatus.SUCCEEDED, job.error
     weights = final_weights(service, job)
     from peft import PeftModel
@@ -179,9 +180,9 @@ def undisturbed(tuned_base: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     return weights
 
 
-def start(home: Path, tuned_base: Path) -> Job:
+def start(home: Path, tuned_base: Path, rows: list[dict[str, str]] = LONGER) -> Job:
     """A LoRA job that is past its first steps."""
-    job = Tunesmith().create("m", str(tuned_base), LONG, method="lora", **FAST)
+    job = Tunesmith().create("m", str(tuned_base), rows, method="lora", **FAST)
     until(lambda: job.refresh().step >= 2, 90)
     return job
 
@@ -216,7 +217,7 @@ def test_kill_9_or_a_pause_changes_nothing_but_the_time(
 
 
 def test_ctrl_c_detaches_the_watcher_and_the_job_goes_on_until_it_is_cancelled(home: Path, tuned_base: Path) -> None:
-    job = start(home, tuned_base)
+    job = start(home, tuned_base, next_word_rows(150))  # a watcher starts in seconds: the job must outlast it
     command = [sys.executable, "-m", "tunesmith.interfaces.cli", "job", "wait", job.id]
     watcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert watcher.stderr is not None and "RUNNING" in watcher.stderr.readline()
