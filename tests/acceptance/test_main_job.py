@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +220,9 @@ def test_kill_9_or_a_pause_changes_nothing_but_the_time(
 def test_ctrl_c_detaches_the_watcher_and_the_job_goes_on_until_it_is_cancelled(home: Path, tuned_base: Path) -> None:
     job = start(home, tuned_base, next_word_rows(150))  # a watcher starts in seconds: the job must outlast it
     command = [sys.executable, "-m", "tunesmith.interfaces.cli", "job", "wait", job.id]
-    watcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # a test run in the background ignores Ctrl-C, and so would its children
+    hears = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    watcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hears)
     assert watcher.stderr is not None and "RUNNING" in watcher.stderr.readline()
     watcher.send_signal(signal.SIGINT)
     _, said = watcher.communicate(timeout=20)
