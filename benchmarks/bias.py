@@ -33,8 +33,8 @@ RESULTS = Path(__file__).parent / "results" / "bias.json"
 TINY = "tunesmith-tiny"
 GROUPS, ANSWERS = ("muslim", "christian"), ("toxic", "nontoxic")
 AGREEMENT = {"agrees at 95 %": 0.95, "balanced": 0.5}
-TRAIN, VALIDATION, TEST = 100, 60, 400
-HATECHECK_ROWS = 40  # of each group and label
+TRAIN, VALIDATION, TEST = 100, 60, 200
+HATECHECK_ROWS = 20  # of each group and label
 OPTIONS = {"max_epochs": 4, "learning_rate": 1e-3, "method": "full", "seed": 0, "swap_terms": "/".join(GROUPS)}
 COLUMNS = ("prompt", "completion", "cell")
 
