@@ -50,14 +50,12 @@ def test_create_freezes_the_rows_and_accepts_the_job(service: Tunesmith) -> None
 def test_create_for_500_rows_takes_under_200_ms(service: Tunesmith) -> None:
     query = "SELECT repeat('word ', 40) || i AS prompt, 'a' AS completion FROM range(500) r(i)"
     service.create("warm", "tunesmith-tiny", query)
-    took = [1.0]
-    for i in range(30):  # other tests run beside this one: the promise is about a machine that is free for a moment
-        if min(took) < 0.2:
-            break
+    took = []
+    for i in range(5):
         began = time.perf_counter()
         service.create(f"m{i}", "tunesmith-tiny", query)
         took.append(time.perf_counter() - began)
-    assert min(took) < 0.2, f"the promise of 200 ms, the best of {len(took) - 1}: {took[1:]}"
+    assert min(took) < 0.2, f"the promise of 200 ms, the best of five: {took}"
 
 
 def test_one_idempotency_key_makes_one_job(service: Tunesmith) -> None:
