@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tunesmith.data import dataset
 from tunesmith.data.dataset import PARTS, Dataset, snapshot
-from tunesmith.errors import DamagedFiles, MissingColumns, NoSuchTable, NoUsableRows, QueryFailed
+from tunesmith.errors import DamagedFiles, MissingColumns, NoSuchTable, NoUsableRows, QueryFailed, TunesmithError
 
 
 @pytest.fixture
@@ -181,3 +183,17 @@ def test_a_snapshot_that_was_changed_is_refused(connection: Any, tmp_path: Path)
     connection.execute(f"COPY (SELECT 1 AS row, 'x' AS prompt, 'x' AS completion, '' AS context) TO '{tmp_path}/d/train.parquet'")
     with pytest.raises(DamagedFiles, match=r"train\.parquet"):
         Dataset.open(tmp_path / "d", found.digest)
+
+
+def test_a_snapshot_leaves_nothing_in_the_process_also_when_it_fails(tmp_path: Path) -> None:
+    with duckdb.connect() as connection:
+        for n, query in enumerate(
+            ["SELECT 'a' AS prompt, 'b' AS completion FROM range(20)", "SELECT 1 AS x", "SELECT * FROM no_such_table"]
+        ):
+            try:
+                snapshot(connection, {"training": query}, tmp_path / str(n), home=tmp_path / "home", seed=0)
+            except TunesmithError:
+                assert n > 0
+    with dataset._instance(os.getpid()).cursor() as own:
+        names = [name for (name,) in own.execute("SELECT database_name FROM duckdb_databases()").fetchall()]
+    assert not [name for name in names if name.startswith("scratch_")]

@@ -6,9 +6,13 @@ same prompt (spaces and case apart) never stand in two parts of one query.
 """
 
 import json
+import os
 import time
+import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +102,7 @@ class Dataset:
 
 def snapshot(connection: duckdb.DuckDBPyConnection, queries: Mapping[str, Query], final: Path, *, home: Path, seed: int) -> Snapshot:
     """Freeze the rows of the training, validation and test query (those given) into the folder `final`."""
-    with durable.staging(home) as outer, duckdb.connect() as own:
+    with durable.staging(home) as outer, _scratch() as own:
         durable.check_space(outer, 0)
         staged = outer / "data"
         staged.mkdir()
@@ -117,6 +121,24 @@ def snapshot(connection: duckdb.DuckDBPyConnection, queries: Mapping[str, Query]
         }  # fmt: skip
         digest = durable.publish(staged, final, facts)
     return Snapshot(digest, {**rows, "rejected": rejected}, tuple(_warnings(rows)))
+
+
+@contextmanager
+def _scratch() -> Iterator[duckdb.DuckDBPyConnection]:
+    """An empty database in memory, inside one that this process opens once: opening one takes longer than all that is done in it."""
+    name = f"scratch_{uuid.uuid4().hex}"
+    with _instance(os.getpid()).cursor() as own:
+        own.execute(f"ATTACH ':memory:' AS {name}; USE {name}")
+        try:
+            yield own
+        finally:
+            own.execute(f"USE memory; DETACH {name}")
+
+
+@cache
+def _instance(process: int) -> duckdb.DuckDBPyConnection:
+    """Of this process alone: a fork must not go on with its parent's threads."""
+    return duckdb.connect()
 
 
 def collect(
