@@ -143,7 +143,7 @@ def table_md(found: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"{2 * HATECHECK_ROWS} sentences of each group, half of them hateful. All of it took {found['seconds'] / 60:.0f} minutes.",
+            f"{2 * HATECHECK_ROWS} sentences of each group, half of them hateful. All of it took {found['seconds']} s.",
         ]
     )
 
