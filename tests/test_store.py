@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tunesmith.errors import IdempotencyConflict, JobAlreadyFinished, LeaseLost, StoreTooNew, UnknownJob
+from tunesmith.errors import IdempotencyConflict, JobAlreadyFinished, LeaseLost, UnknownJob
 from tunesmith.jobs import Job, JobStatus, Options
 from tunesmith.store import BootClock, JobStore
 
@@ -185,13 +185,6 @@ def test_a_bare_name_finds_the_one_model_that_ends_so(store: JobStore) -> None:
         store.succeed(job, {**MODEL, "job_id": job.id, "id": str(i), "name": name, "model_key": name}, {**USED, "job_id": job.id})
     assert store.model("alone").name == "db.s.alone" and store.model("db.s.m").name == "db.s.m"
     assert store.model("m") is None and store.model("lone") is None
-
-
-def test_a_store_of_a_newer_program_is_refused(url: str, store: JobStore) -> None:
-    with sa.create_engine(url).begin() as c:
-        c.execute(sa.text("UPDATE schema SET version = 99"))
-    with pytest.raises(StoreTooNew, match="99"):
-        JobStore(url)
 
 
 def test_leases_on_a_shared_database_are_told_by_its_own_clock(url: str) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,32 +18,50 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import DamagedFiles, DiskFull
+from tunesmith.errors import DamagedFiles, DiskFull, StorageFailed
 
 observer: Callable[[str, Path], None] | None = None
-"""Told the name and the place of every operation before it happens: an instrument, so that tests can die, or fail, at the n-th."""
+"""Told the name and the place of every operation before it happens: an instrument, so that tests can die at the n-th, let it fail by
+raising OSError, or keep what a power cut would leave."""
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
 RESERVE_MB = 64  # kept free, so that the store itself can still be written
+FULL = {errno.ENOSPC, errno.EDQUOT}
+FAILED = {errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE}
+"""What a disk, or the limits of this process, can say at any write. A sync that failed is never tried again: its folder is abandoned."""
 
 
 def open_home(home: Path) -> None:
     """Make the home folder and its tmp/ (same file system, so that a rename is atomic)."""
-    (home / "tmp").mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(home / "tmp")
     marker = home / "FORMAT"
     if not marker.exists():
         write_json(marker, {"format": FORMAT})
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each for its owner alone and known to its parent after a power cut too."""
+    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    with typed_errors(folder):
+        for new in reversed(missing):
+            _about_to("make", new)
+            new.mkdir(mode=0o700, exist_ok=True)
+            _sync(new.parent)
+
+
 def check_space(folder: Path, needed: int) -> None:
     """DiskFull unless `needed` bytes and the reserve are free where `folder` is or will be."""
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
+    free = _free(folder)
     if free < needed + RESERVE_MB * 2**20:
         raise DiskFull(path=str(folder), needed_mb=(needed >> 20) + RESERVE_MB, free_mb=free >> 20)
+
+
+def _free(folder: Path) -> int:
+    """Bytes free where `folder` is or will be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 @contextmanager
@@ -56,22 +75,34 @@ def staging(home: Path) -> Iterator[Path]:
 @contextmanager
 def staging_beside(final: Path) -> Iterator[Path]:
     """The same for a folder outside the home: on the file system where it will stand."""
-    final.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(final.parent)
     with _temporary(final.parent, prefix=f".{final.name}.") as folder:
         yield folder
 
 
 @contextmanager
 def _temporary(place: Path, prefix: str = "") -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(dir=place, prefix=prefix))
+    with typed_errors(place):
+        _about_to("stage", place)
+        folder = Path(tempfile.mkdtemp(dir=place, prefix=prefix))
+        try:
+            yield folder
+        finally:
+            remove(folder)
+
+
+@contextmanager
+def typed_errors(path: Path) -> Iterator[None]:
+    """DiskFull or StorageFailed for what a disk says, also where a library words it (safetensors and DuckDB raise errors of their own)."""
     try:
-        yield folder
+        yield
     except Exception as e:
-        if _is_no_space(e):
-            raise DiskFull(path=str(folder), needed_mb=RESERVE_MB, free_mb=shutil.disk_usage(place).free >> 20) from e
+        number = e.errno if isinstance(e, OSError) else next(map(int, re.findall(r"os error (\d+)", str(e))), None)
+        if number in FULL or "No space left on device" in str(e):
+            raise DiskFull(path=str(path), needed_mb=RESERVE_MB, free_mb=_free(path) >> 20) from e
+        if number in FAILED:
+            raise StorageFailed(path=str(path), reason=str(e)) from e
         raise
-    finally:
-        remove(folder)
 
 
 def publish(staged: Path, final: Path, facts: dict[str, Any] | None = None) -> str:
@@ -84,7 +115,7 @@ def publish(staged: Path, final: Path, facts: dict[str, Any] | None = None) -> s
     _write_synced(staged / MANIFEST, text)
     for folder in [*(p for p in staged.rglob("*") if p.is_dir()), staged]:
         _sync(folder)
-    final.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(final.parent)
     _about_to("rename", final)
     staged.rename(final)
     _sync(final.parent)
@@ -118,24 +149,28 @@ def write_json(path: Path, value: Any) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """The same for a text."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    _write_synced(part, text)
-    _about_to("replace", path)
-    os.replace(part, path)
-    _sync(path.parent)
+    with typed_errors(path):
+        _write_synced(part, text)
+        _about_to("replace", path)
+        os.replace(part, path)
+        _sync(path.parent)
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder that nothing refers to any more."""
-    _about_to("remove", folder)
+    """Remove a folder that nothing refers to any more; where that fails it stays, and harms nothing."""
+    try:
+        _about_to("remove", folder)
+    except OSError:
+        return
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def put_aside(folder: Path, place: Path) -> Path:
     """Move a folder out of the way, to `place` or to the first free name like it, and remove its parent where nothing is left there."""
     free = next(p for p in (place.with_name(place.name + (f".{n}" if n else "")) for n in itertools.count()) if not p.exists())
-    free.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(free.parent)
     _about_to("rename", free)
     folder.rename(free)
     for changed in (free.parent, folder.parent):
@@ -148,11 +183,6 @@ def put_aside(folder: Path, place: Path) -> Path:
 def _about_to(operation: str, path: Path) -> None:
     if observer is not None:
         observer(operation, path)
-
-
-def _is_no_space(e: Exception) -> bool:
-    """A full disk, as the system says it or as a library words it (safetensors raises an error of its own)."""
-    return (isinstance(e, OSError) and e.errno == errno.ENOSPC) or "os error 28" in str(e) or "No space left on device" in str(e)
 
 
 def sha256(file: Path) -> str:

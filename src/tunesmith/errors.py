@@ -282,8 +282,14 @@ class LeaseLost(Conflict):
     """Attempt {attempt} of job {id} has lost its lease; another worker has taken over. This attempt stops and changes nothing."""
 
 
+class CheckpointOfAnother(Conflict):
+    """The checkpoint {folder} was made with another {what} than the job has now, so going on from it would be another run. Bring back
+    what was changed, or create the job again."""
+
+
 class StoreTooNew(Conflict):
-    """The store {store} was written by a newer Tunesmith (schema {found}, this one knows {known}). Upgrade: pip install -U tunesmith."""
+    """The store {store} was written by a newer Tunesmith, or by one before the first release (its schema is {found}, this one knows {known} and
+    those before). Nothing was changed. Upgrade: pip install -U tunesmith."""
 
 
 # ---------------------------------------------------------------- things that went wrong
@@ -291,6 +297,14 @@ class StoreTooNew(Conflict):
 
 class DiskFull(Failed):
     """No space on the disk of {path}: {needed_mb} MB needed, {free_mb} MB free. Free some space; nothing was lost."""
+
+
+class StorageFailed(Failed):
+    """{path} could not be written: {reason}. What was there before is whole; mend the disk or its permissions, and try again."""
+
+
+class StoreUnavailable(Failed):
+    """The store of jobs cannot be used: {reason}. Jobs keep their state and go on when it can: {store}"""
 
 
 class DamagedFiles(Failed):

@@ -1,12 +1,14 @@
 """JobStore: the only code that writes SQL about jobs and models. SQLite by default, PostgreSQL by URL.
 
-SQLite runs with the rollback journal and synchronous=FULL: releases 3.7.0 to 3.51.2 can lose a commit in WAL mode when
+Its schema is that of the newest revision in migrations/; an older store is brought up to it in one transaction when it is opened, and a
+newer one is refused. SQLite runs with the rollback journal and synchronous=FULL: releases 3.7.0 to 3.51.2 can lose a commit in WAL mode when
 two connections checkpoint at once. Every change by a worker names its attempt (the fencing number) in the WHERE; zero rows changed
 means that another worker has taken over (LeaseLost). Leases are told by the boot clock, which no clock step moves.
 """
 
 import hashlib
 import json
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,10 +21,19 @@ from sqlalchemy import Boolean, Column, Float, ForeignKey, Index, Integer, Strin
 from sqlalchemy.engine import Connection
 
 from tunesmith import catalog
-from tunesmith.errors import IdempotencyConflict, JobAlreadyFinished, JobNotInState, LeaseLost, StoreTooNew, UnknownJob, closest
+from tunesmith.errors import (
+    IdempotencyConflict,
+    JobAlreadyFinished,
+    JobNotInState,
+    LeaseLost,
+    StoreTooNew,
+    StoreUnavailable,
+    UnknownJob,
+    closest,
+)
 from tunesmith.jobs import MOVES, WORKING, Job, JobStatus, Options, ResolvedOptions, model_key
 
-SCHEMA = 1
+MIGRATIONS, REVISION = "tunesmith:migrations", "0001"  # where the revisions are, and the newest of them
 LEASE_S = 30.0  # six heartbeats; a worker that says nothing for so long has lost its job
 
 metadata = sa.MetaData()
@@ -144,7 +155,7 @@ events = Table(
     Column("level", String, nullable=False),
     Column("message", Text, nullable=False),
 )  # fmt: skip
-_schema = Table("schema", metadata, Column("version", Integer, nullable=False))
+_revision = Table("alembic_version", sa.MetaData(), Column("version_num", String(32), primary_key=True))
 TABLES = {t.name: t for t in (jobs, metrics, rejections, row_losses, models, usage, events)}
 
 
@@ -175,6 +186,7 @@ class JobStore:
         self._engine = sa.create_engine(url)
         on_one_machine = self._engine.dialect.name == "sqlite"
         self._clock, self._wall = clock or (BootClock() if on_one_machine else DatabaseClock()), wall
+        sa.event.listen(self._engine, "handle_error", self._unavailable)
         if on_one_machine:
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
             sa.event.listen(self._engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE"))
@@ -182,13 +194,21 @@ class JobStore:
 
     def _open(self) -> None:
         with self._engine.begin() as c:
-            if sa.inspect(c).has_table("schema"):
-                found = c.scalar(sa.select(_schema.c.version))
-                if found is not None and found > SCHEMA:
-                    raise StoreTooNew(store=self._engine.url.render_as_string(), found=found, known=SCHEMA)
+            tables = sa.inspect(c).get_table_names()
+            if not tables:
+                metadata.create_all(c)
+                _revision.create(c)
+                c.execute(_revision.insert().values(version_num=REVISION))
                 return
-            metadata.create_all(c)
-            c.execute(_schema.insert().values(version=SCHEMA))
+            found = c.scalar(sa.select(_revision.c.version_num)) if "alembic_version" in tables else "none"
+            if found != REVISION and not _upgrade(c, found):
+                raise StoreTooNew(store=self._engine.url.render_as_string(), found=found, known=REVISION)
+
+    def _unavailable(self, context: sa.ExceptionContext) -> None:
+        """What the disk, the server or a lock that is held for too long says becomes an error of ours; a wrong statement stays what it is."""
+        error = context.original_exception
+        if isinstance(error, sqlite3.OperationalError) and "syntax" not in str(error) or _is_lost_server(error):
+            raise StoreUnavailable(reason=str(error).strip(), store=self._engine.url.render_as_string()) from error
 
     def close(self) -> None:
         """Give the connections back."""
@@ -435,6 +455,26 @@ class JobStore:
             query = query.where(TABLES[table].c.job_id == job_id)
         with self._engine.begin() as c:
             return [dict(r._mapping) for r in c.execute(query.order_by(*TABLES[table].primary_key))]
+
+
+def _upgrade(c: Connection, found: str) -> bool:
+    """Bring an older store to REVISION in the open transaction; False where its revision is not among ours."""
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", MIGRATIONS)
+    config.attributes["connection"] = c
+    if found not in {s.revision for s in ScriptDirectory.from_config(config).walk_revisions()}:
+        return False
+    command.upgrade(config, REVISION)
+    return True
+
+
+def _is_lost_server(error: BaseException | None) -> bool:
+    """psycopg's class for a server that is gone, full or does not answer; psycopg may not be installed."""
+    return any(f"{k.__module__}.{k.__name__}" == "psycopg.OperationalError" for k in type(error).__mro__)
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:

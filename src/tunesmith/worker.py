@@ -21,7 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith import catalog, durable, registry
-from tunesmith.errors import ChildDied, DiskFull, LeaseLost, NotPromoted, TooManyAttempts, TunesmithError, from_json
+from tunesmith.errors import (
+    ChildDied,
+    DiskFull,
+    LeaseLost,
+    NotPromoted,
+    StorageFailed,
+    StoreUnavailable,
+    TooManyAttempts,
+    TunesmithError,
+    from_json,
+)
 from tunesmith.evaluation.verdict import objection
 from tunesmith.jobs import Job, JobStatus, model_key
 from tunesmith.settings import Settings
@@ -121,13 +131,23 @@ class Worker:
     def work(self, job: Job) -> None:
         """One claimed job, from where it stands to its end."""
         log.info("%s %s attempt %d", job.id, job.status, job.attempt)
+        failures = 0  # of the disk; each is met by a fresh attempt
         try:
             if job.attempt > ATTEMPTS_LIMIT:
                 raise TooManyAttempts(id=job.id, attempts=job.attempt - 1)
             while job.status.is_working:
-                job = self._advance(job)
+                try:
+                    job = self._advance(job)
+                except DiskFull as e:
+                    job = self._wait_here(job, e)
+                except StorageFailed as e:
+                    failures += 1
+                    if failures == DEATHS_LIMIT:
+                        raise
+                    self._store.warn(job, f"{e} Tried again from the last checkpoint.")
+                    job = self._store.retry(self._store.get(job.id))
                 log.info("%s %s", job.id, job.status)
-        except LeaseLost as e:
+        except (LeaseLost, StoreUnavailable) as e:  # the job keeps its state for whoever claims it next
             log.warning("%s", e)
         except TunesmithError as e:
             job = self._store.get(job.id)
@@ -151,7 +171,7 @@ class Worker:
         raise AssertionError(f"a worker holds no job in state {job.status}")
 
     def _after(self, job: Job, status: JobStatus) -> Job:
-        return job if job.status in (*LEFT, JobStatus.WAITING_SPACE) else self._store.move(job, status)
+        return job if job.status in LEFT else self._store.move(job, status)
 
     # ------------------------------------------------------------ one phase
 
@@ -163,8 +183,6 @@ class Worker:
             job = self._store.get(job.id)
             if ended is None or job.status in LEFT:
                 return job
-            if isinstance(ended, DiskFull) and job.status is JobStatus.RUNNING:
-                return self._store.move(job, JobStatus.WAITING_SPACE)
             if isinstance(ended, TunesmithError):
                 raise ended
             deaths = deaths + 1 if job.step <= furthest else 1
@@ -177,7 +195,7 @@ class Worker:
     def _run_child(self, phase: _Phase, job: Job) -> TunesmithError | str | None:
         """None when the phase is done or was cancelled, the error that the child told, or how it died."""
         folder = self._settings.job_folder(job.id) / f"attempt-{job.attempt}"
-        folder.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(folder)
         assignment = child.Assignment.of(
             self._store.get(job.id), home=self._settings.home, job_folder=folder.parent, device=self._settings.device,
             threads=self._settings.threads,
@@ -270,16 +288,28 @@ class Worker:
             if folder.is_dir():
                 durable.remove(folder)
 
+    def _wait_here(self, job: Job, error: DiskFull) -> Job:
+        """The disk is full: a training job says so by its state, another waits where it stands."""
+        job = self._store.get(job.id)
+        if job.status is JobStatus.RUNNING:
+            return self._store.move(job, JobStatus.WAITING_SPACE)
+        self._store.warn(job, f"{error} The job waits for space and goes on by itself.")
+        self._await_space(job)
+        return self._store.get(job.id)
+
     def _wait_for_space(self, job: Job) -> Job:
+        self._await_space(job)
+        return self._after(self._store.get(job.id), JobStatus.RUNNING)
+
+    def _await_space(self, job: Job) -> None:
+        """Until there is room for the job's files, or it is cancelled."""
         needed = 4 * int(job.base.get("parameters") or 0) * 4
         while self._store.renew(job) is not JobStatus.CANCELLING:
+            time.sleep(SPACE_POLL_S)
             try:
-                durable.check_space(self._settings.home, needed)
+                return durable.check_space(self._settings.home, needed)
             except DiskFull:
-                time.sleep(SPACE_POLL_S)
                 continue
-            return self._store.move(job, JobStatus.RUNNING)
-        return self._store.get(job.id)
 
     def _log_tail(self, job: Job) -> str:
         logs = sorted(self._settings.job_folder(job.id).glob("attempt-*/log.txt"), key=lambda p: p.stat().st_mtime)
@@ -387,6 +417,8 @@ def main() -> None:
                 break
     except BlockingIOError:
         log.info("another worker is alive in %s", settings.home)
+    except StoreUnavailable as e:  # whoever looks next starts another worker
+        log.warning("%s", e)
 
 
 if __name__ == "__main__":

@@ -317,19 +317,32 @@ def test_tuning_that_changes_nothing_fails_and_says_so(home: Path, tuned_base: P
     assert job.error["code"] == "certificate_refused" and "the tuning does nothing" in job.error["message"]
 
 
-def test_a_job_waits_while_the_disk_is_full(home: Path, tuned_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worker's own check of space is what decides; the disk is simulated, the states are real."""
+def test_a_job_waits_while_the_disk_is_full_and_then_goes_on(home: Path, tuned_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The full disk is simulated, once while training and once while evaluating; the states and the rest are real."""
     monkeypatch.setattr(worker_module, "ensure", lambda settings, store: None)
     service = Tunesmith()
     job = service.create("m", str(tuned_base), next_word_rows(1), **FAST)
     mine = worker_module.Worker(Settings.read(), service.store)
-    claimed = service.store.claim(mine._holder)
-    assert claimed is not None
-    running = service.store.move(claimed, JobStatus.RUNNING)
-    monkeypatch.setattr(mine, "_run_child", lambda phase, job: DiskFull(path="x", needed_mb=1, free_mb=0))
-    assert mine._run_phase(worker_module.TRAIN, running).status is JobStatus.WAITING_SPACE
-    assert service.describe(job.id).status.sql == "IN_PROGRESS"
-    assert mine._advance(service.describe(job.id)).status is JobStatus.RUNNING
+    full = {worker_module.TRAIN, worker_module.EVALUATE}
+    waited: list[JobStatus] = []
+    run_child, await_space = mine._run_child, mine._await_space
+
+    def once(phase: tuple[str, str], job: Any) -> Any:
+        if phase in full:
+            full.remove(phase)
+            return DiskFull(path="x", needed_mb=1, free_mb=0)
+        return run_child(phase, job)
+
+    def waiting(job: Any) -> None:
+        waited.append(service.store.get(job.id).status)
+        await_space(job)
+
+    monkeypatch.setattr(mine, "_run_child", once)
+    monkeypatch.setattr(mine, "_await_space", waiting)
+    monkeypatch.setattr(worker_module, "SPACE_POLL_S", 0.01)
+    mine.work_all()
+    assert waited == [JobStatus.WAITING_SPACE, JobStatus.EVALUATING] and waited[0].sql == "IN_PROGRESS"
+    assert service.describe(job.id).status is JobStatus.SUCCEEDED
 
 
 def test_the_bundled_base_is_here_and_can_be_asked(home: Path) -> None:

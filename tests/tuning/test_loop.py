@@ -10,7 +10,7 @@ from conftest import WORDS, next_word_rows
 from tunesmith.data.dataset import Row
 from tunesmith.data.examples import Example
 from tunesmith.data.template import Encoder, PromptTemplate
-from tunesmith.errors import NonFiniteLoss, OutOfMemory
+from tunesmith.errors import CheckpointOfAnother, NonFiniteLoss, OutOfMemory
 from tunesmith.jobs import Options, Resolved, ResolvedOptions
 from tunesmith.models import causal_lm, methods
 from tunesmith.tuning import checkpoints, loop
@@ -270,10 +270,56 @@ def test_a_budget_of_time_stops_at_a_step_with_a_usable_model(scene: Scene, monk
     assert loop.mean_loss(loop.evaluate(model, scene.validation)) == pytest.approx(at.best_loss)
 
 
-def test_checkpoints_of_other_data_or_options_are_not_resumed(scene: Scene) -> None:
+def test_a_checkpoint_of_other_data_or_options_is_refused_by_name(scene: Scene) -> None:
     scene.train()
-    found = checkpoints.newest([scene.folder / "attempt-1"], {"data": "other"})
-    assert found is None and checkpoints.newest([scene.folder / "attempt-1"], {"data": "d"}) is not None
+    with pytest.raises(CheckpointOfAnother, match="another data than the job has now"):
+        checkpoints.newest([scene.folder / "attempt-1"], {"data": "other"})
+    assert checkpoints.newest([scene.folder / "attempt-1"], {"data": "d"}) is not None
+
+
+def test_a_run_resumed_under_other_versions_or_threads_goes_on_and_says_that_it_is_not_exact(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(model: Any, kind: str, facts: dict[str, Any]) -> None:
+        if kind == "step" and facts["step"] == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        scene.train(kill)
+    scene.told.clear()
+    here = checkpoints.environment(torch.device("cpu"))
+    monkeypatch.setattr(checkpoints, "environment", lambda device: {**here, "threads": 7, "torch": "9.9"})
+    _, at = scene.train(attempt=2)
+    [warning] = [w["message"] for w in scene.heard("warning")]
+    assert at.step == 9 and not at.exact and "another torch" in warning and "threads 1 -> 7" in warning
+    monkeypatch.setattr(checkpoints, "environment", lambda device: here)
+    assert not scene.train(attempt=3)[1].exact, "what was not exact once is not exact"
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_that_is_told(scene: Scene) -> None:
+    whole, _ = scene.train()
+    folders = sorted((scene.folder / "attempt-1").glob("step-*"))
+    weights_file = folders[-1] / "model.safetensors"
+    weights_file.write_bytes(weights_file.read_bytes()[:-1])
+    scene.told.clear()
+    again, at = scene.train(attempt=2)
+    [warning] = [w["message"] for w in scene.heard("warning")]
+    assert "passed over" in warning and folders[-1].name in warning
+    assert at.step == 9 and same(weights(whole), weights(again))
+
+
+def test_a_damaged_best_checkpoint_is_not_loaded_either(scene: Scene) -> None:
+    encoder = Encoder(PromptTemplate.of_base(scene.base), scene.base)
+    scene.validation = [Example(Row(i, "", "", ""), encoder.row([{"role": "user", "content": f"say {w}"}], w)) for i, w in enumerate(WORDS)]
+
+    def damage(model: Any, kind: str, facts: dict[str, Any]) -> None:
+        if kind == "step" and facts["step"] == 9:  # patience ends it here
+            for file in (scene.folder / "attempt-1").glob("step-*/model.safetensors"):
+                file.write_bytes(file.read_bytes()[:-1])
+
+    model, at = scene.train(damage, learning_rate=5e-2, max_epochs=4)
+    assert "are gone" in scene.heard("warning")[-1]["message"] and at.best_step == at.step == 9
+    assert loop.mean_loss(loop.evaluate(model, scene.validation)) == pytest.approx(at.best_loss, rel=1e-5)
 
 
 def test_the_best_epoch_is_what_remains(scene: Scene) -> None:

@@ -5,7 +5,9 @@ function of (seed, epoch), so one integer stands for it. A damaged checkpoint is
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tunesmith import durable
-from tunesmith.errors import DamagedFiles
+from tunesmith.errors import CheckpointOfAnother, DamagedFiles
 from tunesmith.models.layout import MICRO_TOKENS
 
 KEEP = 2  # newest checkpoints kept beside the best
@@ -44,13 +46,23 @@ class Position:
     micro_tokens: int = MICRO_TOKENS
     """Tokens that go through the model at once; halved where memory ran out."""
     bound_to: dict[str, Any] = field(default_factory=dict)
-    """Digest of the data and the decided options: a checkpoint of other data or options is not resumed."""
+    """Data, decided options, base and template, by their digests: a checkpoint of others is refused."""
+    environment: dict[str, Any] = field(default_factory=dict)
+    """Versions, threads and device: under others a run goes on, and `exact` is false from there."""
+    exact: bool = True
+    """Whether all of it so far ran in one environment, so that it ends with the weights of an undisturbed run, to the bit."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     folder: Path
     position: Position
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What the last bits of a sum may depend on."""
+    versions = {name: version(name) for name in ("torch", "transformers", "peft")}
+    return {**versions, "threads": torch.get_num_threads(), "device": device.type}
 
 
 def save(
@@ -65,7 +77,7 @@ def save(
         staged = outer / "checkpoint"
         staged.mkdir()
         save_file(tensors, staged / "model.safetensors")
-        save_file(_optimizer_tensors(optimizer) | {"rng": torch.get_rng_state()}, staged / "optimizer.safetensors")
+        save_file(_optimizer_tensors(optimizer) | _random_states(), staged / "optimizer.safetensors")
         durable.write_json(staged / "state.json", asdict(position))
         if final.exists() and again:
             durable.remove(final)
@@ -75,17 +87,23 @@ def save(
     return Checkpoint(final, position)
 
 
-def newest(attempts: list[Path], bound_to: dict[str, Any]) -> Checkpoint | None:
-    """The furthest whole checkpoint of any attempt of this job."""
+def newest(attempts: list[Path], bound_to: dict[str, Any], damaged: Callable[[DamagedFiles], None] = lambda e: None) -> Checkpoint | None:
+    """The furthest whole checkpoint of any attempt of this job; `damaged` is told of each that was passed over.
+
+    CheckpointOfAnother where it was made of other rows, options, base or template.
+    """
     found = sorted((c for a in attempts for c in a.glob("step-*")), key=lambda c: c.name, reverse=True)
     for folder in found:
         try:
             durable.verify(folder)
             position = Position(**json.loads((folder / "state.json").read_text()))
-        except DamagedFiles:
+        except DamagedFiles as e:
+            damaged(e)
             continue
-        if position.bound_to == bound_to:
-            return Checkpoint(folder, position)
+        if position.bound_to != bound_to:
+            what = sorted(k for k in bound_to.keys() | position.bound_to.keys() if bound_to.get(k) != position.bound_to.get(k))
+            raise CheckpointOfAnother(folder=str(folder), what=" and ".join(what))
+        return Checkpoint(folder, position)
     return None
 
 
@@ -93,6 +111,8 @@ def restore(checkpoint: Checkpoint, trained: dict[str, torch.nn.Parameter], opti
     load_weights(checkpoint.folder, trained)
     tensors = load_file(checkpoint.folder / "optimizer.safetensors")
     torch.set_rng_state(tensors.pop("rng"))
+    for device in range(torch.cuda.device_count()):
+        torch.cuda.set_rng_state(tensors.pop(f"rng-cuda-{device}"), device)
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         index, key = name.split(".")
@@ -102,6 +122,8 @@ def restore(checkpoint: Checkpoint, trained: dict[str, torch.nn.Parameter], opti
 
 
 def load_weights(folder: Path, trained: dict[str, torch.nn.Parameter]) -> None:
+    """DamagedFiles unless the folder is as it was published."""
+    durable.verify(folder)
     tensors = load_file(folder / "model.safetensors")
     if tensors.keys() != trained.keys():
         raise DamagedFiles(folder=str(folder), reason="it holds other tensors than this model trains")
@@ -121,3 +143,8 @@ def collect(attempts: list[Path], best_step: int) -> None:
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     states = optimizer.state_dict()["state"]
     return {f"{i}.{k}": v.contiguous() for i, s in states.items() for k, v in s.items()}
+
+
+def _random_states() -> dict[str, torch.Tensor]:
+    """Of the processor and of each GPU. Python's and NumPy's generators decide nothing in a run."""
+    return {"rng": torch.get_rng_state()} | {f"rng-cuda-{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tunesmith.data.examples import Example
-from tunesmith.errors import NonFiniteLoss, OutOfMemory
+from tunesmith.errors import DamagedFiles, NonFiniteLoss, OutOfMemory
 from tunesmith.jobs import ResolvedOptions
 from tunesmith.models.causal_lm import collate, groups, token_losses
 from tunesmith.models.layout import MICRO_TOKENS
@@ -81,10 +81,11 @@ def train(
     """Train until the last step, until validation has stopped falling or a budget is used; leave the best weights in the model."""
     trained = trained_tensors(model)
     optimizer = torch.optim.AdamW(trained.values(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
+    here = checkpoints.environment(next(iter(trained.values())).device)
     per_epoch = steps_per_epoch(len(train_rows), options.batch_size)
     planned = per_epoch * options.max_epochs
     total = _affordable(train_rows, options, planned, budget)
-    at = _start(trained, optimizer, run)
+    at = _start(trained, optimizer, run, here)
     run.report("started", step=at.step, total_steps=total)
     saved, told, bad = time.monotonic(), 0.0, 0
     while not at.stopped_by:
@@ -127,8 +128,7 @@ def train(
             checkpoints.save(run.attempts[0], run.home, at, trained, optimizer)
             checkpoints.collect(run.attempts, at.best_step)
             saved = now
-    _take_best(at, trained, run)
-    return at
+    return _take_best(at, trained, run)
 
 
 def _smaller(at: Position, error: OutOfMemory, run: Run) -> Position:
@@ -257,13 +257,25 @@ def has_settled(at: Position, per_epoch: int, patience: int) -> bool:
     return waited and at.validation_loss is not None  # a loss that is no number is a failure, not a plateau
 
 
-def _start(trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, run: Run) -> Position:
-    found = checkpoints.newest(run.attempts, run.bound_to)
-    if found is not None:
-        return checkpoints.restore(found, trained, optimizer)
-    at = Position(bound_to=run.bound_to, micro_tokens=run.micro_tokens)
-    checkpoints.save(run.attempts[0], run.home, at, trained, optimizer)
-    return at
+def _start(trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, run: Run, here: dict[str, Any]) -> Position:
+    found = _newest(run)
+    if found is None:
+        at = Position(bound_to=run.bound_to, micro_tokens=run.micro_tokens, environment=here)
+        checkpoints.save(run.attempts[0], run.home, at, trained, optimizer)
+        return at
+    at = checkpoints.restore(found, trained, optimizer)
+    if at.environment == here:
+        return at
+    other = ", ".join(f"{k} {at.environment.get(k)} -> {v}" for k, v in here.items() if at.environment.get(k) != v)
+    run.report("warning", message=f"resumed at step {at.step} under another {other}: the weights may differ in their last bits")
+    return replace(at, environment=here, exact=False)
+
+
+def _newest(run: Run) -> checkpoints.Checkpoint | None:
+    def say(e: DamagedFiles) -> None:
+        run.report("warning", message=f"a damaged checkpoint was passed over for the one before it: {e}")
+
+    return checkpoints.newest(run.attempts, run.bound_to, say)
 
 
 def _validate(model: Model, rows: Sequence[Example], at: Position, epoch: int, run: Run) -> Position:
@@ -284,7 +296,7 @@ def _go_back(
     optimizer: torch.optim.Optimizer, run: Run,
 ) -> Position:  # fmt: skip
     """To the last checkpoint, once, at half the rate; the second time the job fails with the rows it stumbled over."""
-    found = checkpoints.newest(run.attempts, run.bound_to)
+    found = _newest(run)
     if at.rate_scale < 1 or found is None:
         raise NonFiniteLoss(steps=NON_FINITE_LIMIT, rows=[r.row.row for r in rows], learning_rate=options.learning_rate)
     run.report(
@@ -293,14 +305,18 @@ def _go_back(
     return replace(checkpoints.restore(found, trained, optimizer), rate_scale=0.5)
 
 
-def _take_best(at: Position, trained: dict[str, nn.Parameter], run: Run) -> None:
+def _take_best(at: Position, trained: dict[str, nn.Parameter], run: Run) -> Position:
+    """The best epoch's weights into the model; where its checkpoint is damaged the last ones stay, and the position says so."""
     if at.best_step in (-1, at.step):
-        return
+        return at
     for attempt in run.attempts:
-        folder = attempt / f"step-{at.best_step:08d}"
-        if folder.exists():
-            checkpoints.load_weights(folder, trained)
-            return
+        try:
+            checkpoints.load_weights(attempt / f"step-{at.best_step:08d}", trained)
+            return at
+        except DamagedFiles as e:
+            damage = e
+    run.report("warning", message=f"the weights of the last step are kept, since those of the best one, {at.best_step}, are gone: {damage}")
+    return replace(at, best_step=at.step, best_loss=at.validation_loss)
 
 
 def _per_row(losses_N: torch.Tensor, row_N: torch.Tensor, n_rows: int) -> list[float]:

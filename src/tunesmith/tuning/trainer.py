@@ -52,7 +52,10 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
         price = catalog.credits(home, spec.name, "training", 1)
         quote = Quote.of(spec, options, tokens, len(rows["train"]), measured, price, assignment.threads)
         report("quoted", quote=quote.to_json())
-    bound_to: dict[str, Any] = {"data": assignment.data_digest, "options": {k: r.value for k, r in options.decided.items()}}
+    bound_to: dict[str, Any] = {
+        "data": assignment.data_digest, "options": {k: r.value for k, r in options.decided.items()},
+        "base": catalog.fingerprint(spec), "template": dict(assignment.template),
+    }  # fmt: skip
     where = Run(assignment.attempts, home, bound_to, report, micro_tokens)
     at = train(model, rows["train"], rows["validation"], options, where, budget(assignment))
     with durable.staging(home) as outer:
@@ -66,7 +69,8 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
     report(
         "trained", step=at.step, trained_tokens=at.trained_tokens, training_loss=at.training_loss, validation_loss=at.best_loss,
         stopped_by=at.stopped_by,
-        used={"tokens_per_epoch": tokens, "seconds_per_epoch": round(at.seconds * tokens / at.trained_tokens, 2), "memory_mb": memory_mb()},
+        used={"tokens_per_epoch": tokens, "seconds_per_epoch": round(at.seconds * tokens / at.trained_tokens, 2), "memory_mb": memory_mb(),
+              "exact": at.exact},
     )  # fmt: skip
 
 
