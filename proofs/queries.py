@@ -41,6 +41,8 @@ INSERT INTO sales.leads SELECT i, list_extract(['Wants a demo', 'Asks for prices
 CREATE TABLE secret (id INTEGER, word VARCHAR); INSERT INTO secret VALUES (1, '{canary}');
 CREATE TABLE hr.salaries (id INTEGER, name VARCHAR, amount INTEGER, note VARCHAR); INSERT INTO hr.salaries VALUES (1, 'Ana', 4200, '{canary}');
 CREATE TABLE hr.tickets (id INTEGER, message VARCHAR, team VARCHAR); INSERT INTO hr.tickets VALUES (1, '{canary}', 'hr'); -- a granted short name
+CREATE SCHEMA hr.main; -- schemas nest in 2.0: `shop.hr.main.tickets` has the first and the last two parts of a granted name
+CREATE TABLE hr.main.tickets (id INTEGER, message VARCHAR, team VARCHAR); INSERT INTO hr.main.tickets VALUES (1, '{canary}', 'hr');
 CREATE TYPE hr.grade AS ENUM ('{canary}', 'b');
 CREATE VIEW leaky AS SELECT * FROM secret;
 CREATE MACRO peek() AS (SELECT max(word) FROM secret);
@@ -277,6 +279,8 @@ SELECT 'Translate to French: cat' AS prompt, 'chat' AS completion UNION ALL SELE
 SELECT * FROM (VALUES ('Capital of Peru?', 'Lima'), ('Capital of Japan?', '東京')) v(prompt, completion)
 SELECT prompt, completion FROM (SELECT unnest([{'prompt': 'a', 'completion': 'b'}, {'prompt': 'c', 'completion': 'd'}], recursive := true))
 SELECT 'label: ' || team AS prompt, message AS completion, score AS weight FROM tickets WHERE score > 0 ORDER BY weight DESC
+SELECT coalesce(team, 'all') AS prompt, (count(*) * (1 - grouping(team)))::VARCHAR AS completion FROM tickets GROUP BY CUBE (team)
+SELECT message AS prompt, (percentile_cont(0.5) WITHIN GROUP (ORDER BY score))::VARCHAR AS completion FROM tickets GROUP BY message
 ## columns, aliases and texts that look like something forbidden
 SELECT message AS prompt, team AS completion FROM tickets WHERE message <> 'DROP TABLE tickets; -- SELECT * FROM secret'
 SELECT 'read_csv(''/etc/passwd'')' AS prompt, team AS completion FROM tickets
@@ -425,7 +429,6 @@ WITH d AS (DELETE FROM secret RETURNING word) SELECT word AS prompt, 'x' AS comp
 WITH d AS (INSERT INTO orders (id) VALUES (5) RETURNING id) SELECT message AS prompt, team AS completion FROM tickets
 WITH d AS (UPDATE tickets SET team = 'x' RETURNING message, team) SELECT message AS prompt, team AS completion FROM d
 WITH d AS MATERIALIZED (UPDATE secret SET id = 2 RETURNING word) FROM d
-WITH d AS (MERGE INTO orders USING (SELECT 1 AS id) s USING (id) WHEN MATCHED THEN DELETE RETURNING id) FROM d
 WITH a AS (WITH b AS (DELETE FROM orders RETURNING id) FROM b) FROM a
 SELECT * FROM (WITH d AS (DELETE FROM orders RETURNING id) FROM d)
 SELECT message AS prompt, (WITH d AS (DELETE FROM orders RETURNING id) SELECT max(id) FROM d) AS completion FROM tickets
@@ -459,7 +462,6 @@ ALTER TABLE tickets ADD COLUMN x INTEGER
 ALTER TABLE tickets RENAME TO other
 ALTER TABLE secret RENAME COLUMN word TO message
 ALTER TABLE tickets DROP COLUMN team
-ALTER TABLE secret SET SCHEMA sales
 ALTER VIEW leaky RENAME TO leaks
 COMMENT ON TABLE tickets IS 'x'
 SELECT nextval('numbers') AS prompt, 'x' AS completion
@@ -504,7 +506,6 @@ EXPLAIN ANALYZE INSERT INTO orders SELECT * FROM orders
 EXPLAIN (ANALYZE, FORMAT json) DELETE FROM orders
 PRAGMA force_checkpoint
 CALL force_checkpoint()
-SELECT message AS prompt, team AS completion INTO stolen FROM tickets
 """
 
 _SETTINGS = r"""
@@ -512,7 +513,6 @@ SET memory_limit = '100GB'
 SET threads = 64
 SET GLOBAL max_memory = '100GB'
 SET SESSION max_execution_time = 0
-SET LOCAL threads = 4
 SET max_execution_time = 0
 SET lock_configuration = false
 SET enable_external_access = true
@@ -547,7 +547,6 @@ SET enable_progress_bar = true
 SET http_proxy = 'http://127.0.0.1:9'
 set"threads"=2
 SET threads TO 2
-SET x.y = 1
 RESET lock_configuration
 RESET memory_limit
 RESET GLOBAL threads
@@ -630,6 +629,10 @@ SELECT word AS prompt, id AS completion FROM "SeCrEt"
 SELECT word AS prompt, id AS completion FROM "main"."secret"
 SELECT word AS prompt, id AS completion FROM "shop"."main"."secret"
 SELECT word AS prompt, id AS completion FROM 'secret'
+SELECT word AS prompt, id AS completion FROM `secret`
+SELECT `word` AS prompt, `id` AS completion FROM `shop`.`main`.`secret`
+SELECT word, id, FROM secret,
+SELECT word AS prompt, id AS completion FROM secret
 SELECT word AS prompt, id AS completion FROM main/**/./**/secret
 SELECT word AS prompt, id AS completion FROM secret -- FROM tickets
 SELECT word AS prompt, id AS completion FROM/* tickets */secret
@@ -660,6 +663,10 @@ SELECT note AS prompt, amount AS completion FROM shop.hr.salaries
 SELECT note AS prompt, amount AS completion FROM "hr".salaries
 SELECT message AS prompt, team AS completion FROM hr.tickets
 SELECT message AS prompt, team AS completion FROM shop.hr.tickets
+SELECT message AS prompt, team AS completion FROM hr.main.tickets
+SELECT message AS prompt, team AS completion FROM shop.hr.main.tickets
+SELECT message AS prompt, team AS completion FROM "shop"."hr"."main"."tickets" AS tickets
+WITH tickets AS (SELECT 1) SELECT message AS prompt, team AS completion FROM shop.hr.main.tickets
 SELECT tickets.message AS prompt, tickets.team AS completion FROM HR.Tickets
 SELECT message AS prompt, team AS completion FROM tickets JOIN hr.tickets h USING (id, message, team) UNION ALL SELECT message, team FROM hr.tickets
 SELECT enum_range(NULL::hr.grade) AS prompt, 'x' AS completion
@@ -690,7 +697,6 @@ SELECT * FROM query_table(['tickets', 'secret'], true)
 SELECT * FROM query_table('sec' || 'ret')
 SELECT * FROM query_table($1)
 SELECT * FROM query_table(secret)
-SELECT * FROM query_table(:name)
 SELECT * FROM query('FROM secret')
 SELECT * FROM query('SELECT word AS prompt, id AS completion FROM ' || 'secret')
 SELECT * FROM query($q$FROM secret$q$)
@@ -707,7 +713,6 @@ SELECT * FROM histogram_values(secret, word)
 SELECT * FROM histogram_values('hr.salaries', note)
 SELECT * FROM duckdb_table_sample('secret')
 SELECT * FROM summary((FROM secret))
-SELECT * FROM summary(TABLE secret)
 SELECT * FROM repeat_row((SELECT word FROM secret), 'x', num_rows = 2)
 SELECT * FROM seq_scan('secret')
 SELECT stats(word) AS prompt, id AS completion FROM secret
@@ -718,6 +723,17 @@ WITH secret AS (SELECT 1 AS id) SELECT word AS prompt, id AS completion FROM "ma
 WITH secret AS (SELECT * FROM secret) SELECT word AS prompt, id AS completion FROM secret
 WITH a AS (SELECT * FROM secret), secret AS (SELECT 1) SELECT * FROM a
 WITH "secret " AS (SELECT 1) SELECT * FROM secret
+WITH "ſecret" AS (SELECT 1 AS word) SELECT word AS prompt, id AS completion FROM secret
+WITH "leaKy" AS (SELECT 1 AS word) SELECT word AS prompt, id AS completion FROM leaky
+WITH "ｓecret" AS (SELECT 1 AS word) SELECT word AS prompt, id AS completion FROM secret
+WITH RECURSIVE secret AS (SELECT * FROM secret) SELECT word AS prompt, id AS completion FROM secret
+WITH RECURSIVE secret AS (SELECT word FROM secret UNION ALL SELECT 'x' WHERE false) SELECT word AS prompt, 'x' AS completion FROM secret
+WITH RECURSIVE secret(id, word) AS (SELECT * FROM secret UNION ALL SELECT * FROM secret WHERE false) SELECT word AS prompt, id AS completion FROM secret
+WITH RECURSIVE secret AS (SELECT word FROM (SELECT * FROM secret) UNION SELECT 'x' WHERE false) SELECT word AS prompt, 'x' AS completion FROM secret
+WITH RECURSIVE secret AS (SELECT 'x' AS word EXCEPT SELECT word FROM secret) SELECT word AS prompt, 'x' AS completion FROM secret
+WITH RECURSIVE secret(k, word) USING KEY (k) AS (SELECT id, word FROM secret UNION SELECT k, word FROM secret WHERE false) SELECT word AS prompt, k AS completion FROM secret
+WITH RECURSIVE a AS (SELECT word FROM secret), secret AS (SELECT 1 AS word) SELECT word AS prompt, 'x' AS completion FROM a
+WITH secret AS (SELECT 1 AS word) SELECT word AS prompt, id AS completion FROM leaky
 WITH s AS (WITH secret AS (SELECT 1 AS word) SELECT word FROM secret) SELECT secret.word AS prompt, 'x' AS completion FROM s, secret
 SELECT b.word AS prompt, 'x' AS completion FROM (WITH secret AS (SELECT 1 AS word) FROM secret) a, secret b
 (WITH secret AS (SELECT 'x' AS word, 1 AS id) SELECT word AS prompt, id AS completion FROM secret) UNION ALL SELECT word, id FROM secret
@@ -890,6 +906,9 @@ SELECT currval('numbers') AS prompt, 'x' AS completion
 SELECT current_database() AS prompt, current_schema() AS completion
 SELECT current_schemas(true)::VARCHAR AS prompt, current_query() AS completion
 SELECT current_user AS prompt, session_user AS completion
+SELECT current_catalog AS prompt, current_schema AS completion FROM tickets
+SELECT user AS prompt, current_role AS completion FROM tickets
+SELECT message AS prompt, team AS completion FROM tickets WHERE current_catalog = 'shop'
 SELECT current_connection_id() AS prompt, txid_current() AS completion
 SELECT version() AS prompt, pg_postmaster_start_time()::VARCHAR AS completion
 SELECT in_search_path('shop', 'hr') AS prompt, 'x' AS completion
@@ -921,7 +940,6 @@ WITH s AS (SUMMARIZE secret) SELECT max AS prompt, min AS completion FROM s
 PIVOT secret ON id USING max(word)
 SELECT * FROM (PIVOT secret ON id USING max(word))
 SELECT * FROM secret PIVOT (max(word) FOR id IN (1, 2))
-SELECT * FROM tickets PIVOT (count(*) FOR team IN (SELECT word FROM secret))
 PIVOT (SELECT id, team FROM tickets) ON team IN (SELECT word FROM secret) USING count(*)
 UNPIVOT secret ON word
 SELECT * FROM secret UNPIVOT (prompt FOR completion IN (word))
@@ -980,10 +998,10 @@ SELECT a.i + b.i AS prompt, 'x' AS completion FROM range(1000000000) a(i), range
 SELECT sum(hash(i)) AS prompt, 'x' AS completion FROM range(1000000000000) r(i)
 SELECT count(*) AS prompt, 'x' AS completion FROM tickets a, tickets b, tickets c, tickets d, tickets e, tickets f
 SELECT count(*) AS prompt, 'x' AS completion FROM tickets a JOIN tickets b ON a.id <> b.id JOIN tickets c ON c.id <> b.id JOIN tickets d ON c.id <> d.id JOIN tickets e ON e.id <> d.id
-SELECT count(*) AS prompt, 'x' AS completion FROM tickets a, tickets b, tickets c, tickets d WHERE a.message || b.message || c.message LIKE '%' || d.message || '%z'
+SELECT count(*) AS prompt, 'x' AS completion FROM tickets a, tickets b, tickets c, tickets d, tickets e WHERE e.message || a.message || b.message || c.message LIKE '%' || d.message || '%z'
 WITH RECURSIVE r AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM r) SELECT n AS prompt, 'x' AS completion FROM r
 WITH RECURSIVE r AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM r) SELECT max(n) AS prompt, 'x' AS completion FROM r
-WITH RECURSIVE r AS (SELECT 1 AS n UNION SELECT n * 6364136223846793005 % 9223372036854775807 FROM r) SELECT count(*) AS prompt, 'x' AS completion FROM r
+WITH RECURSIVE r AS (SELECT 1::BIGINT AS n UNION SELECT n * 48271 % 2147483647 FROM r) SELECT count(*) AS prompt, 'x' AS completion FROM r
 WITH RECURSIVE r AS (SELECT 'x' AS w UNION ALL SELECT w || w FROM r) SELECT max(length(w)) AS prompt, 'x' AS completion FROM r
 WITH RECURSIVE r AS (SELECT 1 AS n UNION ALL SELECT n FROM r, range(10)) SELECT count(*) AS prompt, 'x' AS completion FROM r
 WITH RECURSIVE r(k, v) USING KEY (k) AS (SELECT 1, 1 UNION SELECT k, v + 1 FROM r) SELECT v AS prompt, k AS completion FROM r
@@ -1000,13 +1018,13 @@ SELECT damerau_levenshtein(repeat('ab', 50000), repeat('ba', 50000)) AS prompt, 
 SELECT editdist3(repeat('ab', 100000), repeat('ba', 100000)) AS prompt, 'x' AS completion
 SELECT jaro_winkler_similarity(repeat('ab', 500000), repeat('ba', 500000)) AS prompt, 'x' AS completion
 SELECT max(levenshtein(a.w, b.w)) AS prompt, 'x' AS completion FROM (SELECT string_agg(message, '') || i AS w FROM tickets, range(200) r(i) GROUP BY i) a, (SELECT string_agg(message, '') || i AS w FROM tickets, range(200) r(i) GROUP BY i) b
-SELECT regexp_matches(repeat('a', 50000000), '(a*)*b') AS prompt, 'x' AS completion
-SELECT regexp_replace(repeat('ab', 30000000), '(a|b|ab)*?c', 'x', 'g') AS prompt, 'x' AS completion
+SELECT count(*) AS prompt, 'x' AS completion FROM range(1000) r(i) WHERE regexp_matches(repeat('a', 5000000) || i, '(a*)*b')
+SELECT regexp_replace(repeat('ab', 10000000) || i, '(a|b|ab)*?c', 'x', 'g') AS prompt, 'x' AS completion FROM range(1000) r(i)
 SELECT regexp_extract_all(repeat('a', 30000000), 'a{1,3}?')[1] AS prompt, 'x' AS completion
-SELECT regexp_matches(message, '((a{1,100}){1,100}){1,100}') AS prompt, 'x' AS completion FROM tickets
-SELECT regexp_matches(message, '(((((a?){30}){30}){30}){30}){30}') AS prompt, 'x' AS completion FROM tickets
-SELECT regexp_matches(repeat(message, 100000), '(.*)(.*)(.*)(.*)(.*)(.*)[0-9]$') AS prompt, 'x' AS completion FROM tickets
-SELECT repeat('a', 5000000) LIKE repeat('%a', 3000) || '%b' AS prompt, 'x' AS completion
+SELECT count(*) AS prompt, 'x' AS completion FROM tickets, range(100000) r(i) WHERE regexp_matches(repeat(message, 1000) || i, '((.{1,30}){1,30})z')
+SELECT count(*) AS prompt, 'x' AS completion FROM tickets a, tickets b, range(10000) WHERE regexp_matches(a.message, '(.?){500}' || b.message || '$')
+SELECT count(*) AS prompt, 'x' AS completion FROM tickets, range(10000) r(i) WHERE regexp_matches(repeat(message, 10000) || i, '(.*)(.*)(.*)(.*)(.*)(.*)z$')
+SELECT count(*) AS prompt, 'x' AS completion FROM range(100000) r(i) WHERE repeat('a', 5000000) || i LIKE repeat('%a', 3000) || '%b'
 SELECT replace(repeat('a', 100000000), 'a', repeat('b', 100)) AS prompt, 'x' AS completion
 SELECT factorial(33) * sum(sqrt(i)) AS prompt, 'x' AS completion FROM range(100000000000) r(i)
 SELECT quantile_cont(i, [0.1, 0.5, 0.9])::VARCHAR AS prompt, 'x' AS completion FROM range(2000000000) r(i)
@@ -1021,15 +1039,13 @@ SELECT repeat('x', 4000000000) AS prompt, 'x' AS completion
 SELECT repeat(message, 100000000) AS prompt, team AS completion FROM tickets
 SELECT repeat('x'::BLOB, 4000000000) AS prompt, 'x' AS completion
 SELECT repeat([1, 2], 2000000000) AS prompt, 'x' AS completion
-SELECT repeat(repeat(repeat('x', 10000), 10000), 100) AS prompt, 'x' AS completion
+SELECT repeat(repeat(repeat('x', 10000), 10000), 40) AS prompt, 'x' AS completion
 SELECT 'x'.repeat(2000000000) AS prompt, 'x' AS completion
 SELECT lpad('x', 2000000000, 'y') AS prompt, 'x' AS completion
 SELECT rpad(message, 2000000000, ' ') AS prompt, team AS completion FROM tickets
-SELECT bar(1, 0, 1, 1000000000) AS prompt, 'x' AS completion
 SELECT format('{:>2000000000}', 'x') AS prompt, 'x' AS completion
 SELECT format('{:2000000000d}', 1) AS prompt, 'x' AS completion
 SELECT printf('%2000000000d', 1) AS prompt, 'x' AS completion
-SELECT printf('%.2000000000f', 1.0) AS prompt, 'x' AS completion
 SELECT strftime(created_at, repeat('%A', 100000000)) AS prompt, 'x' AS completion FROM tickets
 SELECT string_agg(i::VARCHAR) AS prompt, 'x' AS completion FROM range(2000000000) r(i)
 SELECT list(i) AS prompt, 'x' AS completion FROM range(2000000000) r(i)
@@ -1044,17 +1060,16 @@ SELECT list_resize(['x'], 2000000000, 'y') AS prompt, 'x' AS completion
 SELECT flatten(list_transform(range(100000), lambda x: range(100000))) AS prompt, 'x' AS completion
 SELECT list_zip(range(300000000), range(300000000)) AS prompt, 'x' AS completion
 SELECT list_distinct(range(500000000)) AS prompt, 'x' AS completion
-SELECT unnest(range(10000000000)) AS prompt, 'x' AS completion
+SELECT unnest(range(4000000000)) AS prompt, 'x' AS completion
 SELECT array_agg(a.message ORDER BY b.i) AS prompt, 'x' AS completion FROM tickets a, range(1000000000) b(i)
 SELECT DISTINCT i AS prompt, md5(i::VARCHAR) AS completion FROM range(1000000000) r(i)
 SELECT i AS prompt, 'x' AS completion FROM range(4000000000) r(i) ORDER BY hash(i)
 SELECT md5(i::VARCHAR) AS prompt, count(*) AS completion FROM range(4000000000) r(i) GROUP BY 1
 SELECT a.i AS prompt, b.i AS completion FROM range(1000000000) a(i) JOIN range(1000000000) b(i) ON hash(a.i) = hash(b.i)
 SELECT bitstring('1', 2000000000) AS prompt, 'x' AS completion
-SELECT bitstring_agg(i, 0, 10000000000) AS prompt, 'x' AS completion FROM range(10) r(i)
 SELECT repeat('1', 1000000000)::BIT AS prompt, 'x' AS completion
 SELECT repeat('[', 100000000)::JSON AS prompt, 'x' AS completion
-SELECT json_extract(repeat('[', 5000000) || repeat(']', 5000000), '$[0]') AS prompt, 'x' AS completion
+SELECT json_extract(repeat('[', 500000000) || repeat(']', 500000000), '$[0]') AS prompt, 'x' AS completion
 SELECT ('[' || repeat('1,', 300000000) || '1]')::INTEGER[] AS prompt, 'x' AS completion
 SELECT to_base64(repeat('x', 1000000000)::BLOB) AS prompt, 'x' AS completion
 SELECT hex(repeat('x', 1000000000)) AS prompt, 'x' AS completion
@@ -1075,7 +1090,7 @@ def _large() -> Iterator[str]:
     """Queries whose text itself is the attack, so that they are made and not written."""
     some = "SELECT message AS prompt, team AS completion FROM tickets"
     yield f"{some} WHERE id IN ({', '.join(map(str, range(1_000_000)))})"
-    yield f"{some} WHERE id NOT IN ({', '.join(f'(SELECT {i})' for i in range(2000))})"
+    yield f"{some} WHERE id NOT IN ({', '.join(f'(SELECT {i})' for i in range(900))})"
     yield f"{some} WHERE {' OR '.join(f'id = {i}' for i in range(20_000))}"
     yield f"{some} WHERE {' AND '.join(f'message <> {i}::VARCHAR' for i in range(20_000))}"
     yield f"SELECT {'(' * 50_000}1{')' * 50_000} AS prompt, 'x' AS completion"
@@ -1090,29 +1105,35 @@ def _large() -> Iterator[str]:
     yield f"SELECT {'upper(' * 8_000}'x'{')' * 8_000} AS prompt, 'x' AS completion"
     yield f"SELECT message{'.trim()' * 9_000} AS prompt, team AS completion FROM tickets"
     yield f"{'SELECT * FROM (' * 4_000}{some}{')' * 4_000}"
-    yield " UNION ALL ".join([some] * 1_000)
-    yield " UNION ".join(["SELECT 1 AS prompt, 2 AS completion"] * 1_700)
-    yield "WITH " + ", ".join(f"c{i} AS (SELECT a.* FROM {f'c{i - 1} a, c{i - 1} b' if i else 'tickets a'})" for i in range(40)) + " SELECT message AS prompt, team AS completion FROM c39"
-    yield "WITH " + ", ".join(f"c{i} AS NOT MATERIALIZED (SELECT 1 AS n {f'FROM c{i - 1} UNION ALL SELECT 1 FROM c{i - 1}' if i else ''})" for i in range(30)) + " SELECT n AS prompt, n AS completion FROM c29"
+    yield " UNION ALL ".join([f"{some}, range(1000000000)"] * 600)
+    yield " UNION ".join(["SELECT i AS prompt, i AS completion FROM range(900000000) r(i)"] * 900)
+    yield (
+        "WITH "
+        + ", ".join(f"c{i} AS (SELECT a.* FROM {f'c{i - 1} a, c{i - 1} b' if i else 'tickets a'})" for i in range(40))
+        + " SELECT message AS prompt, team AS completion FROM c39"
+    )
+    yield (
+        "WITH "
+        + ", ".join(
+            f"c{i} AS NOT MATERIALIZED (SELECT 1 AS n {f'FROM c{i - 1} UNION ALL SELECT 1 FROM c{i - 1}' if i else ''})" for i in range(30)
+        )
+        + " SELECT n AS prompt, n AS completion FROM c29"
+    )
     yield "SELECT 1 AS prompt, 2 AS completion FROM " + ", ".join(f"tickets t{i}" for i in range(200))
-    yield "SELECT 1 AS prompt, 2 AS completion FROM tickets t0 " + " ".join(f"JOIN tickets t{i} ON t{i}.id = t{i - 1}.id OR t{i}.id = t0.id" for i in range(1, 60))
-    yield f"SELECT {', '.join(f'message AS c{i}' for i in range(10_000))}, message AS prompt, team AS completion FROM tickets"
+    yield "SELECT 1 AS prompt, 2 AS completion FROM tickets t0 " + " ".join(
+        f"JOIN tickets t{i} ON t{i}.id = t{i - 1}.id OR t{i}.id = t0.id" for i in range(1, 60)
+    )
+    yield f"SELECT {', '.join(f'message AS c{i}' for i in range(40_000))}, message AS prompt, team AS completion FROM tickets"
     yield f"SELECT {', '.join('COLUMNS(*)' for _ in range(2_000))}, message AS prompt, team AS completion FROM tickets"
     yield f"SELECT '{'x' * 10_000_000}' AS prompt, 'x' AS completion FROM range(1000000)"
-    yield f"{some} /* {'x' * 20_000_000} */"
-    yield f"{some} {'--' + chr(10)}" + "\n" * 10_000_000
-    yield f'SELECT 1 AS "{"p" * 5_000_000}", 2 AS completion'
-    yield f"SELECT regexp_matches(message, '{'(a|b|' * 15_000}c{')' * 15_000}') AS prompt, 'x' AS completion FROM tickets"
-    yield f"{some} WHERE message LIKE '{'%_a' * 20_000}'"
+    yield f"SELECT regexp_matches(message, '{'(a|b|' * 15_000}c{')' * 15_000}') AS prompt, 'x' AS completion FROM tickets, range(1000000)"
     yield f"SELECT count(*) AS prompt, 'x' AS completion FROM tickets GROUP BY CUBE ({', '.join(f'id + {i}' for i in range(15))})"
-    yield f"SELECT count(*) AS prompt, 'x' AS completion FROM tickets GROUP BY {', '.join(f'ROLLUP (id + {3 * i}, id + {3 * i + 1}, id + {3 * i + 2})' for i in range(8))}"
+    yield f"SELECT count(*) AS prompt, 'x' AS completion FROM tickets GROUP BY {', '.join(f'ROLLUP (id + {3 * i}, id + {3 * i + 1}, id + {3 * i + 2})' for i in range(7))}"
     yield f"{some} WHERE id IN {'(SELECT id FROM tickets WHERE id IN ' * 300}(1){')' * 300}"
-    yield f"SELECT {'(SELECT max(id) + ' * 130}1{' FROM tickets)' * 130} AS prompt, 'x' AS completion"
     yield f"SELECT {' || '.join(['message'] * 5_000)} AS prompt, 'x' AS completion FROM tickets, range(1000000)"
     yield f"SELECT {'list_transform([1], lambda x: ' * 100}1{')' * 100}::VARCHAR AS prompt, 'x' AS completion"
     yield f"SELECT NULL::{'STRUCT(a ' * 3_000}INTEGER{')' * 3_000} AS prompt, 'x' AS completion"
     yield f"SELECT NULL::INTEGER{'[]' * 10_000} AS prompt, 'x' AS completion"
-    yield f"SELECT 1e{'9' * 50_000} AS prompt, {'9' * 50_000} AS completion"
 
 
 # A run of these has a pandas frame `canary_frame` in the caller's scope and the same frame registered as `canary_rows`.
@@ -1144,13 +1165,12 @@ SELECT * FROM self
 SELECT * FROM connection
 """
 
-# Spellings other databases take and DuckDB 2.0's parser refuses today: they stay here for the day one of them parses.
+# Spellings that other databases take and DuckDB 2.0's parser refuses today: they stay for the day one of them parses.
 _UNPARSED = r"""
 SELECT word AS prompt, id AS completion FROM U&"secr\0065t"
 SELECT * FROM U&'secr\0065t'
 SELECT word AS prompt, id AS completion FROM ONLY secret
 SELECT word AS prompt, id AS completion FROM [secret]
-SELECT word AS prompt, id AS completion FROM `secret`
 FROM secret |> SELECT word AS prompt, id AS completion
 FROM '{canary_file}'.read_text()
 FROM 'secret'.query_table()
@@ -1159,12 +1179,28 @@ SELECT word AS prompt, id AS completion FROM $$secret$$
 SELECT word AS prompt, id AS completion FROM secret FOR UPDATE
 SELECT message AS prompt, team AS completion FROM tickets WHERE id = 1 /* /* */ UNION ALL SELECT word, 'x' FROM secret /* */
 SELECT word AS prompt, id AS completion FROM secret\0
-SELECT * FROM OPENROWSET(BULK '{canary_file}', SINGLE_CLOB) x
 LOAD DATA INFILE '{canary_file}' INTO TABLE tickets
 DO $$ BEGIN DELETE FROM orders; END $$
 GRANT SELECT ON secret TO ana
+SELECT * FROM query_table(:name)
+SELECT * FROM summary(TABLE secret)
+SELECT * FROM tickets PIVOT (count(*) FOR team IN (SELECT word FROM secret))
+"""
+_UNPARSED_WRITE = r"""
+ALTER TABLE secret SET SCHEMA sales
+WITH d AS (MERGE INTO orders USING (SELECT 1 AS id) s USING (id) WHEN MATCHED THEN DELETE RETURNING id) FROM d
+SELECT message AS prompt, team AS completion INTO stolen FROM tickets
+"""
+_UNPARSED_SETTINGS = r"""
+SET LOCAL threads = 4
+SET x.y = 1
 """
 
+# What each does on a plain connection of DuckDB 2.0.0 was looked at, one copy of the shop a query. None is harmless by intent; those that
+# do nothing today are refused by the binder (a subquery in a lambda, in TRY, in AT, in a table function's or a COLUMNS argument, `$1` without
+# a value, DML in an inner WITH, pandas_scan and its like by hand, getenv, openrowset, seq_scan, SET of what only a start may set), find this
+# fixture empty (duckdb_secrets, _logs, _variables, _indexes, _table_sample, which_secret, getvariable, pg_get_viewdef, DETACH IF EXISTS), or
+# tell only the session (setseed, BEGIN, COMMIT, DEALLOCATE). In "resources" a text too deep is refused at 1000 levels by the parser, late.
 HOSTILE: list[tuple[str, str]] = [
     *_of("file", _FILE),
     *_of("write", _WRITE),
@@ -1175,4 +1211,79 @@ HOSTILE: list[tuple[str, str]] = [
     *(("resources", sql) for sql in _large()),
     *_of("python", _PYTHON),
     *_of("ungranted", _UNPARSED),
+    *_of("write", _UNPARSED_WRITE),
+    *_of("settings", _UNPARSED_SETTINGS),
 ]
+
+
+_TOKEN = re.compile(r"""--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|"(?:[^"]|"")*"|\$\$.*?\$\$|\w+|::|->>|->|:=|=>|<=|>=|<>|\|\||\s+|.""", re.DOTALL)
+_SEEDS = [*ORDINARY, *(sql for _, sql in HOSTILE if len(sql) < 2000)]
+_NAMES = ["secret", "main.secret", "shop.main.secret", "hr.salaries", "shop.hr.main.tickets", "leaky", "canary_rows", "peek_table()",
+    "duckdb_tables()", "sqlite_master", "query_table('secret')", "query('FROM secret')", "'{canary_file}'", "read_text('{canary_file}')"]  # fmt: skip
+_VALUES = ["(SELECT max(word) FROM secret)", "(FROM hr.salaries SELECT max(note))", "peek()", "(SELECT content FROM read_text('{canary_file}'))",
+    "(WITH secret AS (SELECT 'x' AS word) SELECT max(word) FROM main.secret)", "current_setting('home_directory')", "nextval('numbers')"]  # fmt: skip
+_WRAPS = ["SELECT * FROM ({}) x", "WITH secret AS (SELECT 1 AS id, 'x' AS word) {}", "WITH tickets AS (FROM secret) {}", "WITH q AS ({}) FROM q",
+    "WITH RECURSIVE secret AS ({}) FROM secret", "{} UNION ALL SELECT word, word FROM secret", "({}) INTERSECT (FROM secret)", "SELECT ({}) AS prompt",
+    "WITH q AS (WITH secret AS (SELECT 1 AS word) {}) SELECT * FROM q, secret", "SELECT EXISTS ({}) AS prompt, 'x' AS completion", "{}; {}",
+    "SELECT word AS prompt, id AS completion FROM secret WHERE (SELECT count(*) FROM ({})) >= 0", "FROM (SUMMARIZE {})", "EXPLAIN {}"]  # fmt: skip
+
+
+def mutations(seed: int, n: int) -> Iterator[str]:
+    """`n` queries made of pieces of the corpus, the same for the same seed; many do not parse, some are honest, none may leak."""
+    chance = random.Random(seed)
+    tokens = [_TOKEN.findall(sql) for sql in _SEEDS]
+    for _ in range(n):
+        query = list(chance.choice(tokens))
+        for _ in range(chance.choice((1, 1, 1, 2, 2, 3, 5))):
+            query = _TOKEN.findall(_mutated(query, chance.choice(tokens), chance))
+        yield "".join(query)
+
+
+def _mutated(query: list[str], other: list[str], chance: random.Random) -> str:
+    """One change: a token, a bracketed piece or the whole, sometimes with a piece of another query."""
+    words = [i for i, token in enumerate(query) if token[0].isalnum() or token[0] in "_'\""] or [0]
+    tables = [i for i in words if query[i].strip('"').lower() in {"tickets", "orders", "leads", "secret", "salaries"}] or words
+    at, pieces = chance.choice(words), _brackets(other) or [other]
+    match chance.randrange(11):
+        case 0 | 1:
+            query[chance.choice(tables)] = chance.choice(_NAMES)
+        case 2:
+            query[at] = chance.choice(_VALUES)
+        case 3:
+            query[at] = chance.choice([token for token in other if not token.isspace()])
+        case 4:
+            query[at] = "".join(chance.choice(pieces))
+        case 5:
+            mine = chance.choice(_brackets(query) or [query[at : at + 1]])
+            return "".join(query).replace("".join(mine), "".join(chance.choice(pieces)), 1)
+        case 6:
+            query[at] = chance.choice((str.upper, str.title, '"{}"'.format, "`{}`".format, "main.{}".format, "shop.main.{}".format))(
+                query[at]
+            )
+        case 7:
+            query[at] += chance.choice(
+                (" /* FROM tickets */ ", " -- x\n", "/**/", "\u00a0", " , ", "; ", " ) ", " ( ", "\0", "::VARCHAR", ".", "()")
+            )
+        case 8:
+            return chance.choice(_WRAPS).replace("{}", "".join(query).rstrip(" ;"))
+        case 9:
+            return (
+                "".join(query).rstrip(" ;")
+                + chance.choice((" UNION ALL ", " EXCEPT ", ", ", " ORDER BY ", " LIMIT ", " ; "))
+                + "".join(other)
+            )
+        case _:
+            start = chance.randrange(len(query))
+            del query[start : start + chance.choice((1, 2, 3, 8))]
+    return "".join(query) or "FROM secret"
+
+
+def _brackets(query: list[str]) -> list[list[str]]:
+    """Every bracketed piece of a query, brackets included."""
+    pieces, open_at = [], []
+    for i, token in enumerate(query):
+        if token in "([{":
+            open_at.append(i)
+        elif token in ")]}" and open_at:
+            pieces.append(query[open_at.pop() : i + 1])
+    return pieces

@@ -307,6 +307,10 @@ class StoreUnavailable(Failed):
     """The store of jobs cannot be used: {reason}. Jobs keep their state and go on when it can: {store}"""
 
 
+class SourceFailed(Failed):
+    """The {source} source could not be read: {reason}. It is read in a read-only transaction with a time limit; nothing was changed there."""
+
+
 class DamagedFiles(Failed):
     """The files in {folder} are damaged or incomplete: {reason}. They were not loaded."""
 

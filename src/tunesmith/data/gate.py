@@ -1,6 +1,7 @@
 """What a training query may be: one SELECT, judged on DuckDB's own syntax tree.
 
-Embedded, the query then runs on the user's own connection with his own rights; files are allowed. A statement's type alone
+Embedded, the query then runs on the user's own connection with his own rights; files are allowed. Queries of other people go through
+`served`. A statement's type alone
 proves little: WITH x AS (DELETE … RETURNING *) SELECT … counts as a SELECT.
 """
 
@@ -22,7 +23,7 @@ def check_query(connection: duckdb.DuckDBPyConnection, sql: str, part: str) -> s
     if not text:
         raise QueryRefused(part=part, reason="it is empty", query=sql)
     try:
-        tree = _tree(connection, text)
+        tree = syntax_tree(connection, text)
     except ValueError as e:
         raise QueryRefused(part=part, reason=str(e), query=sql) from None
     if len(tree["statements"]) != 1:
@@ -41,7 +42,7 @@ def check_query(connection: duckdb.DuckDBPyConnection, sql: str, part: str) -> s
 def check_top_level(connection: duckdb.DuckDBPyConnection, statement: str, verb: str) -> None:
     """CreateNotTopLevel unless the statement is nothing but SELECT FINETUNE(…), so that it can run only once."""
     try:
-        statements = _tree(connection, statement.strip().rstrip(";"))["statements"]
+        statements = syntax_tree(connection, statement.strip().rstrip(";"))["statements"]
     except ValueError:
         statements = []
     node = statements[0]["node"] if len(statements) == 1 else {}
@@ -57,7 +58,7 @@ def check_top_level(connection: duckdb.DuckDBPyConnection, statement: str, verb:
         raise CreateNotTopLevel(verb=verb, statement=statement)
 
 
-def _tree(connection: duckdb.DuckDBPyConnection, text: str) -> dict[str, Any]:
+def syntax_tree(connection: duckdb.DuckDBPyConnection, text: str) -> dict[str, Any]:
     """DuckDB's syntax tree of a SELECT; ValueError with its reason for anything else."""
     [(serialized,)] = connection.execute("SELECT json_serialize_sql(?)", [text]).fetchall()
     tree: dict[str, Any] = json.loads(serialized)
