@@ -14,9 +14,8 @@ import random
 import shutil
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 sys.path.insert(0, str(Path(__file__).parent))
+from forks import at_once, forked, room
 from record import Proof, show_and_save
 
 from tunesmith import Tunesmith, durable, worker
@@ -70,24 +70,6 @@ def work(home: Path) -> None:
     settings = Settings.read(home)
     loop.RECORD_SECONDS = 0.0
     InProcess(settings, JobStore(settings.store_url)).work_all()
-
-
-def forked(body: Callable[[], None], kill_after: float | None = None) -> int:
-    """Run `body` in a forked process; how it ended (0, or minus the signal)."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            quiet = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(quiet, 1), os.dup2(quiet, 2)
-            body()
-            code = 0
-        finally:
-            os._exit(code)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(pid, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def dying_at(n: int, home: Path) -> Callable[[], None]:
@@ -141,7 +123,7 @@ class Trials:
         finally:
             worker.ensure = ensure
         service.store.close()
-        undisturbed = self._home()
+        undisturbed = self.home()
         began = time.monotonic()
         count = self._count(undisturbed)
         self.seconds, self.operations = time.monotonic() - began, count
@@ -149,9 +131,9 @@ class Trials:
         if (self.truth.status, self.truth.models) != ("SUCCEEDED", 1):
             raise SystemExit(f"the undisturbed job ended so: {self.truth}")
 
-    def _home(self) -> Path:
+    def home(self) -> Path:
         self._n += 1
-        return Path(shutil.copytree(self._start, self._folder / f"home-{self._n}"))
+        return Path(shutil.copytree(self._start, self._folder / f"home-{os.getpid()}-{self._n}"))
 
     def _count(self, home: Path) -> int:
         """Operations of a whole job, told by the process that did it."""
@@ -169,11 +151,11 @@ class Trials:
 
     def killed_at(self, n: int, spoil: Callable[[], None] = lambda: None) -> End:
         """Die before operation n, go on, and end. `spoil` is called in the second life first: a control."""
-        home = self._home()
+        home = self.home()
         return self._resumed(home, forked(dying_at(n, home)), spoil)
 
     def killed_after(self, seconds: float) -> End:
-        home = self._home()
+        home = self.home()
         return self._resumed(home, forked(lambda: work(home), kill_after=seconds))
 
     def _resumed(self, home: Path, code: int, spoil: Callable[[], None] = lambda: None) -> End:
@@ -186,6 +168,25 @@ class Trials:
         return end
 
 
+def make_base(folder: Path) -> None:
+    """A tiny base without a chat template: a foreign one is rendered in children of its own, which would be half of a life."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    import conftest
+
+    conftest.make_base(folder)
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    del config["chat_template"]
+    file.write_text(json.dumps(config))
+
+
+def rows() -> list[dict[str, str]]:
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from conftest import next_word_rows
+
+    return next_word_rows()
+
+
 def forget_the_optimizer() -> None:
     """A resume that is not one."""
 
@@ -196,28 +197,28 @@ def forget_the_optimizer() -> None:
     checkpoints.restore = restore
 
 
-def main() -> None:
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from conftest import make_base, next_word_rows
+def proofs(trials: Trials) -> Iterator[Proof]:
+    began = time.monotonic()
+    differ = at_once(range(1, trials.operations + 1), lambda n: trials.killed_at(n) != trials.truth)
+    promise = f"killed before each of {trials.operations} operations on files: the same model, once"
+    yield Proof(promise, "0 differ", f"{len(differ)} differ", not differ, time.monotonic() - began)
+    began = time.monotonic()
+    spoiled = at_once(range(1, trials.operations + 1, 9), lambda n: trials.killed_at(n, forget_the_optimizer) != trials.truth)
+    promise = "the control: a resume that forgets the optimizer is seen"
+    yield Proof(promise, "some differ", f"{len(spoiled)} differ", bool(spoiled), time.monotonic() - began)
+    began, chance = time.monotonic(), random.Random(0)
+    moments = [chance.uniform(0, trials.seconds) for _ in range(RANDOM_KILLS)]
+    wrong = at_once(moments, lambda at: trials.killed_after(at) != trials.truth)
+    promise = f"killed at {RANDOM_KILLS} random moments: the same model, once"
+    yield Proof(promise, "0 differ", f"{len(wrong)} differ", not wrong, time.monotonic() - began)
 
-    with tempfile.TemporaryDirectory() as temporary:
+
+def main() -> None:
+    with room() as temporary:
         folder = Path(temporary)
-        if forked(lambda: print(make_base(folder / "base"))) != 0:  # torch is used in a child alone
+        if forked(lambda: make_base(folder / "base")) != 0:  # torch is used in a child alone
             raise SystemExit("no base")
-        trials = Trials(folder / "base", next_word_rows(), folder)
-        began = time.monotonic()
-        differ = [n for n in range(1, trials.operations + 1) if trials.killed_at(n) != trials.truth]
-        promise = f"killed before each of {trials.operations} operations on files: the same model, once"
-        points = Proof(promise, "0 differ", f"{len(differ)} differ", not differ, time.monotonic() - began)
-        spoiled = [n for n in range(1, trials.operations + 1, 6) if trials.killed_at(n, forget_the_optimizer) != trials.truth]
-        control = Proof(
-            "the control: a resume that forgets the optimizer is seen", "some differ", f"{len(spoiled)} differ", bool(spoiled), 0.0
-        )
-        began, chance = time.monotonic(), random.Random(0)
-        wrong = sum(trials.killed_after(chance.uniform(0, trials.seconds)) != trials.truth for _ in range(RANDOM_KILLS))
-        kills = Proof(f"killed at {RANDOM_KILLS} random moments: the same model, once", "0 differ", f"{wrong} differ", not wrong,
-                      time.monotonic() - began)  # fmt: skip
-    show_and_save([points, control, kills], "python proofs/crash.py")
+        show_and_save(proofs(Trials(folder / "base", rows(), folder)), "python proofs/crash.py")
 
 
 if __name__ == "__main__":

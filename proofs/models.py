@@ -107,13 +107,13 @@ def value(name: str, content: Any) -> Make:
     return text(name, json.dumps(content))
 
 
-def edit(name: str, **changes: Any) -> Make:
+def edit(file_name: str, /, **changes: Any) -> Make:
     """Keys of a JSON file set anew; the file is made where it is missing."""
 
     def make(folder: Path, canary: Path) -> None:
-        file = folder / name
+        file = folder / file_name
         known = json.loads(file.read_text()) if file.exists() else {}
-        value(name, {**known, **changes})(folder, canary)
+        value(file_name, {**known, **changes})(folder, canary)
 
     return make
 
@@ -156,6 +156,11 @@ def header(entries: Any, data: int = 0, length: int | None = None, name: str = "
 
 def cut(name: str, off: int) -> Make:
     return lambda folder, canary: os.truncate(folder / name, (folder / name).stat().st_size - off)
+
+
+def borrowed(name: str) -> Make:
+    """A file of the good adapter."""
+    return lambda folder, canary: shutil.copy(folder.parent / "good" / "adapter" / name, folder)
 
 
 def sparse(name: str, size: int) -> Make:
@@ -235,7 +240,7 @@ def pickle_cases() -> Iterator[Case]:
 def code_cases() -> Iterator[Case]:
     """A wish to run code, at every place where a library might fulfil it."""
     wishes: list[dict[str, Any]] = [
-        {"auto_map": MAP}, {"auto_map": MAP, "model_type": "evil", "architectures": ["Evil"]}, {"auto_map": "modeling_evil.Evil"},
+        {"auto_map": MAP}, {"model_type": "evil", "architectures": ["Evil"], "auto_map": MAP}, {"auto_map": "modeling_evil.Evil"},
         {"auto_map": ["evil"]},
         {"auto_map": {"AutoModelForCausalLM": "someone/evil--modeling_evil.Evil"}}, {"text_config": {"auto_map": MAP}},
         {"a": [{"b": {"auto_map": MAP}}]},
@@ -307,6 +312,8 @@ def code_cases() -> Iterator[Case]:
         yield Case(f"{file}: {json.dumps(wish):.70}", all_of(with_code, edit(file, **wish)))
     elsewhere = edit("adapter_config.json", peft_type="LORA", base_model_name_or_path="SIDE/evil")
     yield Case("adapter_config.json of a base names another folder's model", all_of(elsewhere, pickled("adapter_model.bin")), outside=True)
+    adapter = all_of(*(borrowed(f) for f in ("adapter_config.json", "adapter_model.safetensors")))
+    yield Case("a base that is an adapter of another folder's model", all_of(adapter, elsewhere), outside=True)
     for file in ("json.py", "tokenizers.py", "tunesmith/__init__.py", "duckdb/__init__.py", "sitecustomize.py", "usercustomize.py"):
         yield Case(f"{file} in the folder the user stands in", text(file, CODE + "raise SystemExit\n"), "start")
 
@@ -341,7 +348,7 @@ def weight_cases() -> Iterator[Case]:
         ("a name of ..", header({"../../x": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}, 1)),
         ("its last byte missing", cut("model.safetensors", 1)), ("its second half missing", cut("model.safetensors", 20_000)),
         ("an archive", lambda f, c: shutil.copy(f.parent / "side/x.zip", f / "model.safetensors")),
-        ("100 MB of nothing", sparse("model.safetensors", 100 << 20)), ("1 TB of nothing", sparse("model.safetensors", 1 << 30)),
+        ("100 MB of nothing", sparse("model.safetensors", 100 << 20)), ("1 GB of nothing", sparse("model.safetensors", 1 << 30)),
         ("a format of jax", header({**GOOD, "__metadata__": {"format": "jax"}}, 26)),
         ("F8 that no library knows", header({"a": {"dtype": "F8_E8M0", "shape": [2], "data_offsets": [0, 2]}}, 2)),
         ("surrogates in a name", header(b'{"\\ud800":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', 1)),
@@ -359,7 +366,7 @@ def weight_cases() -> Iterator[Case]:
                           ("no metadata", {"weight_map": {"a": "decoy.safetensors"}}),
                           ("a FIFO", {"metadata": {}, "weight_map": {"a": "pipe.safetensors"}}),
                           ("a device", {"metadata": {}, "weight_map": {"a": "/dev/zero"}}),
-                          ("a million shards", {"metadata": {},
+                          ("100,000 shards", {"metadata": {},
                           "weight_map": {f"t{i}": f"s{i}.safetensors" for i in range(10**5)}})):  # fmt: skip
         extra = [special("pipe.safetensors", "fifo")] if told == "a FIFO" else []
         yield Case(f"an index with {told}", all_of(decoy, *extra, value("model.safetensors.index.json", content)))
@@ -484,7 +491,7 @@ def tokenizer_cases() -> Iterator[Case]:
         "a{1000000}", "(?#", r"(?<n>a\g<n>?)+$")),
         ("a replacement that doubles 40 times", replaced("a", "aa")), ("a replacement that grows", replaced("", "x" * 100)),
         ("a prefix of 20 MB", edit("tokenizer.json", normalizer={"type": "Prepend", "prepend": "x" * (20 << 20)})),
-        ("1,000,000 added tokens", lambda f, c: edit("tokenizer.json",
+        ("300,000 added tokens", lambda f, c: edit("tokenizer.json",
         added_tokens=[word, *({**word, "id": 260 + i, "content": f"<{i}>"} for i in range(300_000))])(f, c)),
         ("a million words", lambda f, c: edit("tokenizer.json",
         model={"type": "BPE", "vocab": {f"w{i}": i for i in range(10**6)}, "merges": []})(f, c)),
@@ -627,7 +634,7 @@ def template_cases() -> Iterator[Case]:
         text("chat_template.jinja", "{% if add_generation_prompt %}{{ 'x' * 10**10 }}{% endif %}" + TAIL),
         "template",
     )
-    yield Case("template of 3 GB", sparse("chat_template.jinja", 2**31 - 1), "template")
+    yield Case("template of 2 GB", sparse("chat_template.jinja", 2**31 - 1), "template")
     yield Case("template without the user's words", text("chat_template.jinja", "<|end|>"), "template")
     yield Case(
         "template that repeats the user's words",
@@ -754,6 +761,9 @@ def import_cases() -> Iterator[Case]:
     ]  # fmt: skip
     for wish in facts:
         yield Case(f"import: certificate.json: {json.dumps(wish)}", edit("certificate.json", **wish), "import")
+    spoilt = _probes(lambda t: {**t, "answers": t["answers"] * 0})
+    for place in ("SIDE/out", "../../x", "../../../x", "."):
+        yield Case(f"import: staged in {place}, then refused", all_of(spoilt, edit("certificate.json", precision=place)), "import")
     manifests: list[Any] = [
         [], {}, {"files": []}, {"files": 5}, {"files": None}, {"files": {"../side/secret.txt": {"bytes": 1, "sha256": "x"}}},
         {"files": {"/etc/passwd": {"bytes": 1, "sha256": "x"}}}, {"files": {"a\0b": {}}}, "x",
@@ -1049,13 +1059,13 @@ class Watch:
 def attempt(case: Case, folder: Path) -> Outcome:
     """Take a case in, in a process that can be killed; `folder` is one that `prepared` made."""
     trial, told = folder / "trial", folder / "told.json"
-    began = time.monotonic()
+    before, began = _around(folder), time.monotonic()
     end = forked(lambda: told.write_text(json.dumps(_taken(case, folder, trial))), DEADLINE)
     seconds = time.monotonic() - began
     try:
         found = json.loads(told.read_text()) if told.exists() else {}
         outcome = Outcome(found.get("kind", "violation"), found.get("what", ""), found.get("seconds", seconds), found.get("growth", 0))
-        wrong = [*_traces(folder), *_ending(end, bool(found)), *found.get("seen", []), *_costs(outcome)]
+        wrong = [*_traces(folder, before), *_ending(end, bool(found)), *found.get("seen", []), *_costs(outcome)]
         return replace(outcome, kind="violation", what="; ".join([*wrong, outcome.what])) if wrong else outcome
     finally:
         for left in (trial, folder / "home"):
@@ -1106,7 +1116,16 @@ def _place(e: BaseException) -> str:
     return place
 
 
-def _traces(folder: Path) -> Iterator[str]:
+def _around(folder: Path) -> set[Path]:
+    """What lies where no door has anything to write."""
+    return {p for p in [*folder.iterdir(), *(folder / "side").rglob("*")] if p.name not in ("trial", "home", "told.json", "canary")}
+
+
+def _traces(folder: Path, before: set[Path]) -> Iterator[str]:
+    if new := _around(folder) - before:
+        yield f"it wrote outside: {', '.join(sorted(p.name for p in new))[:60]}"
+        for p in new:
+            shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
     if (folder / "canary").exists():
         yield "CODE RAN"
     if any(SECRET in f.read_bytes() for f in (folder / "home").rglob("*") if f.is_file() and f.stat().st_size == len(SECRET)):

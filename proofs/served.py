@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +146,8 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         shop = Shop(Path(folder))
-        proofs = [*ordinary(shop), *hostile(shop, args.hostile), *mutated(shop, args.mutations)]
-    show_and_save(proofs, "python proofs/served.py")
+        proofs = chain(ordinary(shop), hostile(shop, args.hostile), mutated(shop, args.mutations))
+        show_and_save(proofs, "python proofs/served.py")
 
 
 if __name__ == "__main__":

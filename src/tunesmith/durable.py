@@ -111,7 +111,7 @@ def publish(staged: Path, final: Path, facts: dict[str, Any] | None = None) -> s
     for file in sorted(p for p in staged.rglob("*") if p.is_file()):
         _sync(file)
         listed[str(file.relative_to(staged))] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
-    text = json.dumps({"format": FORMAT, "files": listed, **(facts or {})}, indent=1, sort_keys=True, allow_nan=False)
+    text = _sealed({"format": FORMAT, "files": listed, **(facts or {})})
     _write_synced(staged / MANIFEST, text)
     for folder in [*(p for p in staged.rglob("*") if p.is_dir()), staged]:
         _sync(folder)
@@ -125,10 +125,14 @@ def publish(staged: Path, final: Path, facts: dict[str, Any] | None = None) -> s
 def verify(folder: Path, digest: str | None = None) -> dict[str, Any]:
     """The manifest of a published folder, after every file was compared with it; DamagedFiles otherwise."""
     try:
+        if (folder / MANIFEST).is_symlink():
+            raise ValueError("it is a link")
         text = (folder / MANIFEST).read_bytes()
         manifest: dict[str, Any] = json.loads(text)
-        listed = manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        listed = {str(name): (facts["bytes"], facts["sha256"]) for name, facts in manifest["files"].items()}
+        if manifest["format"] != FORMAT or _sealed({k: v for k, v in manifest.items() if k != "seal"}).encode() != text:
+            raise ValueError("it was changed")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise DamagedFiles(folder=str(folder), reason=f"no readable {MANIFEST} ({e})") from None
     if digest is not None and hashlib.sha256(text).hexdigest() != digest:
         raise DamagedFiles(folder=str(folder), reason=f"{MANIFEST} is not the one that was recorded")
@@ -137,9 +141,15 @@ def verify(folder: Path, digest: str | None = None) -> dict[str, Any]:
         raise DamagedFiles(folder=str(folder), reason=f"files {sorted(present ^ set(listed))} are missing or foreign")
     for name, facts in listed.items():
         file = folder / name
-        if file.is_symlink() or file.stat().st_size != facts["bytes"] or sha256(file) != facts["sha256"]:
+        if file.is_symlink() or (file.stat().st_size, sha256(file)) != facts:
             raise DamagedFiles(folder=str(folder), reason=f"{name} does not match its digest")
     return manifest
+
+
+def _sealed(manifest: dict[str, Any]) -> str:
+    """A manifest as text, in one form, with its own digest: what nobody recorded elsewhere cannot be damaged unseen either."""
+    seal = hashlib.sha256(json.dumps(manifest, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    return json.dumps({**manifest, "seal": seal}, indent=1, sort_keys=True, allow_nan=False)
 
 
 def write_json(path: Path, value: Any) -> None:

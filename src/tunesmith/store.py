@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy import Boolean, Column, Float, ForeignKey, Index, Integer, String, Table, Text
 from sqlalchemy.engine import Connection
 
-from tunesmith import catalog
+from tunesmith import catalog, durable
 from tunesmith.errors import (
     IdempotencyConflict,
     JobAlreadyFinished,
@@ -182,7 +182,7 @@ class DatabaseClock:
 class JobStore:
     def __init__(self, url: str, clock: BootClock | DatabaseClock | None = None, wall: Callable[[], float] = time.time) -> None:
         if url.startswith("sqlite:///"):
-            Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            durable.make_folder(Path(url.removeprefix("sqlite:///")).parent)
         self._engine = sa.create_engine(url)
         on_one_machine = self._engine.dialect.name == "sqlite"
         self._clock, self._wall = clock or (BootClock() if on_one_machine else DatabaseClock()), wall
@@ -344,7 +344,8 @@ class JobStore:
     def move(self, job: Job, status: JobStatus, **changes: Any) -> Job:
         """One step in the state machine, by the worker that holds the job. A cancel that came first wins."""
         with self._fenced(job) as (c, row):
-            if status not in MOVES[JobStatus(row.status)]:
+            before = JobStatus(row.status)
+            if not before.is_working or status not in MOVES[before]:
                 return _job(row)
             if status.is_final:
                 changes["finished_at"] = self._wall()

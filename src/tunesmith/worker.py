@@ -15,10 +15,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tunesmith import catalog, durable, registry
 from tunesmith.errors import (
@@ -35,7 +35,7 @@ from tunesmith.errors import (
 from tunesmith.evaluation.verdict import objection
 from tunesmith.jobs import Job, JobStatus, model_key
 from tunesmith.settings import Settings
-from tunesmith.store import JobStore, rejections
+from tunesmith.store import LEASE_S, JobStore, rejections
 from tunesmith.tuning import child
 
 log = logging.getLogger("tunesmith.worker")
@@ -107,16 +107,24 @@ def _lock(home: Path, kind: int, tries: int = 1) -> int:
     raise AssertionError("tries is at least 1")
 
 
+def start_child(module: str, errors: BinaryIO, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    """A child in a process group of its own. Proofs put a fork in its place, which costs no import."""
+    return subprocess.Popen(
+        child.command(module), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True, env=environment
+    )
+
+
 class Worker:
-    def __init__(self, settings: Settings, store: JobStore) -> None:
-        self._settings, self._store = settings, store
-        self._holder = f"{os.uname().nodename}:{settings.home}"
+    def __init__(self, settings: Settings, store: JobStore, *, holder: str = "", lease_s: float = LEASE_S) -> None:
+        """`holder` names what may take its jobs back at once when it starts again: by default this home on this machine."""
+        self._settings, self._store, self._lease_s = settings, store, lease_s
+        self._holder = holder or f"{os.uname().nodename}:{settings.home}"
 
     def run(self) -> None:
         """Work until there was nothing to do for a while."""
         idle_since = time.monotonic()
         while time.monotonic() - idle_since < self._settings.idle_s:
-            job = self._store.claim(self._holder)
+            job = self._store.claim(self._holder, self._lease_s)
             if job is None:
                 time.sleep(POLL_S)
                 continue
@@ -125,7 +133,7 @@ class Worker:
 
     def work_all(self) -> None:
         """Every job that waits now, then return."""
-        while (job := self._store.claim(self._holder)) is not None:
+        while (job := self._store.claim(self._holder, self._lease_s)) is not None:
             self.work(job)
 
     def work(self, job: Job) -> None:
@@ -203,10 +211,7 @@ class Worker:
         environment = {**os.environ, **self._settings.environment(), "TUNESMITH_WORKER_PID": str(os.getpid())}
         environment.pop("TUNESMITH_STORE")  # a child has no database credential
         with (folder / "log.txt").open("ab") as errors:
-            process = subprocess.Popen(
-                child.command(phase[1]), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
-                env=environment,
-            )  # fmt: skip
+            process = start_child(phase[1], errors, environment)
         try:
             return self._listen(process, job, assignment)
         finally:
@@ -218,7 +223,7 @@ class Worker:
         while True:
             if time.monotonic() - beat > HEARTBEAT_S:
                 beat = time.monotonic()
-                if self._store.renew(job) in LEFT:
+                if self._store.renew(job, self._lease_s) in LEFT:
                     return None
             try:
                 line = lines.get(timeout=HEARTBEAT_S)
@@ -304,7 +309,7 @@ class Worker:
     def _await_space(self, job: Job) -> None:
         """Until there is room for the job's files, or it is cancelled."""
         needed = 4 * int(job.base.get("parameters") or 0) * 4
-        while self._store.renew(job) is not JobStatus.CANCELLING:
+        while self._store.renew(job, self._lease_s) is not JobStatus.CANCELLING:
             time.sleep(SPACE_POLL_S)
             try:
                 return durable.check_space(self._settings.home, needed)

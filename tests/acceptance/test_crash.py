@@ -11,10 +11,10 @@ import json, random, sys, tempfile
 from pathlib import Path
 sys.path[:0] = [{proofs!r}, {tests!r}]
 import crash
-from conftest import make_base, next_word_rows
+
 folder = Path(sys.argv[1])
-assert crash.forked(lambda: make_base(folder / "base")) == 0
-trials = crash.Trials(folder / "base", next_word_rows(), folder)
+assert crash.forked(lambda: crash.make_base(folder / "base")) == 0
+trials = crash.Trials(folder / "base", crash.rows(), folder)
 n = trials.operations
 points = [1, *random.Random(7).sample(range(2, n), 4), n]
 told = {{"operations": n, "wrong": [p for p in points if trials.killed_at(p) != trials.truth]}}
