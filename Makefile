@@ -1,13 +1,14 @@
 # make demo    install, then the main job on example data, every statement shown
 # make test    install, then format, lint, types, tests and docs
 # make proofs  the promises at their full figures; writes proofs/results/latest.json
+# make soak    the large doses, resumable: make soak PROMISE=power MINUTES=30
 # make bench-quick  training and answering against fair peers, small shape; writes docs/performance.md
 # make fix     format and mend what the linter can
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test proofs bench-quick check fix clean
+.PHONY: demo test proofs soak bench-quick check fix clean
 
 demo: .venv/train.done
 	$(BIN)/tunesmith demo
@@ -16,7 +17,10 @@ test: check
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 proofs: .venv/dev.done
-	$(BIN)/python proofs/verdict.py
+	$(BIN)/python proofs/all.py
+
+soak: .venv/dev.done
+	$(BIN)/python proofs/soak.py $(PROMISE) --minutes $(or $(MINUTES),30)
 
 bench-quick: .venv/dev.done
 	$(BIN)/python benchmarks/train.py --shapes 15M --repeats 3

@@ -1,12 +1,13 @@
 """A job that dies at any point ends with the same model, to the bit, and only one.
 
-    python proofs/crash.py
+    python proofs/crash.py [--points N] [--kills 100] [--seed 7]
 
 Each trial is a copy of one home in which a job waits, and a process forked from one that has imported torch and never used it. The
 real worker and trainer run in it and die by SIGKILL before the n-th operation on durable files, or at a random moment. Then a second
 process goes on, and what it ends with is compared.
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ from typing import Any
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 sys.path.insert(0, str(Path(__file__).parent))
+import torch
 from forks import at_once, forked, room
 from record import Proof, show_and_save
 
@@ -41,7 +43,6 @@ OPTIONS = {
     "method": "lora", "rank": 4, "learning_rate": 1e-2, "batch_size": 5, "max_epochs": 2, "patience": 0,
     "test_data": "SELECT 'say red' AS prompt, 'red' AS completion",
 }  # fmt: skip
-RANDOM_KILLS = 100
 
 
 class InProcess(worker.Worker):
@@ -169,11 +170,12 @@ class Trials:
 
 
 def make_base(folder: Path) -> None:
-    """A tiny base without a chat template: a foreign one is rendered in children of its own, which would be half of a life."""
+    """A tiny base that drops values at random, so that a resume has to have the random state; without a chat template, since a foreign one is
+    rendered in children of its own, which would be half of a life."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     import conftest
 
-    conftest.make_base(folder)
+    conftest.make_base(folder, attention_dropout=0.2)
     file = folder / "tokenizer_config.json"
     config = json.loads(file.read_text())
     del config["chat_template"]
@@ -197,28 +199,52 @@ def forget_the_optimizer() -> None:
     checkpoints.restore = restore
 
 
-def proofs(trials: Trials) -> Iterator[Proof]:
-    began = time.monotonic()
-    differ = at_once(range(1, trials.operations + 1), lambda n: trials.killed_at(n) != trials.truth)
-    promise = f"killed before each of {trials.operations} operations on files: the same model, once"
+def forget_the_random_state() -> None:
+    """Another one: everything but the state of the random numbers."""
+    restore = checkpoints.restore
+
+    def without(checkpoint: checkpoints.Checkpoint, trained: Any, optimizer: Any) -> checkpoints.Position:
+        before = torch.get_rng_state()
+        position = restore(checkpoint, trained, optimizer)
+        torch.set_rng_state(before)
+        return position
+
+    checkpoints.restore = without
+
+
+CONTROLS = {"the optimizer": forget_the_optimizer, "the random state": forget_the_random_state}
+
+
+def proofs(trials: Trials, n_points: int, n_kills: int, seed: int) -> Iterator[Proof]:
+    began, chance = time.monotonic(), random.Random(seed)
+    every = range(1, trials.operations + 1)
+    points = every if n_points >= len(every) else sorted(chance.sample(every, n_points))
+    differ = at_once(points, lambda n: trials.killed_at(n) != trials.truth)
+    promise = f"killed before {len(points)} of {trials.operations} operations on files: the same model, once"
     yield Proof(promise, "0 differ", f"{len(differ)} differ", not differ, time.monotonic() - began)
     began = time.monotonic()
-    spoiled = at_once(range(1, trials.operations + 1, 9), lambda n: trials.killed_at(n, forget_the_optimizer) != trials.truth)
-    promise = "the control: a resume that forgets the optimizer is seen"
-    yield Proof(promise, "some differ", f"{len(spoiled)} differ", bool(spoiled), time.monotonic() - began)
-    began, chance = time.monotonic(), random.Random(0)
-    moments = [chance.uniform(0, trials.seconds) for _ in range(RANDOM_KILLS)]
+    middle = range(trials.operations // 3, trials.operations, 12)
+    seen = [c for c in CONTROLS if n_points and at_once(middle, lambda n, c=c: trials.killed_at(n, CONTROLS[c]) != trials.truth)]
+    promise = f"the controls: a resume that forgets {' or '.join(CONTROLS)} is seen"
+    yield Proof(promise, "both seen", f"{len(seen)} seen", len(seen) == len(CONTROLS) or not n_points, time.monotonic() - began)
+    began = time.monotonic()
+    moments = [chance.uniform(0, trials.seconds) for _ in range(n_kills)]
     wrong = at_once(moments, lambda at: trials.killed_after(at) != trials.truth)
-    promise = f"killed at {RANDOM_KILLS} random moments: the same model, once"
+    promise = f"killed at {n_kills} random moments: the same model, once"
     yield Proof(promise, "0 differ", f"{len(wrong)} differ", not wrong, time.monotonic() - began)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--points", type=int, default=10_000)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=7)
+    args = parser.parse_args()
     with room() as temporary:
         folder = Path(temporary)
         if forked(lambda: make_base(folder / "base")) != 0:  # torch is used in a child alone
             raise SystemExit("no base")
-        show_and_save(proofs(Trials(folder / "base", rows(), folder)), "python proofs/crash.py")
+        show_and_save(proofs(Trials(folder / "base", rows(), folder), args.points, args.kills, args.seed), "python proofs/crash.py")
 
 
 if __name__ == "__main__":

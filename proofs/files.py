@@ -1,6 +1,6 @@
 """What is on the disk keeps its word: damaged files are never loaded, a full or broken disk costs nothing, a power cut neither.
 
-    python proofs/files.py [--damaged 1000] [--states 5000] [--every 1]
+    python proofs/files.py [--damaged 1000] [--states 5000] [--every 1] [--only power|faults|damaged] [--seed 0]
 
 The real worker and trainer on a tiny base, in processes forked from one that has imported torch and never used it.
 """
@@ -77,15 +77,15 @@ def damage(folder: Path, chance: random.Random) -> Callable[[], None]:
     return undo
 
 
-def damaged(trials: Trials, n: int) -> Iterator[Proof]:
+def damaged(trials: Trials, n: int, seed: int) -> Iterator[Proof]:
     """Half of the damage to the newest checkpoint of a job that was killed, half to a finished model."""
     began, home, half = time.monotonic(), trials.home(), trials.home()
     forked(lambda: crash.work(home))
     forked(crash.dying_at(trials.operations * 2 // 3, half))
 
-    def accepted(seed: int) -> str:
-        chance = random.Random(seed)
-        return _model_accepted(home, chance) if seed % 2 else _checkpoint_accepted(half, chance)
+    def accepted(case: int) -> str:
+        chance = random.Random(f"{seed} {case}")
+        return _model_accepted(home, chance) if case % 2 else _checkpoint_accepted(half, chance)
 
     said = at_once(range(n), accepted, processes=1)  # they share the two homes
     for case, why in said[:10]:
@@ -150,7 +150,7 @@ def faults(trials: Trials, every: int) -> Iterator[Proof]:
 
         code = forked(body)
         [job] = JobStore(Settings.read(home).store_url).all_jobs()
-        if code or job.status.is_final and job.status.value != "SUCCEEDED":
+        if code or (job.status.is_final and job.status.value != "SUCCEEDED"):
             return f"ended with {code}, {job.status}: {job.error}"
         if not job.status.is_final:
             forked(lambda: crash.work(home))
@@ -310,14 +310,14 @@ def record(base: Path, rows: list[dict[str, str]], folder: Path) -> list[Moment]
     return cache.moments
 
 
-def power(base: Path, rows: list[dict[str, str]], folder: Path, states: int) -> Iterator[Proof]:
+def power(base: Path, rows: list[dict[str, str]], folder: Path, states: int, seed: int) -> Iterator[Proof]:
     """The power goes before any operation, and what is left is opened."""
     began = time.monotonic()
 
     def share(part: int) -> list[str]:
         place = folder / f"power-{part}"
         place.mkdir()
-        moments, chance, said = record(base, rows, place), random.Random(part), []
+        moments, chance, said = record(base, rows, place), random.Random(f"{seed} {part}"), []
         for i in range(states // 2):
             moment = moments[i % len(moments)]
             after_power_loss(moment, place / "state", chance)
@@ -372,11 +372,16 @@ def _bound_to(attempt: Path) -> Any:
 
 
 def proofs(base: Path, rows: list[dict[str, str]], folder: Path, args: argparse.Namespace) -> Iterator[Proof]:
-    yield from power(base, rows, folder, args.states)
+    if args.only in (None, "power"):
+        yield from power(base, rows, folder, args.states, args.seed)
+    if args.only == "power":
+        return
     trials = Trials(base, rows, folder)
-    yield from faults(trials, args.every)
-    yield from faults_of_create(base, rows, folder, args.every)
-    yield from damaged(trials, args.damaged)
+    if args.only in (None, "faults"):
+        yield from faults(trials, args.every)
+        yield from faults_of_create(base, rows, folder, args.every)
+    if args.only in (None, "damaged"):
+        yield from damaged(trials, args.damaged, args.seed)
 
 
 def main() -> None:
@@ -384,6 +389,8 @@ def main() -> None:
     parser.add_argument("--damaged", type=int, default=1000)
     parser.add_argument("--states", type=int, default=5000)
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--only", choices=["power", "faults", "damaged"])
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with room() as temporary:
         folder = Path(temporary)

@@ -1,6 +1,6 @@
 """Whole jobs keep their word: a cancel stops the work, the rows are those of CREATE, and nothing grows.
 
-    python proofs/jobs.py [--cancels 50] [--kinds 20] [--minutes 3]
+    python proofs/jobs.py [--cancels 50] [--kinds 20] [--minutes 3] [--seed 0]
 
 The real worker with real children, each in a process group of its own; they are forked, not started, so that none costs an import.
 """
@@ -8,11 +8,8 @@ The real worker with real children, each in a process group of its own; they are
 import argparse
 import os
 import random
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
 from itertools import chain, count
@@ -50,12 +47,12 @@ def without_workers(home: Path) -> Tunesmith:
 # ---------------------------------------------------------------- a cancel
 
 
-def cancels(base: Path, folder: Path, n: int) -> Iterator[Proof]:
+def cancels(base: Path, folder: Path, n: int, seed: int) -> Iterator[Proof]:
     """A long job is cancelled at a random moment of its life, again and again; how long until its processes are gone."""
     began = time.monotonic()
 
-    def cancelled(seed: int) -> list[float]:
-        chance, home = random.Random(seed), folder / f"cancel-{seed}"
+    def cancelled(case: int) -> list[float]:
+        chance, home = random.Random(f"{seed} {case}"), folder / f"cancel-{case}"
         fork_children()
         service = without_workers(home)
         many = crash.rows() * 20
@@ -129,7 +126,9 @@ def snapshots(base: Path, folder: Path, n: int) -> Iterator[Proof]:
         place.mkdir()
         with duckdb.connect(str(place / "own.duckdb")) as connection:
             connection.execute("CREATE TABLE pairs (n INTEGER, prompt VARCHAR, completion VARCHAR)")
-            connection.executemany("INSERT INTO pairs VALUES (?, ?, ?)", [(i, r["prompt"], r["completion"]) for i, r in enumerate(crash.rows())])
+            connection.executemany(
+                "INSERT INTO pairs VALUES (?, ?, ?)", [(i, r["prompt"], r["completion"]) for i, r in enumerate(crash.rows())]
+            )
             connection.execute("CREATE VIEW shown AS SELECT prompt, completion FROM pairs ORDER BY n")
             worker.ensure = lambda settings, store: None
             Tunesmith(connection, home=place / "home").create("m", str(base), "SELECT * FROM shown", **crash.OPTIONS)
@@ -184,10 +183,17 @@ def growth(base: Path, folder: Path, seconds: float) -> Iterator[Proof]:
     third = max(1, len(lines) // 3)
     early, late = (max(m for m, _ in part) for part in (lines[third : 2 * third], lines[2 * third :]))
     descriptors = (max(d for _, d in lines[:third]), max(d for _, d in lines[2 * third :]))
-    left = [p for p in (home / "tmp").iterdir()] + list(home.glob("jobs/*/attempt-*/step-*")) + list(home.glob("jobs/*/attempt-*/result"))
+    left = list((home / "tmp").iterdir()) + list(home.glob("jobs/*/attempt-*/step-*")) + list(home.glob("jobs/*/attempt-*/result"))
     folders = (len(list((home / "jobs").iterdir())), len(list((home / "models").iterdir())))
     grew = late / early - 1
-    good = not code and grew <= 0.02 and descriptors[1] <= descriptors[0] + 1 and not left and folders == (len(done), len(done)) and len(done) > 3
+    good = (
+        not code
+        and grew <= 0.02
+        and descriptors[1] <= descriptors[0] + 1
+        and not left
+        and folders == (len(done), len(done))
+        and len(done) > 3
+    )
     yield Proof(
         f"{seconds:.0f} s of jobs, beats cut by 100: memory, descriptors and files do not grow", "<= 2 %, 0, 0",
         f"{len(done)} jobs, memory {grew:+.1%}, descriptors {descriptors[1] - descriptors[0]:+d}, {len(left)} files left", good,
@@ -204,13 +210,19 @@ def main() -> None:
     parser.add_argument("--cancels", type=int, default=50)
     parser.add_argument("--kinds", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with room() as temporary:
         folder = Path(temporary)
         base = folder / "base"
         if forked(lambda: crash.make_base(base)) != 0:
             raise SystemExit("no base")
-        proofs = chain(cancels(base, folder, args.cancels), snapshots(base, folder, args.kinds), growth(base, folder, 60 * args.minutes))
+        every = (
+            cancels(base, folder, args.cancels, args.seed),
+            snapshots(base, folder, args.kinds),
+            growth(base, folder, 60 * args.minutes),
+        )
+        proofs = chain.from_iterable(p for p, n in zip(every, (args.cancels, args.kinds, args.minutes), strict=True) if n)
         show_and_save(proofs, "python proofs/jobs.py")
 
 

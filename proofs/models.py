@@ -769,7 +769,13 @@ def import_cases() -> Iterator[Case]:
         {"files": {"/etc/passwd": {"bytes": 1, "sha256": "x"}}}, {"files": {"a\0b": {}}}, "x",
     ]  # fmt: skip
     for content in manifests:
-        yield Case(f"import: MANIFEST.json is {content!r:.60}", value("MANIFEST.json", content), "import", signed=False)
+        make = sealed(content) if isinstance(content, dict) else value("MANIFEST.json", content)
+        yield Case(f"import: MANIFEST.json is {content!r:.60}", make, "import", signed=False)
+    for told, make in (
+        ("that was edited", all_of(lambda f, c: sign(f), edit("MANIFEST.json", name="other"))),
+        ("of another format", resealed(lambda known: {**known, "format": 2})),
+    ):
+        yield Case(f"import: a MANIFEST.json {told}", make, "import", signed=False)
     for wish in (
         {"name": 5},
         {"name": None},
@@ -779,9 +785,11 @@ def import_cases() -> Iterator[Case]:
         {"name": "a\0b"},
         {"name": "'; DROP TABLE models; --"},
     ):
-        yield Case(f"import: MANIFEST.json: {json.dumps(wish):.60}", all_of(signed, edit("MANIFEST.json", **wish)), "import", signed=False)
+        yield Case(
+            f"import: MANIFEST.json: {json.dumps(wish):.60}", resealed(lambda known, wish=wish: {**known, **wish}), "import", signed=False
+        )
     for told, entry in (("null", None), ("numbers", 5), ("a list", []), ("no digest", {"bytes": 1}), ("nothing", {})):
-        yield Case(f"import: MANIFEST.json with entries that are {told}", all_of(signed, entries(entry)), "import", signed=False)
+        yield Case(f"import: MANIFEST.json with entries that are {told}", entries(entry), "import", signed=False)
     for told, target in (
         ("a folder with secrets", "SIDE"),
         ("the file system", "/usr"),
@@ -846,18 +854,25 @@ def _probes(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Make:
     return make
 
 
-def signed(folder: Path, canary: Path) -> None:
-    sign(folder)
+def sealed(manifest: dict[str, Any]) -> Make:
+    """A manifest with a seal of its own, as anyone can make it."""
+    return text(durable.MANIFEST, durable._sealed(json.loads(json.dumps({"format": durable.FORMAT, **manifest}))))
+
+
+def resealed(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Make:
+    """A manifest that fits, changed and sealed again."""
+
+    def make(folder: Path, canary: Path) -> None:
+        sign(folder)
+        known = json.loads((folder / durable.MANIFEST).read_text())
+        sealed(change({k: v for k, v in known.items() if k != "seal"}))(folder, canary)
+
+    return make
 
 
 def entries(entry: Any) -> Make:
     """Every entry of the manifest set to this."""
-
-    def make(folder: Path, canary: Path) -> None:
-        known = json.loads((folder / "MANIFEST.json").read_text())
-        value("MANIFEST.json", {**known, "files": dict.fromkeys(known["files"], entry)})(folder, canary)
-
-    return make
+    return resealed(lambda known: {**known, "files": dict.fromkeys(known["files"], entry)})
 
 
 TABLES = (pickle_cases, code_cases, weight_cases, file_cases, json_cases, tokenizer_cases, template_cases, import_cases)
@@ -905,7 +920,12 @@ def take_import(folder: Path, home: Path) -> None:
 
     child.ask = ask
     service = tunesmith.Tunesmith(home=home)
-    model = service.import_model(folder, base_model=str(home.parent / "good" / "base"))
+    try:
+        model = service.import_model(folder, base_model=str(home.parent / "good" / "base"))
+    except TunesmithError:
+        if left := [p.name for p in (home / "models").rglob("*") if p.is_file()]:
+            raise RuntimeError(f"what was refused was left in the home: {left}") from None
+        raise
     service.complete(model.name, [ASK], max_tokens=4)
 
 
@@ -969,7 +989,7 @@ def sign(folder: Path) -> None:
         )
     files = [p for p in folder.rglob("*") if not p.is_dir() and p.name != durable.MANIFEST]
     listed = {str(p.relative_to(folder)): _entry(p) for p in files}
-    (folder / durable.MANIFEST).write_text(json.dumps({"format": 1, "files": listed, "name": "m"}))
+    sealed({"files": listed, "name": "m"})(folder, folder)
 
 
 def _json(file: Path) -> Any:

@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """The corpus the query gate is tried on: a shop with secrets, ordinary training queries, hostile ones, and mutants of both.
 
 Data and a fixture, no judgement: who runs a query and what counts as a leak is `gate.py`'s. A query is one line of a block

@@ -1,6 +1,6 @@
 """A served query reads only what its user may: judged by effect, not by the error.
 
-    python proofs/served.py [--hostile 300] [--mutations 2000]
+    python proofs/served.py [--hostile 300] [--mutations 2000] [--seed 0]
 
 Every hostile query must be refused by the gate, or do no harm where it is only costly; and it is run in the confined child all the same, as if
 the gate had let it through. Harm is: the canary in its answer, a file made or changed, a connection, or more time than it may have.
@@ -111,9 +111,9 @@ def hostile(shop: Shop, n: int) -> Iterator[Proof]:
     )  # fmt: skip
 
 
-def mutated(shop: Shop, n: int) -> Iterator[Proof]:
+def mutated(shop: Shop, n: int, seed: int = 0) -> Iterator[Proof]:
     began = time.monotonic()
-    accepted = [sql for sql in mutations(0, n) if passes(shop.text(sql))]
+    accepted = [sql for sql in mutations(seed, n) if passes(shop.text(sql))]
     harmful = at_once(lambda sql: (shop.harm(sql), sql), accepted)
     for why, sql in harmful:
         print(f"  {why}: {shop.text(sql)[:200]}")
@@ -143,10 +143,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--hostile", type=int, default=300)
     parser.add_argument("--mutations", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         shop = Shop(Path(folder))
-        proofs = chain(ordinary(shop), hostile(shop, args.hostile), mutated(shop, args.mutations))
+        proofs = chain(ordinary(shop), hostile(shop, args.hostile), mutated(shop, args.mutations, args.seed))
         show_and_save(proofs, "python proofs/served.py")
 
 

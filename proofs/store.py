@@ -1,6 +1,6 @@
 """The store keeps its word under kills, races and clocks: no job lost, none finished twice, one key one job, one end for ever.
 
-    python proofs/store.py [--clients 32] [--each 25] [--kills 150] [--races 500] [--dead 20] [--steps 50] [--store postgresql://…/postgres]
+    python proofs/store.py [--clients 32] [--each 25] [--kills 150] [--races 500] [--dead 20] [--steps 50] [--only NAME] [--postgresql] [--seed 1]
 
 The real store and the real worker, in many processes; only what a trainer computes is left out (its result is a file of a few bytes).
 """
@@ -15,14 +15,14 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from forks import room, start
+from postgresql import server
 from record import Proof, show_and_save
 
 from tunesmith import durable, worker
@@ -61,7 +61,9 @@ def settings_of(home: Path, url: str) -> Settings:
 
 
 def new_job(name: str) -> Job:
-    return Job(Job.new_id(), name, "tunesmith-tiny", "causal_lm", "SELECT 1", "", Options(), owner="ana", data_digest="d", base={"parameters": 1})
+    return Job(
+        Job.new_id(), name, "tunesmith-tiny", "causal_lm", "SELECT 1", "", Options(), owner="ana", data_digest="d", base={"parameters": 1}
+    )
 
 
 # ---------------------------------------------------------------- no job lost, none finished twice
@@ -96,9 +98,9 @@ def work(settings: Settings, jobs: int) -> None:
         time.sleep(0.02)
 
 
-def storm(home: Path, url: str, clients: int, each: int, kills: int) -> Iterator[Proof]:
+def storm(home: Path, url: str, clients: int, each: int, kills: int, seed: int) -> Iterator[Proof]:
     """Clients and workers are killed at random and start again until all is done."""
-    began, chance = time.monotonic(), random.Random(1)
+    began, chance = time.monotonic(), random.Random(seed)
     settings = settings_of(home, url)
     durable.open_home(home)
     store = JobStore(settings.store_url)
@@ -126,7 +128,9 @@ def storm(home: Path, url: str, clients: int, each: int, kills: int) -> Iterator
     (home / "stop").touch()
     for pid in alive:
         os.waitpid(pid, 0)
-    told = Counter(tuple(line.split()) for log in home.glob("client-*.log") for line in log.read_text().splitlines() if line.count(" ") == 1)
+    told = Counter(
+        tuple(line.split()) for log in home.glob("client-*.log") for line in log.read_text().splitlines() if line.count(" ") == 1
+    )
     ids = {job for _, job in told}
     jobs = {j.id: j for j in store.all_jobs()}
     models, used = Counter(m.job_id for m in store.all_models()), Counter(u["job_id"] for u in store.rows("usage"))
@@ -149,9 +153,9 @@ def storm(home: Path, url: str, clients: int, each: int, kills: int) -> Iterator
 # ---------------------------------------------------------------- one end for ever
 
 
-def races(home: Path, url: str, n: int) -> Iterator[Proof]:
+def races(home: Path, url: str, n: int, seed: int) -> Iterator[Proof]:
     """A cancel against the last step of a job, at random distances."""
-    began, chance, wrong, won = time.monotonic(), random.Random(2), 0, 0
+    began, chance, wrong, won = time.monotonic(), random.Random(seed), 0, 0
     settings = settings_of(home, url)
     durable.open_home(home)
     user, store = JobStore(settings.store_url), JobStore(settings.store_url)
@@ -190,9 +194,9 @@ def races(home: Path, url: str, n: int) -> Iterator[Proof]:
 # ---------------------------------------------------------------- leases and clocks
 
 
-def dead_workers(home: Path, url: str, n: int) -> Iterator[Proof]:
+def dead_workers(home: Path, url: str, n: int, seed: int) -> Iterator[Proof]:
     """Workers that hold a job and renew it are killed; how long until another has it."""
-    began, chance = time.monotonic(), random.Random(3)
+    began, chance = time.monotonic(), random.Random(seed)
     settings = settings_of(home, url)
     durable.open_home(home)
     store = JobStore(settings.store_url)
@@ -241,9 +245,9 @@ class Stepped(BootClock):
         return self.at
 
 
-def clocks(home: Path, n: int) -> Iterator[Proof]:
+def clocks(home: Path, n: int, seed: int) -> Iterator[Proof]:
     """The wall clock jumps; who holds what does not change."""
-    began, chance = time.monotonic(), random.Random(4)
+    began, chance = time.monotonic(), random.Random(seed)
     clock, wall = Stepped(), [1e9]
     store = JobStore(f"sqlite:///{home / 'clocks.db'}", clock, wall=lambda: wall[0])
     store.add(new_job("m"))
@@ -260,22 +264,31 @@ def clocks(home: Path, n: int) -> Iterator[Proof]:
                 time.monotonic() - began)  # fmt: skip
 
 
+def proofs(folder: Path, url: str, args: argparse.Namespace) -> Iterator[Proof]:
+    homes = {name: folder / name for name in ("storm", "races", "dead", "clocks")}
+    for home in homes.values():
+        home.mkdir()
+    every = {
+        "storm": lambda: storm(homes["storm"], url, args.clients, args.each, args.kills, args.seed),
+        "races": lambda: races(homes["races"], "", args.races, args.seed),
+        "dead": lambda: dead_workers(homes["dead"], "", args.dead, args.seed),
+        "clocks": lambda: clocks(homes["clocks"], args.steps, args.seed),
+    }  # fmt: skip
+    for name, prove in every.items():
+        if args.only in (None, name):
+            yield from prove()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for name, default in (("clients", 32), ("each", 25), ("kills", 150), ("races", 500), ("dead", 20), ("steps", 50)):
+    for name, default in (("clients", 32), ("each", 25), ("kills", 150), ("races", 500), ("dead", 20), ("steps", 50), ("seed", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--store", default="")
+    parser.add_argument("--only", choices=["storm", "races", "dead", "clocks"])
+    parser.add_argument("--postgresql", action="store_true", help="the storm on a PostgreSQL server of its own")
     args = parser.parse_args()
-    with room() as temporary:
-        folder = Path(temporary)
-        homes = [folder / name for name in ("storm", "races", "dead", "clocks")]
-        for home in homes:
-            home.mkdir()
-        proofs = chain(
-            storm(homes[0], args.store, args.clients, args.each, args.kills), races(homes[1], args.store, args.races),
-            dead_workers(homes[2], args.store, args.dead), clocks(homes[3], args.steps),
-        )  # fmt: skip
-        show_and_save(proofs, "python proofs/store.py")
+    with room() as temporary, ExitStack() as stack:
+        url = f"{stack.enter_context(server(Path(temporary) / 'server'))}/postgres" if args.postgresql else ""
+        show_and_save(proofs(Path(temporary), url, args), "python proofs/store.py")
 
 
 if __name__ == "__main__":

@@ -3,16 +3,17 @@
 import atexit
 import json
 import os
-import shutil
 import signal
 import socket
-import subprocess
-import time
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "proofs"))
+from postgresql import programs, server
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TUNESMITH_THREADS": "1", "TUNESMITH_IDLE_S": "5", "TOKENIZERS_PARALLELISM": "false"}
 CI = bool(os.environ.get("CI"))
@@ -73,36 +74,10 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real PostgreSQL server of this test run, on loopback; its URL without a database. Skips where no server is installed."""
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or [Path(p) for p in [shutil.which("initdb")] if p]
-    if not programs:
+    if programs() is None:
         pytest.skip("no PostgreSQL server: install the package postgresql")
-    bin_folder = programs[-1].parent
-    folder = tmp_path_factory.mktemp("postgresql")
-    user: dict[str, Any] = {}
-    if os.getuid() == 0:  # initdb refuses to run as root
-        user = {"user": "nobody", "group": "nogroup", "extra_groups": []}
-        shutil.chown(folder, "nobody", "nogroup")
-        for parent in folder.parents:
-            if parent.stat().st_mode & 0o005 == 0o005:
-                break
-            parent.chmod(0o755)
-    subprocess.run(
-        [bin_folder / "initdb", "-D", folder / "data", "-A", "trust", "-U", "tunesmith"], check=True, capture_output=True, cwd="/", **user
-    )
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    command = [bin_folder / "postgres", "-D", folder / "data", "-p", str(port), "-c", "listen_addresses=127.0.0.1", "-k", folder, "-F"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", **user)
-    try:
-        for _ in range(200):
-            if subprocess.run([bin_folder / "pg_isready", "-h", "127.0.0.1", "-p", str(port)], capture_output=True).returncode == 0:
-                break
-            time.sleep(0.05)
-        yield f"postgresql+psycopg://tunesmith@127.0.0.1:{port}"
-    finally:
-        server.send_signal(signal.SIGINT)  # fast shutdown: connections that are still pooled are cut
-        server.wait(20)
+    with server(tmp_path_factory.mktemp("postgresql")) as url:
+        yield url
 
 
 WORDS = ("red", "green", "blue", "one", "two", "three", "cat", "dog", "bird", "stone")

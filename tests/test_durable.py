@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,32 @@ def test_a_published_folder_verifies_and_nothing_is_left_in_staging(tmp_path: Pa
     folder, digest = published(tmp_path)
     assert durable.verify(folder, digest)["job"] == "x"
     assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_every_file_and_folder_is_synced_before_the_name_appears_and_the_parent_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the system is really asked, by the places of the descriptors."""
+    asked: list[Path | str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def told(descriptor: int) -> None:
+        asked.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    def renamed(self: Path, target: Path) -> Path:
+        asked.append("rename")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", told)
+    monkeypatch.setattr(Path, "rename", renamed)
+    folder, _ = published(tmp_path)
+    at = asked.index("rename")
+    before, after = asked[:at], asked[at + 1 :]
+    assert {p.name for p in before if isinstance(p, Path) and p.parent.name == "thing"} == {"a.bin", "b.json", durable.MANIFEST}
+    staged = next(p.parent for p in before if isinstance(p, Path) and p.name == "a.bin")
+    assert before.index(staged) > max(before.index(staged / n) for n in ("a.bin", "b.json", durable.MANIFEST)) and after == [folder.parent]
+    assert tmp_path in before, "the new folder things/ is known to its parent"
 
 
 def test_what_was_not_published_does_not_exist(tmp_path: Path) -> None:

@@ -50,11 +50,18 @@ def test_a_store_of_an_earlier_release_opens_and_its_jobs_go_on(fixture: Path, t
         c.executescript(fixture.read_text())
     store = JobStore(f"sqlite:///{tmp_path / 'state.db'}")
     jobs = {j.name: j for j in store.all_jobs()}
-    assert {n: j.status.value for n, j in jobs.items()} == {"done": "SUCCEEDED", "failed": "FAILED", "running": "RUNNING", "waiting": "PENDING"}
+    assert {n: j.status.value for n, j in jobs.items()} == {
+        "done": "SUCCEEDED",
+        "failed": "FAILED",
+        "running": "RUNNING",
+        "waiting": "PENDING",
+    }
     assert jobs["running"].warnings == ("few rows",) and store.find_request("a key") == jobs["running"]
     assert [m.name for m in store.all_models()] == ["done"] and len(store.rows("row_losses")) == len(store.rows("usage")) == 1
     first, second = store.claim("me"), store.claim("me2")
-    assert first is not None and (first.name, first.status, first.attempt) == ("running", JobStatus.RUNNING, 2), "its worker was of another boot"
+    assert first is not None and (first.name, first.status, first.attempt) == ("running", JobStatus.RUNNING, 2), (
+        "its worker was of another boot"
+    )
     assert second is not None and second.name == "waiting"
     store.close()
 

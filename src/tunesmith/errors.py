@@ -288,8 +288,8 @@ class CheckpointOfAnother(Conflict):
 
 
 class StoreTooNew(Conflict):
-    """The store {store} was written by a newer Tunesmith, or by one before the first release (its schema is {found}, this one knows {known} and
-    those before). Nothing was changed. Upgrade: pip install -U tunesmith."""
+    """The store {store} was written by a newer Tunesmith, or by one before the first release (its schema is {found}, this one knows {known}
+    and those before). Nothing was changed. Upgrade: pip install -U tunesmith."""
 
 
 # ---------------------------------------------------------------- things that went wrong
@@ -308,7 +308,8 @@ class StoreUnavailable(Failed):
 
 
 class SourceFailed(Failed):
-    """The {source} source could not be read: {reason}. It is read in a read-only transaction with a time limit; nothing was changed there."""
+    """The {source} source could not be read: {reason}. It is read in a read-only transaction with a time limit; nothing was changed
+    there."""
 
 
 class DamagedFiles(Failed):

@@ -1,9 +1,9 @@
 """JobStore: the only code that writes SQL about jobs and models. SQLite by default, PostgreSQL by URL.
 
-Its schema is that of the newest revision in migrations/; an older store is brought up to it in one transaction when it is opened, and a
-newer one is refused. SQLite runs with the rollback journal and synchronous=FULL: releases 3.7.0 to 3.51.2 can lose a commit in WAL mode when
-two connections checkpoint at once. Every change by a worker names its attempt (the fencing number) in the WHERE; zero rows changed
-means that another worker has taken over (LeaseLost). Leases are told by the boot clock, which no clock step moves.
+Its schema is that of the newest revision in migrations/; an older store is brought up to it in one transaction when it is opened, and
+a newer one is refused. SQLite runs with the rollback journal and synchronous=FULL: releases 3.7.0 to 3.51.2 can lose a commit in WAL
+mode when two connections checkpoint at once. Every change by a worker names its attempt (the fencing number) in the WHERE; zero rows
+changed means that another worker has taken over (LeaseLost). Leases are told by the boot clock, which no clock step moves.
 """
 
 import hashlib
@@ -205,9 +205,9 @@ class JobStore:
                 raise StoreTooNew(store=self._engine.url.render_as_string(), found=found, known=REVISION)
 
     def _unavailable(self, context: sa.ExceptionContext) -> None:
-        """What the disk, the server or a lock that is held for too long says becomes an error of ours; a wrong statement stays what it is."""
+        """What the disk, the server or a lock held for too long says becomes an error of ours; a wrong statement stays what it is."""
         error = context.original_exception
-        if isinstance(error, sqlite3.OperationalError) and "syntax" not in str(error) or _is_lost_server(error):
+        if (isinstance(error, sqlite3.OperationalError) and "syntax" not in str(error)) or _is_lost_server(error):
             raise StoreUnavailable(reason=str(error).strip(), store=self._engine.url.render_as_string()) from error
 
     def close(self) -> None:
@@ -458,7 +458,7 @@ class JobStore:
             return [dict(r._mapping) for r in c.execute(query.order_by(*TABLES[table].primary_key))]
 
 
-def _upgrade(c: Connection, found: str) -> bool:
+def _upgrade(c: Connection, found: str | None) -> bool:
     """Bring an older store to REVISION in the open transaction; False where its revision is not among ours."""
     from alembic import command
     from alembic.config import Config

@@ -1,7 +1,6 @@
 """Queries of other people: what the gate lets through, what the child can do, and where it ends. The large doses: proofs/served.py."""
 
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,8 +8,6 @@ from pathlib import Path
 
 import duckdb
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "proofs"))
 import queries
 import served as proof
 
@@ -79,13 +76,27 @@ def test_a_name_of_a_cte_is_the_cte_where_it_can_be_seen(sql: str) -> None:
     assert check(sql, GRANTED).relations == frozenset()
 
 
-@pytest.mark.parametrize("sql", ["SELECT * FROM shop.hr.main.tickets", "SELECT * FROM hr.main.tickets", "SELECT * FROM shop.main.tickets.id"])
+@pytest.mark.parametrize(
+    "sql", ["SELECT * FROM shop.hr.main.tickets", "SELECT * FROM hr.main.tickets", "SELECT * FROM shop.main.tickets.id"]
+)
 def test_a_schema_inside_a_schema_is_another_table(sql: str) -> None:
     with pytest.raises(QueryRefused):
         check(sql, GRANTED)
 
 
-@pytest.mark.parametrize("sql", ["", " ; ", "-- only words", "SELECT 1; SELECT 2", "SELECT '\ud800'", "(" * 401, "SELECT " + "(SELECT " * 390 + "1" + ")" * 390, "x" * 70_000])
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "",
+        " ; ",
+        "-- only words",
+        "SELECT 1; SELECT 2",
+        "SELECT '\ud800'",
+        "(" * 401,
+        "SELECT " + "(SELECT " * 390 + "1" + ")" * 390,
+        "x" * 70_000,
+    ],
+)
 def test_what_is_no_single_query_is_refused_in_words(sql: str) -> None:
     with pytest.raises(QueryRefused, match="was refused"):
         check(sql, GRANTED)
@@ -96,7 +107,10 @@ def test_only_what_a_query_reads_is_copied(connection: duckdb.DuckDBPyConnection
     assert relations == {"shop.main.tickets", "shop.sales.leads"}
     files = served.copy(connection, relations, "shop", tmp_path)
     with duckdb.connect(files["shop"]) as copied:
-        assert {(s, t) for _, s, t in copied.execute("SELECT database_name, schema_name, table_name FROM duckdb_tables()").fetchall()} == {("main", "tickets"), ("sales", "leads")}
+        assert {(s, t) for _, s, t in copied.execute("SELECT database_name, schema_name, table_name FROM duckdb_tables()").fetchall()} == {
+            ("main", "tickets"),
+            ("sales", "leads"),
+        }
 
 
 @pytest.mark.parametrize(("sql", "limits", "reason"), [
@@ -115,7 +129,9 @@ def test_a_query_that_takes_too_much_fails_in_words(connection: duckdb.DuckDBPyC
 
 def test_an_in_memory_database_can_be_served_too() -> None:
     with duckdb.connect() as c:
-        c.execute("CREATE TABLE t AS SELECT 'q' || i AS prompt, 'a' AS completion FROM range(5) r(i); CREATE VIEW v AS SELECT * FROM t WHERE prompt <> 'q0'")
+        c.execute(
+            "CREATE TABLE t AS SELECT 'q' || i AS prompt, 'a' AS completion FROM range(5) r(i); CREATE VIEW v AS SELECT * FROM t WHERE prompt <> 'q0'"
+        )
         assert len(fetch(c, "SELECT * FROM v", {"memory.main.v"})) == 4
         with pytest.raises(QueryRefused):
             fetch(c, "SELECT * FROM t", {"memory.main.v"})

@@ -33,7 +33,9 @@ def postgres(postgresql: str) -> str:
     with psycopg.connect(f"{plain}/postgres", autocommit=True) as c:
         c.execute(f"CREATE DATABASE {name}".encode())
     with psycopg.connect(f"{plain}/{name}") as c:
-        c.execute("CREATE TABLE tickets (id int, message text, team text, score double precision, meta jsonb DEFAULT '{\"a\": 1}', at timestamptz DEFAULT now(), price numeric DEFAULT 1.5)")
+        c.execute(
+            "CREATE TABLE tickets (id int, message text, team text, score double precision, meta jsonb DEFAULT '{\"a\": 1}', at timestamptz DEFAULT now(), price numeric DEFAULT 1.5)"
+        )
         c.cursor().executemany("INSERT INTO tickets VALUES (%s, %s, %s, %s)", ROWS)
         c.execute("CREATE TABLE empty (id int, word text); CREATE SEQUENCE numbers")
         c.execute("CREATE VIEW writes AS SELECT nextval('numbers') AS prompt; CREATE VIEW slow AS SELECT pg_sleep(30)::text AS prompt")
@@ -45,7 +47,9 @@ def test_the_rows_of_a_source_can_be_queried_as_any_other(kind: str, request: py
     with opened(request.getfixturevalue(kind), ["tickets", "empty"]) as c:
         assert c.execute("SELECT id, message, team, score FROM tickets ORDER BY id").fetchall() == ROWS
         assert c.execute("SELECT count(*) FROM empty").fetchall() == [(0,)]
-        found = served.fetch(c, "SELECT message AS prompt, team AS completion FROM tickets WHERE score > 1 OR team = 'delivery'", {"memory.main.tickets"})
+        found = served.fetch(
+            c, "SELECT message AS prompt, team AS completion FROM tickets WHERE score > 1 OR team = 'delivery'", {"memory.main.tickets"}
+        )
     assert found.to_pylist() == [{"prompt": ROWS[0][1], "completion": "delivery"}, {"prompt": None, "completion": "billing"}]
 
 

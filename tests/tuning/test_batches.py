@@ -13,6 +13,12 @@ def test_an_epoch_takes_every_row_once_whatever_the_batch(n: int, batch: int, se
     assert sorted(sum(steps, [])) == list(range(n)) and all(0 < len(s) <= batch for s in steps)
 
 
+def test_the_order_is_a_function_of_seed_and_epoch_in_any_process() -> None:
+    first = order(50, 3, 4)
+    order.cache_clear()  # as another process has it
+    assert order(50, 3, 4) == first
+
+
 def test_epochs_and_seeds_are_ordered_differently() -> None:
     assert order(50, 0, 0) != order(50, 0, 1) != order(50, 1, 1)
 

@@ -103,8 +103,9 @@ def _functions() -> frozenset[str]:
     """DuckDB's own functions that compute from their arguments alone."""
     found = _parser().cursor().execute(
         """SELECT lower(function_name) FROM duckdb_functions() WHERE internal
-           GROUP BY ALL HAVING bool_and(function_type IN ('scalar', 'aggregate', 'window', 'macro', 'table') AND coalesce(stability, 'CONSISTENT')
-               = 'CONSISTENT' AND NOT coalesce(macro_definition, '') ILIKE '%select%') AND bool_or(function_type <> 'table')"""
+           GROUP BY ALL HAVING bool_and(function_type IN ('scalar', 'aggregate', 'window', 'macro', 'table')
+               AND coalesce(stability, 'CONSISTENT') = 'CONSISTENT' AND NOT coalesce(macro_definition, '') ILIKE '%select%')
+           AND bool_or(function_type <> 'table')"""
     )  # fmt: skip
     return frozenset(name for (name,) in found.fetchall() if not name.startswith(_REFUSED)) | _BESIDE
 
@@ -189,8 +190,10 @@ class _Gate:
 def fetch(
     connection: duckdb.DuckDBPyConnection, sql: str, granted: Collection[str], *, part: str = "training", limits: Limits | None = None
 ) -> "pyarrow.Table":
-    """The rows of a query over `connection`'s granted relations. QueryRefused before anything runs, QueryFailed where it fails, or uses more
-    than `limits`. Needs pyarrow."""
+    """The rows of a query over `connection`'s granted relations. Needs pyarrow.
+
+    QueryRefused before anything runs; QueryFailed where it fails, or uses more than `limits`.
+    """
     with connection.cursor() as cursor:
         [(catalog,)] = cursor.execute("SELECT current_database()").fetchall()
     checked = check(sql, granted, part=part, catalog=catalog)
@@ -238,8 +241,8 @@ def run(sql: str, files: Mapping[str, str], catalog: str, folder: Path, *, part:
     empty = folder / "empty"
     empty.mkdir()
     child = subprocess.Popen(
-        [sys.executable, "-P", "-m", "tunesmith.data.served"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=empty,
-        env={k: os.environ[k] for k in ("PYTHONPATH",) if k in os.environ}, start_new_session=True,
+        [sys.executable, "-P", "-m", "tunesmith.data.served"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        cwd=empty, env={k: os.environ[k] for k in ("PYTHONPATH",) if k in os.environ}, start_new_session=True,
     )  # fmt: skip
     assert child.stdin is not None and child.stderr is not None
     with child.stderr as said:
@@ -262,7 +265,8 @@ def run(sql: str, files: Mapping[str, str], catalog: str, folder: Path, *, part:
 def _read(child: "subprocess.Popen[bytes]", limits: Limits) -> bytes:
     """All that the child says; ValueError where that is too much, or takes too long."""
     assert child.stdout is not None
-    deadline, found, size = time.monotonic() + limits.seconds, [], 0
+    deadline, size = time.monotonic() + limits.seconds, 0
+    found: list[bytes] = []
     os.set_blocking(child.stdout.fileno(), False)
     with selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)
@@ -313,7 +317,8 @@ def open_confined(files: Mapping[str, str], catalog: str, limits: Limits) -> duc
     """The files, read only, and nothing else that DuckDB could reach."""
     connection = duckdb.connect(files[catalog], read_only=True, config={
         "autoload_known_extensions": "false", "autoinstall_known_extensions": "false", "allow_community_extensions": "false",
-        "allow_extension_repositories": "forbidden", "allow_persistent_secrets": "false", "memory_limit": f"{limits.memory_mb}MB", "threads": "1",
+        "allow_extension_repositories": "forbidden", "allow_persistent_secrets": "false", "memory_limit": f"{limits.memory_mb}MB",
+        "threads": "1",
     })  # fmt: skip
     for name, file in files.items():
         if name != catalog:
@@ -337,6 +342,7 @@ def main() -> int:
     try:
         connection = open_confined(work["files"], work["catalog"], limits)
         reader = connection.execute(work["sql"]).to_arrow_reader(1024)
+        assert reader is not None  # a SELECT has rows
         with os.fdopen(os.dup(1), "wb") as out, pa.ipc.new_stream(out, reader.schema) as stream:
             seen = 0
             for batch in reader:

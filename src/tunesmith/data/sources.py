@@ -18,7 +18,8 @@ BATCH = 10_000  # rows held in memory at a time
 
 @contextmanager
 def opened(url: str, relations: Collection[str], *, seconds: float = 60.0) -> Iterator[duckdb.DuckDBPyConnection]:
-    """The relations (schema.name, or name) of `postgresql://…` or `sqlite:///file` as tables of a DuckDB connection; SourceFailed otherwise."""
+    """The relations (schema.name, or name) of `postgresql://…` or `sqlite:///file` as tables of a DuckDB connection;
+    SourceFailed otherwise."""
     read = _postgresql if url.startswith("postgresql") else _sqlite
     with duckdb.connect() as made:
         for relation in relations:
@@ -46,7 +47,7 @@ def _sqlite(url: str, relations: Collection[str], deadline: float) -> _Rows:
         c.execute("BEGIN")
         for relation in relations:
             cursor = c.execute(f"SELECT * FROM {_name(relation)}")
-            yield relation, [d[0] for d in cursor.description], iter(lambda cursor=cursor: cursor.fetchmany(BATCH), [])
+            yield relation, [d[0] for d in cursor.description], _batches(cursor)
 
 
 def _postgresql(url: str, relations: Collection[str], deadline: float) -> _Rows:
@@ -61,7 +62,12 @@ def _postgresql(url: str, relations: Collection[str], deadline: float) -> _Rows:
             with c.cursor("rows") as cursor:  # on the server, so that a large table does not fill this process
                 cursor.execute(f"SELECT * FROM {_name(relation)}".encode())
                 names = [d.name for d in cursor.description or ()]
-                yield relation, names, iter(lambda cursor=cursor: cursor.fetchmany(BATCH), [])
+                yield relation, names, _batches(cursor)
+
+
+def _batches(cursor: Any) -> Iterator[list[tuple[Any, ...]]]:
+    while rows := cursor.fetchmany(BATCH):
+        yield rows
 
 
 def _insert(made: duckdb.DuckDBPyConnection, relation: str, names: list[str], batches: Iterator[list[tuple[Any, ...]]]) -> None:

@@ -1,0 +1,100 @@
+"""Our own guards are real: each is taken out of a copy of the program, and a test of the project must turn red.
+
+python proofs/guards.py [--first N]
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from forks import room
+from record import Proof, show_and_save
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Fault:
+    name: str
+    file: str
+    guard: str
+    instead: str
+    test: str
+    """What must see it: a test, or a proof with its arguments."""
+
+
+POWER = "proofs/files.py --states 600 --only power"
+FAULTS = [
+    Fault("no fsync", "durable.py", "        os.fsync(descriptor)", "        pass", "tests/test_durable.py -k synced"),
+    Fault("no fencing number in the WHERE", "store.py", "jobs.c.attempt == job.attempt", "sa.true()", "tests/test_store.py -k fences"),
+    Fault("no manifest check", "durable.py", "    if present != set(listed):", "    return manifest\n    if present != set(listed):",
+          "tests/test_durable.py -k damaged"),
+    Fault("the random state is forgotten", "tuning/checkpoints.py", 'torch.set_rng_state(tensors.pop("rng"))', 'tensors.pop("rng")',
+          "proofs/crash.py --points 12 --kills 0"),
+    Fault("files are not synced before the rename", "durable.py", "        _sync(file)\n", "", POWER),
+    Fault("no sync of the parent after a rename", "durable.py", "    staged.rename(final)\n    _sync(final.parent)", "    staged.rename(final)", POWER),
+    Fault("new folders are not synced into their parents", "durable.py", "            _sync(new.parent)\n", "", POWER),
+    Fault("the optimizer is forgotten", "tuning/checkpoints.py", "    optimizer.load_state_dict(", "    dict(", "tests/tuning/test_loop.py -k killed"),
+    Fault("a model after a cancel", "store.py", "if row.status != JobStatus.EVALUATING.value:", "if False:", "tests/test_store.py -k cancel"),
+    Fault("one key, two jobs", "store.py", "                if before is not None:\n", "                if False:\n", "tests/test_store.py -k idempotency"),
+    Fault("the order of rows is anybody's", "tuning/batches.py", "np.random.default_rng([seed, epoch])", "np.random.default_rng()",
+          "tests/tuning/test_batches.py"),
+    Fault("any table may be read", "data/served.py", "if name in self._granted]", "]", "tests/data/test_served.py -k looked"),
+    Fault("the open database's own bytes can be read", "data/served.py", "\"disabled_filesystems='LocalFileSystem'\",", "",
+          "tests/data/test_served.py -k reach"),
+    Fault("a served query may run for ever", "data/served.py", "if left <= 0 or not selector.select(left):", "if not selector.select(60):",
+          "tests/data/test_served.py -k takes_too_much"),
+    Fault("a model may ask for its own code", "safe_files.py", "if key in CODE_KEYS and value:", "if False:", "tests/test_safe_files.py"),
+    Fault("a full disk ends a job", "worker.py", "                except DiskFull as e:", "                except ZeroDivisionError as e:",
+          "tests/acceptance/test_main_job.py -k disk"),
+    Fault("a child outlives its worker", "tuning/child.py", "prctl(1, signal.SIGKILL)", "getpid()", "tests/test_worker.py -k worker_is_gone"),
+]  # fmt: skip
+
+
+def seen(fault: Fault, folder: Path) -> bool:
+    """Whether the test is red without the guard. The guard must be there, else the list is out of date."""
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    file = folder / "src" / "tunesmith" / fault.file
+    text = file.read_text()
+    if text.count(fault.guard) != 1:
+        raise SystemExit(f"the guard of {fault.name!r} stands {text.count(fault.guard)} times in {fault.file}: mend proofs/guards.py")
+    file.write_text(text.replace(fault.guard, fault.instead))
+    words = fault.test.split()
+    command = (
+        [sys.executable, *words]
+        if words[0].startswith("proofs/")
+        else [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", *words]
+    )
+    environment = {**os.environ, "PYTHONPATH": str(folder / "src"), "PROOF_RESULTS": str(folder / "results.json")}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    file.write_text(text)
+    if ended.returncode not in (0, 1):
+        raise SystemExit(f"{fault.test} ended with {ended.returncode}: {ended.stdout[-500:]} {ended.stderr[-500:]}")
+    return ended.returncode == 1
+
+
+def proofs(first: int) -> Iterator[Proof]:
+    began, faults, unseen = time.monotonic(), FAULTS[:first], []
+    with room() as folder:
+        for fault in faults:
+            if not seen(fault, Path(folder)):
+                unseen.append(fault.name)
+                print(f"  not seen: {fault.name}")
+    yield Proof(f"{len(faults)} guards taken out, one at a time: a test turns red", f"{len(faults)}", f"{len(faults) - len(unseen)}", not unseen,
+                time.monotonic() - began)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--first", type=int, default=len(FAULTS))
+    show_and_save(proofs(parser.parse_args().first), "python proofs/guards.py")
+
+
+if __name__ == "__main__":
+    main()
