@@ -101,7 +101,7 @@ def _of_folder(name: str, folder: Path) -> ModelSpec:
 def _completed(spec: ModelSpec, folder: Path) -> ModelSpec:
     """The spec with its folder, and with windows from config.json where the catalogue gives none."""
     config = safe_files.read_config(folder)
-    weights = sum(n for file in folder.glob("*.safetensors") for n in safe_files.tensor_sizes(file).values())
+    weights = safe_files.check_model(folder)
     if not (folder / "tokenizer.json").is_file():
         raise UnsafeBaseModel(
             folder=str(folder),
@@ -109,7 +109,9 @@ def _completed(spec: ModelSpec, folder: Path) -> ModelSpec:
         )
     if not list(folder.glob("*.safetensors")):
         raise UnsafeBaseModel(folder=str(folder), reason="there is no .safetensors file; save the model once with save_pretrained")
-    positions = int(config.get("max_position_embeddings") or config.get("n_positions") or 2048)
+    positions = config.get("max_position_embeddings") or config.get("n_positions") or 2048
+    if type(positions) is not int or positions < 2:
+        raise UnsafeBaseModel(folder=str(folder), reason=f"its config.json gives {positions!r:.40} as the longest text it takes")
     context = min(spec.context or positions, positions)
     completion = spec.completion_window or context // 4
     return replace(

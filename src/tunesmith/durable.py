@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ raising OSError, or keep what a power cut would leave."""
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
+MOST_FILES = 2000  # of a published folder
 RESERVE_MB = 64  # kept free, so that the store itself can still be written
 FULL = {errno.ENOSPC, errno.EDQUOT}
 FAILED = {errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE}
@@ -125,8 +127,7 @@ def publish(staged: Path, final: Path, facts: dict[str, Any] | None = None) -> s
 def verify(folder: Path, digest: str | None = None) -> dict[str, Any]:
     """The manifest of a published folder, after every file was compared with it; DamagedFiles otherwise."""
     try:
-        if (folder / MANIFEST).is_symlink():
-            raise ValueError("it is a link")
+        present = set(_plain_files(folder))
         text = (folder / MANIFEST).read_bytes()
         manifest: dict[str, Any] = json.loads(text)
         listed = {str(name): (facts["bytes"], facts["sha256"]) for name, facts in manifest["files"].items()}
@@ -136,14 +137,33 @@ def verify(folder: Path, digest: str | None = None) -> dict[str, Any]:
         raise DamagedFiles(folder=str(folder), reason=f"no readable {MANIFEST} ({e})") from None
     if digest is not None and hashlib.sha256(text).hexdigest() != digest:
         raise DamagedFiles(folder=str(folder), reason=f"{MANIFEST} is not the one that was recorded")
-    present = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir()} - {MANIFEST}
-    if present != set(listed):
-        raise DamagedFiles(folder=str(folder), reason=f"files {sorted(present ^ set(listed))} are missing or foreign")
+    if present != {MANIFEST, *listed}:
+        raise DamagedFiles(folder=str(folder), reason=f"files {sorted(present ^ {MANIFEST, *listed})} are missing or foreign")
     for name, facts in listed.items():
         file = folder / name
-        if file.is_symlink() or (file.stat().st_size, sha256(file)) != facts:
+        if (file.stat().st_size, sha256(file)) != facts:
             raise DamagedFiles(folder=str(folder), reason=f"{name} does not match its digest")
     return manifest
+
+
+def _plain_files(folder: Path) -> Iterator[str]:
+    """The files of a folder and those below it, by their names from there; ValueError at a link, a pipe or a device, before it is opened."""
+    todo = [folder]
+    for n in itertools.count():
+        if not todo:
+            return
+        if n > MOST_FILES:
+            raise ValueError(f"it holds over {MOST_FILES} folders")
+        for count, entry in enumerate(sorted(todo.pop().iterdir())):
+            mode = entry.lstat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise ValueError(f"{entry.name} is no ordinary file")
+            if count > MOST_FILES:
+                raise ValueError(f"it holds over {MOST_FILES} files")
+            if stat.S_ISDIR(mode):
+                todo.append(entry)
+            else:
+                yield str(entry.relative_to(folder))
 
 
 def _sealed(manifest: dict[str, Any]) -> str:

@@ -6,18 +6,29 @@ where it asks for no code.
 
 import json
 import math
+import os
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 from tunesmith.errors import UnsafeBaseModel
 
+T = TypeVar("T")
 LARGEST_HEADER, MOST_TENSORS = 4 << 20, 40_000
 LARGEST_JSON = 64 << 20  # tokenizer.json of the largest vocabularies
 BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4,
          "F64": 8, "I64": 8, "U64": 8}  # fmt: skip
 CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
+FOREIGN_KEYS = ("attn_implementation", "experts_implementation", "transformers_weights", "quantization_config")
+"""What else makes the library load code of others, or weights from elsewhere."""
+LARGEST_NUMBER = 2**31  # of a config: a count beyond it is nothing that could be built
+NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "StripAccents", "Strip", "BertNormalizer", "Precompiled", "ByteLevel",
+               "Prepend", "Replace"}  # fmt: skip
+LONGEST_CHAIN = 16  # normalizers one after the other
+INDEX = "model.safetensors.index.json"
 PRIVATE_KEYS = ("_name_or_path", "_attn_implementation_autoset", "_commit_hash")  # written by libraries, harmless
 
 
@@ -58,7 +69,83 @@ def read_config(folder: Path) -> dict[str, Any]:
         if key.startswith("_") and key not in PRIVATE_KEYS:
             reason = f"its config.json sets the private key {key}, which can make the library load code; remove it"
             raise UnsafeBaseModel(folder=str(folder), reason=reason)
+        if key in FOREIGN_KEYS and value:
+            raise UnsafeBaseModel(folder=str(folder), reason=f"its config.json sets {key}, which is not supported; bring plain weights")
+        if key.startswith(("num_", "max_", "n_")) and isinstance(value, (int, float)) and not 0 <= value < LARGEST_NUMBER:
+            raise UnsafeBaseModel(folder=str(folder), reason=f"its config.json sets {key} to {value:.6g}")
     return config
+
+
+def check_model(folder: Path) -> int:
+    """The number of weights of a whole model in a folder; UnsafeBaseModel unless all of it lies there, as its headers say."""
+    config = read_config(folder)
+    if (folder / "adapter_config.json").exists():
+        raise UnsafeBaseModel(folder=str(folder), reason="it holds an adapter_config.json: an adapter is imported, not a base")
+    files = sorted(folder.glob("*.safetensors"))
+    sizes = [tensor_sizes(f) for f in files]
+    if os.path.lexists(folder / INDEX):
+        named = read_object(folder / INDEX).get("weight_map")
+        known = {f.name for f in files}
+        if not isinstance(named, dict) or not all(isinstance(n, str) and n in known for n in named.values()):
+            raise UnsafeBaseModel(folder=str(folder), reason=f"{INDEX} names files that are not .safetensors files of this folder")
+    layers, tensors = config.get("num_hidden_layers") or config.get("n_layer") or 0, sum(map(len, sizes))
+    if files and (not isinstance(layers, int) or layers > tensors or _is_nothing(config)):
+        raise UnsafeBaseModel(
+            folder=str(folder), reason=f"its config.json asks for {layers!r:.20} layers, or widths, that {tensors} tensors cannot be"
+        )
+    return sum(n for s in sizes for n in s.values())
+
+
+def check_tokenizer(folder: Path) -> None:
+    """UnsafeBaseModel where tokenizer.json rewrites texts in a way that can grow without bound; the library does whatever stands there."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return  # whoever needs it says so
+    todo = [read_object(file).get("normalizer")]
+    while todo:
+        one = todo.pop()
+        if one is None:
+            continue
+        kind = one.get("type") if isinstance(one, dict) else None
+        if kind == "Sequence":
+            todo += list(one.get("normalizers") or [])[:LONGEST_CHAIN]
+        elif kind not in NORMALIZERS or not _is_tame(one):
+            raise _unsafe(file, f"has a normalizer that is not taken: {json.dumps(one)[:120]}")
+
+
+def _is_tame(normalizer: Mapping[str, Any]) -> bool:
+    """Whether a replacement is short, and of something."""
+    added = normalizer.get("content", normalizer.get("prepend", ""))
+    pattern = normalizer.get("pattern", {"String": "x"})
+    wanted = next(iter(pattern.values()), "") if isinstance(pattern, dict) else ""
+    return isinstance(added, str) and isinstance(wanted, str) and bool(wanted) and len(added) <= max(8, len(wanted)) and len(wanted) <= 500
+
+
+def _is_nothing(config: Mapping[str, Any]) -> bool:
+    """A width or a count of labels that is no sound number."""
+    numbers = [config[k] for k in ("hidden_size", "vocab_size", "intermediate_size", "num_labels") if config.get(k) is not None]
+    return not all(type(n) is int and 0 < n < 10**8 for n in numbers)
+
+
+def from_object(kind: type[T], data: Any) -> T:
+    """A dataclass of plain fields from a JSON object of strangers; ValueError unless every field is there, of its type, and no other."""
+    if not isinstance(data, Mapping) or {f.name for f in fields(kind)} != set(data):  # type: ignore[arg-type]
+        raise ValueError("it has other fields than it should")
+    known = {"str": str, "int": int, "float": (int, float), "bool": bool}
+    found = {}
+    for f in fields(kind):  # type: ignore[arg-type]
+        name, value = str(getattr(f.type, "__name__", f.type)), data[f.name]
+        if name == "tuple" or "tuple[int" in str(f.type):
+            good, value = (
+                isinstance(value, (list, tuple)) and all(type(v) is int for v in value),
+                tuple(value) if isinstance(value, list) else value,
+            )
+        else:
+            good = isinstance(value, known[name]) and (name == "bool" or not isinstance(value, bool))  # type: ignore[arg-type]
+        if not good:
+            raise ValueError(f"{f.name} is {value!r:.40}")
+        found[f.name] = value
+    return kind(**found)
 
 
 def _entries(value: Any) -> Iterator[tuple[str, Any]]:
@@ -76,7 +163,7 @@ def tensor_sizes(file: Path) -> dict[str, int]:
     """Elements of every tensor of a safetensors file, from its header alone."""
     check_regular(file)
     size = file.stat().st_size
-    with file.open("rb") as f:
+    with _opened(file) as f:
         length = int.from_bytes(f.read(8), "little")
         if size < 8 or not 2 <= length <= min(LARGEST_HEADER, size - 8):
             reason = f"is no safetensors file: its header would have {length:,} bytes of {size:,}, {LARGEST_HEADER:,} at most"
@@ -101,6 +188,15 @@ def tensor_sizes(file: Path) -> dict[str, int]:
     if at != size - 8 - length:
         raise _unsafe(file, f"holds tensors that fill {at:,} of its {size - 8 - length:,} bytes")
     return found
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[BinaryIO]:
+    try:
+        with file.open("rb") as f:
+            yield f
+    except OSError as e:
+        raise _unsafe(file, f"cannot be read: {e.strerror}") from None
 
 
 def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -207,7 +207,8 @@ class JobStore:
     def _unavailable(self, context: sa.ExceptionContext) -> None:
         """What the disk, the server or a lock held for too long says becomes an error of ours; a wrong statement stays what it is."""
         error = context.original_exception
-        if (isinstance(error, sqlite3.OperationalError) and "syntax" not in str(error)) or _is_lost_server(error):
+        is_broken = type(error) in (sqlite3.OperationalError, sqlite3.DatabaseError) and "syntax" not in str(error)
+        if is_broken or _is_lost_server(error):
             raise StoreUnavailable(reason=str(error).strip(), store=self._engine.url.render_as_string()) from error
 
     def close(self) -> None:

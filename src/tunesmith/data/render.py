@@ -19,7 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tunesmith.errors import InvalidPrompt, TemplateTooCostly
 
 LONGEST_SOURCE = 64 << 10  # characters; the longest of well-known bases has under 20,000
-LONGEST_OUTPUT = 1 << 20
+LONGEST_OUTPUT = 1 << 20  # bytes
 CPU_SECONDS, MEMORY = 2, 512 << 20  # of the child, Python's own start included
 WALL_SECONDS = 20.0
 
@@ -97,8 +97,9 @@ def main() -> None:
     asked = Rendering(**json.load(sys.stdin))
     try:
         text = _render(asked)
-        too_long = f"it wrote {len(text):,} characters, {LONGEST_OUTPUT:,} at most"
-        answer = {"text": text} if len(text) <= LONGEST_OUTPUT else {"costly": too_long}
+        size = len(text.encode())  # half a character of a pair is refused here
+        too_long = f"it wrote {size:,} bytes, {LONGEST_OUTPUT:,} at most"
+        answer = {"text": text} if size <= LONGEST_OUTPUT else {"costly": too_long}
     except InvalidPrompt as e:
         answer = {"refused": e.fields["reason"].partition(": ")[2]}
     except (MemoryError, RecursionError, OverflowError) as e:

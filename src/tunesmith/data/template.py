@@ -7,8 +7,10 @@ A base without a chat template gets the plain form: start token, prompt, newline
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import lru_cache
@@ -19,11 +21,12 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from tunesmith.catalog import read_json
-from tunesmith.data.render import Rendering
+from tunesmith.data.render import LONGEST_SOURCE, Rendering
 from tunesmith.errors import InvalidPrompt, UnsafeBaseModel
+from tunesmith.safe_files import check_regular, check_tokenizer, from_object
 
 Messages = Sequence[Mapping[str, str]]
-_SLOT = re.compile("\ue000(\\d+)\ue001")  # private use characters: no template writes them
+_SLOT = re.compile("\ue000([0-9]{1,6})\ue001")  # private use characters: no honest template writes them
 ROLES = ("system", "user", "assistant")
 
 
@@ -42,7 +45,16 @@ class PromptTemplate:
 
     @classmethod
     def of_base(cls, folder: Path) -> Self:
-        """From the JSON files of a base's folder. UnsafeBaseModel where no end token can be found."""
+        """From the JSON files of a base's folder. UnsafeBaseModel where no end token can be found, or they are not what they should be."""
+        try:
+            check_tokenizer(folder)
+            return cls._of_base(folder)
+        except (TypeError, KeyError, AttributeError, ValueError, OverflowError, RecursionError) as e:
+            reason = f"its tokenizer's files are not as they should be ({type(e).__name__}: {e})"
+            raise UnsafeBaseModel(folder=str(folder), reason=reason) from None
+
+    @classmethod
+    def _of_base(cls, folder: Path) -> Self:
         tokenizer, config = read_json(folder, "tokenizer_config.json"), read_json(folder, "config.json")
         added = _added_tokens(folder, tokenizer)
         source = _chat_template(folder, tokenizer)
@@ -60,7 +72,8 @@ class PromptTemplate:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        return cls(**{**data, "stop_ids": tuple(data["stop_ids"])})
+        """ValueError unless every field is there and of its type."""
+        return from_object(cls, data)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "stop_ids": list(self.stop_ids)}
@@ -75,7 +88,10 @@ class PromptTemplate:
             return _plain_pieces(self.bos, messages)
         rendered = _render(self, tuple(m["role"] for m in messages), True)
         parts: list[str | int] = list(_SLOT.split(rendered))
-        return [int(p) if i % 2 else p for i, p in enumerate(parts) if p != ""]
+        found = [int(p) if i % 2 else p for i, p in enumerate(parts) if p != ""]
+        if any(isinstance(p, int) and p >= len(messages) for p in found):
+            raise InvalidPrompt(reason="the base's chat template writes a mark that stands for a message which is not there")
+        return found
 
     def _end_of_turn(self, added: Mapping[str, int]) -> str | None:
         """The special token that the chat template writes after an answer."""
@@ -111,13 +127,25 @@ class Encoded:
         return len(self.ids) - self.n_prompt
 
 
+@contextmanager
+def _own_words(folder: Path) -> Iterator[None]:
+    """UnsafeBaseModel for what the tokenizer library raises: bare exceptions, and panics that are none."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as e:
+        raise UnsafeBaseModel(folder=str(folder), reason=f"its tokenizer.json does not work ({type(e).__name__}: {e})") from None
+
+
 class Encoder:
     """A prompt template bound to its base's tokenizer."""
 
     def __init__(self, template: PromptTemplate, base_folder: Path) -> None:
         self.template = template
         self.file = base_folder / "tokenizer.json"
-        self._text, self._control = Tokenizer.from_file(str(self.file)), Tokenizer.from_file(str(self.file))
+        with _own_words(base_folder):
+            self._text, self._control = Tokenizer.from_file(str(self.file)), Tokenizer.from_file(str(self.file))
         for tokenizer in (self._text, self._control):
             tokenizer.no_padding()
             tokenizer.no_truncation()
@@ -147,7 +175,8 @@ class Encoder:
         return [(p, len(c.ids) + 1) for p, c in zip(prompts, completions, strict=True)]
 
     def text(self, text: str) -> list[int]:
-        return self._text.encode(text, add_special_tokens=False).ids
+        with _own_words(self.file.parent):
+            return self._text.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._control.decode(list(ids), skip_special_tokens=True)
@@ -197,7 +226,10 @@ def _added_tokens(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[str
 
 def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
     file = folder / "chat_template.jinja"
-    if file.is_file():
+    if os.path.lexists(file):
+        check_regular(file)
+        if file.stat().st_size > 4 * LONGEST_SOURCE:
+            raise ValueError(f"{file.name} has {file.stat().st_size:,} bytes")
         return file.read_text("utf-8")
     found = tokenizer_config.get("chat_template") or ""
     if isinstance(found, list):  # several named ones: the default is meant
@@ -210,4 +242,7 @@ def _text_of(token: Any) -> str:
 
 
 def _ids(value: Any) -> list[int]:
-    return [] if value is None else [value] if isinstance(value, int) else list(value)
+    found = [] if value is None else [value] if isinstance(value, int) else list(value)
+    if not all(type(i) is int for i in found):
+        raise TypeError(f"{value!r:.40} as eos_token_id")
+    return found

@@ -1,27 +1,34 @@
 """What works on this machine. Looks at versions and files; imports no torch."""
 
+import re
 import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 
 from tunesmith import durable
-from tunesmith.errors import WorkerAtWork
+from tunesmith.errors import TunesmithError, WorkerAtWork
 from tunesmith.repair import Mismatch, mismatches, repair
 from tunesmith.settings import Settings, processors
-from tunesmith.store import JobStore
+from tunesmith.store import REVISION, BootClock, JobStore
 from tunesmith.worker import is_alive
 
 OPTIONAL = (
     ("scikit-learn", "audit", "linear model in the audit, the quote and the verdict"),
     ("lingua-language-detector", "audit", "languages in the audit"),
-    ("psycopg", "postgresql", "store in PostgreSQL"),
+    ("psycopg", "postgresql", "store or source in PostgreSQL"),
 )
 """Package, the extra that brings it, and what is missing without it."""
+SYNCS = 5
+NETWORK = {"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "glusterfs", "ceph"}
+BUILT = 2026  # no clock is before it
 FREE_MB = 1024  # below it a job of a small base may have to wait for space
 
 
@@ -54,11 +61,17 @@ def _places(settings: Settings) -> Iterator[Check]:
         durable.write_json(settings.home / "tmp" / "doctor.json", {"fsync": True})
         (settings.home / "tmp" / "doctor.json").unlink()
         yield Check("home", True, str(settings.home))
-    except OSError as e:
+    except (OSError, TunesmithError) as e:
         yield Check("home", False, str(settings.home), f"cannot be written ({e}); set TUNESMITH_HOME to a folder of your own")
         return
-    store = JobStore(settings.store_url)
-    yield Check("store", True, f"{settings.store_url.split('://')[0]}, SQLite {sqlite3.sqlite_version} with the rollback journal")
+    yield _sync_check(settings.home)
+    yield _clock_check()
+    try:
+        store = JobStore(settings.store_url)
+    except TunesmithError as e:
+        yield Check("store", False, settings.store_url.split("://")[0], str(e))
+        return
+    yield Check("store", True, _store_words(settings.store_url))
     apart = list(mismatches(settings, store, read=False))
     yield Check("files", not apart, f"{len(apart)} rows and folders do not belong together" if apart else "every row has its folder",
                 "tunesmith doctor --repair says which, and mends it" if apart else "")  # fmt: skip
@@ -72,6 +85,50 @@ def _places(settings: Settings) -> Iterator[Check]:
     free = shutil.disk_usage(settings.home).free >> 20
     yield Check("disk", free > FREE_MB, f"{free:,} MB free", "" if free > FREE_MB else "free some space: jobs will wait")
     yield Check("worker", True, "alive" if is_alive(settings.home) else "none; one starts with the next job")
+
+
+def _store_words(url: str) -> str:
+    if not url.startswith("sqlite"):
+        return f"{url.split('://')[0]}, schema {REVISION}"
+    is_affected = (3, 7, 0) <= sqlite3.sqlite_version_info < (3, 51, 3)
+    why = " (this release can lose a commit in WAL mode, which is not used)" if is_affected else ""
+    return f"SQLite {sqlite3.sqlite_version} with the rollback journal{why}, schema {REVISION}"
+
+
+def _sync_check(home: Path) -> Check:
+    """What a durable write costs, and whether the file system is one that locks and syncs can be trusted on."""
+    began = time.perf_counter()
+    for _ in range(SYNCS):
+        durable.replace_text(home / "tmp" / "doctor.txt", "synced")
+    took = 1000 * (time.perf_counter() - began) / SYNCS
+    (home / "tmp" / "doctor.txt").unlink()
+    kind = _file_system(home)
+    if kind in NETWORK:
+        advice = (
+            "locks of a network file system are not to be trusted: set TUNESMITH_HOME to a local disk, or TUNESMITH_STORE to PostgreSQL"
+        )
+        return Check("fsync", False, f"{took:.1f} ms a file, on {kind}", advice)
+    return Check("fsync", True, f"{took:.1f} ms a file" + (f", on {kind}" if kind else ""))
+
+
+def _file_system(folder: Path) -> str:
+    """The type of the file system that holds a folder; empty where the system does not tell."""
+    try:
+        mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    except OSError:
+        return ""
+    holding = [(place, kind) for place, kind in mounts if folder.resolve().is_relative_to(place)]
+    return max(holding, key=lambda m: len(m[0]), default=("", ""))[1]
+
+
+def _clock_check() -> Check:
+    clock = BootClock()
+    told = "leases by the boot clock, which no step of the wall clock moves" if clock.boot else "leases by the wall clock"
+    now = datetime.now(UTC)
+    is_sane = now.year >= BUILT
+    return Check(
+        "clock", is_sane, f"{now:%Y-%m-%d %H:%M} UTC; {told}", "" if is_sane else "set the clock: dates of jobs and models will be wrong"
+    )
 
 
 def _packages() -> Iterator[Check]:
@@ -91,6 +148,12 @@ def _packages() -> Iterator[Check]:
 
 
 def _torch() -> Iterator[Check]:
+    if (spec := find_spec("torch")) is not None and spec.origin:
+        build = dict(re.findall(r"^(\w+)(?:: [\w\[\] |]+)? = (.+)$", (Path(spec.origin).parent / "version.py").read_text(), re.M))
+        cuda, has_gpu = build.get("cuda", "None").strip("'\""), Path("/proc/driver/nvidia").exists()
+        idle = cuda != "None" and not has_gpu
+        advice = "several GB for a GPU that is not here: reinstall torch from its page's choice CPU" if idle else ""
+        yield Check("torch build", True, f"for CUDA {cuda}" if cuda != "None" else "for the CPU", advice)
     if (
         find_spec("torchvision") is not None
         and subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True).returncode
@@ -102,8 +165,9 @@ def _torch() -> Iterator[Check]:
             "pip uninstall torchvision: Tunesmith needs none",
         )
     flags = _cpu_flags()
-    fast = [f for f in ("avx2", "avx512f", "amx_bf16") if f in flags]
-    yield Check("processor", True, f"{processors()} usable, " + (", ".join(fast) or "no AVX2: slow"))
+    fast = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in flags]
+    half = "" if {"avx512_bf16", "amx_bf16"} & flags else "; no units for bfloat16: float32 is used"
+    yield Check("processor", True, f"{processors()} usable, " + (", ".join(fast) or "no AVX2: slow") + half)
 
 
 def _cpu_flags() -> set[str]:

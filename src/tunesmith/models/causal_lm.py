@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from tunesmith import safe_files
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.template import Encoded
 from tunesmith.errors import DamagedFiles
@@ -33,14 +33,18 @@ def device_of(setting: str) -> torch.device:
 
 
 def load(folder: Path, device: torch.device) -> PreTrainedModel:
-    """A base or a whole tuned model: safetensors only, no code of its own, every weight present; float32, on a GPU the file's own type."""
+    """A base or a whole tuned model: safetensors only, no code of its own, every weight present; float32, on a GPU the file's own type.
+
+    UnsafeBaseModel or DamagedFiles where it is none of that; whatever the library raises over a config of a stranger is the second.
+    """
+    safe_files.check_model(folder)
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32 if device.type == "cpu" else "auto", local_files_only=True, use_safetensors=True,
             trust_remote_code=False, output_loading_info=True,
         )  # fmt: skip
-    except (OSError, SafetensorError) as e:
-        raise DamagedFiles(folder=str(folder), reason=str(e)) from None
+    except Exception as e:
+        raise DamagedFiles(folder=str(folder), reason=f"{type(e).__name__}: {e}") from None
     lacking = sorted(found["missing_keys"]) + [str(k[0]) for k in found["mismatched_keys"]]
     if lacking:  # the library would fill them with random numbers and only warn
         raise DamagedFiles(folder=str(folder), reason=f"weights are missing or of another shape: {', '.join(lacking[:5])} ({len(lacking)})")

@@ -3,17 +3,18 @@
 Below the threshold nothing is loaded, promoted, exported or imported. Imports no torch.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from tunesmith import durable
-from tunesmith.errors import CertificateRefused
+from tunesmith.errors import CertificateRefused, UnsafeBaseModel
+from tunesmith.safe_files import from_object, read_object
 
 LEAST_PROBES = 32
 TOP1, KL = 0.99, 0.01  # least share of equal best tokens, largest mean divergence, where the precision was reduced
+PRECISIONS = ("float32", "bfloat16", "float16")
 NAME = "certificate.json"
 
 
@@ -39,7 +40,11 @@ class Certificate:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        return cls(**{f.name: data[f.name] for f in fields(cls)})
+        """ValueError unless every field is there and of its type."""
+        found = from_object(cls, data)
+        if found.precision not in PRECISIONS:
+            raise ValueError(f"its precision is {found.precision!r:.40}")
+        return found
 
     def objections(self) -> list[str]:
         """Why this artefact must not be used; empty where nothing speaks against it."""
@@ -73,8 +78,8 @@ def check(name: str, folder: Path, base_digest: str) -> Certificate:
 
 def read(name: str, folder: Path) -> Certificate:
     try:
-        return Certificate.from_json(json.loads((folder / NAME).read_text("utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        return Certificate.from_json(read_object(folder / NAME))
+    except (ValueError, UnsafeBaseModel) as e:
         raise CertificateRefused(name=name, reasons=f"{NAME} cannot be read ({e})") from None
 
 

@@ -50,10 +50,10 @@ class _Losses(torch.autograd.Function):
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Tensor:
         losses, grads = [], []
         for hidden, targets in _chunks(weight_VD, hidden_ND, targets_N):
-            logits = _logits(hidden, weight_VD, bias_V)
-            losses.append(F.cross_entropy(logits, targets, reduction="none"))
+            logs = _logits(hidden, weight_VD, bias_V).log_softmax(-1)
+            losses.append(-logs.gather(-1, targets[:, None]).squeeze(-1))
             if ctx.needs_input_grad[0]:
-                grads.append(_grad_of_logits(logits, targets).to(hidden.dtype) @ weight_VD)
+                grads.append(_grad_of_logits(logs, targets).to(hidden.dtype) @ weight_VD)
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, torch.cat(grads) if grads else None)
         return torch.cat(losses)
 
@@ -66,7 +66,8 @@ class _Losses(torch.autograd.Function):
         d_bias = torch.zeros_like(bias_V) if bias_V is not None and ctx.needs_input_grad[2] else None
         if d_weight is not None or d_bias is not None:
             for hidden, targets, g in _chunks(weight_VD, hidden_ND, targets_N, g_N):
-                d_logits = (_grad_of_logits(_logits(hidden, weight_VD, bias_V), targets) * g[:, None]).to(hidden.dtype)
+                logs = _logits(hidden, weight_VD, bias_V).log_softmax(-1)
+                d_logits = _grad_of_logits(logs, targets).mul_(g[:, None]).to(hidden.dtype)
                 if d_weight is not None:
                     d_weight.addmm_(d_logits.T, hidden)
                 if d_bias is not None:
@@ -84,7 +85,8 @@ def _logits(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tens
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def _grad_of_logits(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    p = logits_NV.softmax(-1)
+def _grad_of_logits(logs_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """Of the loss, from the logs of the probabilities, in their place."""
+    p = logs_NV.exp_()
     p[torch.arange(len(p), device=p.device), targets_N] -= 1
     return p

@@ -32,12 +32,16 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 class Bucket:
     """Nodes of like length, each attending to itself."""
 
-    places_ML: Tensor
-    """Where their tokens stand; after its end a node repeats its last token."""
+    shape: tuple[int, int]
+    """(M, L)"""
+    places: Tensor
+    """Where their tokens stand, (M, L) flattened; after its end a node repeats its last token."""
     flat: Tensor
     """Where the tokens stand, padding left out."""
     valid: Tensor
     """The same tokens as places in the flattened (M, L)."""
+    padding: Tensor | None
+    """The other places there; None where there are none."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,8 @@ def _bucket(nodes: Sequence[tuple[int, int]]) -> Bucket:
     length = int((end - start).max())
     places = start + torch.arange(length)
     real = places < end
-    return Bucket(places.minimum(end - 1), places[real], real.flatten().nonzero().squeeze(1))
+    valid, padding = (m.flatten().nonzero().squeeze(1) for m in (real, ~real))
+    return Bucket((len(nodes), length), places.minimum(end - 1).flatten(), places[real], valid, padding if len(padding) else None)
 
 
 def unique_tokens(before: Sequence[int] | None, row: Sequence[int]) -> int:
@@ -150,83 +155,77 @@ def unique_tokens(before: Sequence[int] | None, row: Sequence[int]) -> int:
 
 
 class _Attention(torch.autograd.Function):
+    """Everything is kept as a model's projections leave it, position by position, so that a token's heads move together.
+
+    The kernel takes fewer key-value heads than query heads as they are.
+    """
+
     @staticmethod
-    def forward(ctx: Any, q_HTD: Tensor, k_JTD: Tensor, v_JTD: Tensor, layout: Layout, scale: float) -> Tensor:
-        H, J = len(q_HTD), len(k_JTD)
-        exact = torch.promote_types(q_HTD.dtype, torch.float32)
-        out, lse = torch.empty_like(q_HTD, dtype=exact), q_HTD.new_empty(q_HTD.shape[:2], dtype=exact)
+    def forward(ctx: Any, q_THD: Tensor, k_TJD: Tensor, v_TJD: Tensor, layout: Layout, scale: float) -> Tensor:
+        exact = torch.promote_types(q_THD.dtype, torch.float32)
+        out, lse = torch.empty_like(q_THD, dtype=exact), q_THD.new_empty(q_THD.shape[:2], dtype=exact)
         for b in layout.own:
-            q, k, v = (_gathered(_repeated(x, H // J if x is not q_HTD else 1), b) for x in (q_HTD, k_JTD, v_JTD))
-            o, s = _flash(q, k, v, 0.0, True, scale=scale)
-            out[:, b.flat] = o.transpose(0, 1).flatten(1, 2)[:, b.valid].to(exact)
-            lse[:, b.flat] = s.transpose(0, 1).flatten(1, 2)[:, b.valid].to(exact)
+            o, s = _flash(*(_gathered(x, b) for x in (q_THD, k_TJD, v_TJD)), 0.0, True, scale=scale)
+            _put(out, b, o.transpose(1, 2))
+            _put(lse, b, s.transpose(1, 2))
         for start, end, below in layout.shared:
-            o, s = _flash(_folded(q_HTD[:, end:below], J), k_JTD[None, :, start:end], v_JTD[None, :, start:end], 0.0, False, scale=scale)
-            o, s = _unfolded(o, H).to(exact), s.reshape(H, below - end).to(exact)
-            mine = lse[:, end:below]
-            both = torch.logaddexp(mine, s)
-            out[:, end:below] = out[:, end:below] * (mine - both).exp()[..., None] + o * (s - both).exp()[..., None]
-            lse[:, end:below] = both
-        out = out.to(q_HTD.dtype)
-        ctx.save_for_backward(q_HTD, k_JTD, v_JTD, out, lse)
+            o, s = _flash(_heads(q_THD[end:below]), _heads(k_TJD[start:end]), _heads(v_TJD[start:end]), 0.0, False, scale=scale)
+            mine, other = lse[end:below], s[0].T.to(exact)
+            both = torch.logaddexp(mine, other)
+            out[end:below].lerp_(o[0].transpose(0, 1).to(exact), (other - both).exp_()[..., None])
+            mine.copy_(both)
+        out = out.to(q_THD.dtype)
+        ctx.save_for_backward(q_THD, k_TJD, v_TJD, out, lse)
         ctx.layout, ctx.scale = layout, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q_HTD, k_JTD, v_JTD, out, lse = ctx.saved_tensors
-        [g_HTD] = grads
-        H, J = len(q_HTD), len(k_JTD)
-        G = H // J
-        dq, dk, dv = (torch.zeros_like(x, dtype=lse.dtype) for x in (q_HTD, k_JTD, v_JTD))
+        q_THD, k_TJD, v_TJD, out, lse = ctx.saved_tensors
+        g_THD = grads[0].contiguous()
+        made = [torch.empty_like(x, dtype=lse.dtype) for x in (q_THD, k_TJD, v_TJD)]
         for b in ctx.layout.own:
-            q, k, v, o = (_gathered(x, b) for x in (q_HTD, _repeated(k_JTD, G), _repeated(v_JTD, G), out))
-            found = _flash_backward(_scattered(g_HTD, b), q, k, v, o, _lse(lse[:, b.places_ML].transpose(0, 1)), 0.0, True, scale=ctx.scale)
-            for total, d, n in zip((dq, dk, dv), found, (1, G, G), strict=True):
-                flat = d.transpose(0, 1).flatten(1, 2)[:, b.valid].to(total.dtype)
-                total[:, b.flat] = flat if n == 1 else flat.unflatten(0, (J, G)).sum(1)
+            q, k, v, o = (_gathered(x, b) for x in (q_THD, k_TJD, v_TJD, out))
+            found = _flash_backward(_scattered(g_THD, b), q, k, v, o, _gathered_lse(lse, b), 0.0, True, scale=ctx.scale)
+            for whole, part in zip(made, found, strict=True):
+                _put(whole, b, part.transpose(1, 2))
+        dq, dk, dv = made
         for start, end, below in ctx.layout.shared:
-            s = slice(end, below)
-            q, o, g = (_folded(x[:, s], J) for x in (q_HTD, out, g_HTD))
-            k, v = k_JTD[None, :, start:end], v_JTD[None, :, start:end]
-            found = _flash_backward(g, q, k, v, o, _lse(lse[:, s].reshape(1, J, -1)), 0.0, False, scale=ctx.scale)
-            dq[:, s] += _unfolded(found[0], H)
-            dk[:, start:end] += found[1][0]
-            dv[:, start:end] += found[2][0]
-        return dq.to(q_HTD.dtype), dk.to(q_HTD.dtype), dv.to(q_HTD.dtype), None, None
+            g, q, o = (_heads(x[end:below]) for x in (g_THD, q_THD, out))
+            k, v, joint = _heads(k_TJD[start:end]), _heads(v_TJD[start:end]), lse[None, end:below].transpose(1, 2)
+            found = _flash_backward(g, q, k, v, o, joint, 0.0, False, scale=ctx.scale)
+            for whole, part in zip((dq[end:below], dk[start:end], dv[start:end]), found, strict=True):
+                whole.add_(part[0].transpose(0, 1))
+        return dq.to(q_THD.dtype), dk.to(q_THD.dtype), dv.to(q_THD.dtype), None, None
 
 
-def _repeated(x_JTD: Tensor, n: int) -> Tensor:
-    return x_JTD.repeat_interleave(n, 0) if n > 1 else x_JTD
+def _heads(x_SHD: Tensor) -> Tensor:
+    """(1, H, S, D), the same memory."""
+    return x_SHD.transpose(0, 1)[None]
 
 
-def _gathered(x_HTD: Tensor, b: Bucket) -> Tensor:
+def _gathered(x_THD: Tensor, b: Bucket) -> Tensor:
     """(M, H, L, D)"""
-    return x_HTD[:, b.places_ML].transpose(0, 1)
+    return x_THD.index_select(0, b.places).view(*b.shape, *x_THD.shape[1:]).transpose(1, 2)
 
 
-def _scattered(g_HTD: Tensor, b: Bucket) -> Tensor:
+def _gathered_lse(lse_TH: Tensor, b: Bucket) -> Tensor:
+    """(M, H, L), heads last in memory: as the kernel leaves it."""
+    return lse_TH.index_select(0, b.places).view(*b.shape, -1).transpose(1, 2)
+
+
+def _scattered(g_THD: Tensor, b: Bucket) -> Tensor:
     """The gradient of a bucket's outputs, (M, H, L, D): zero at padding."""
-    H, _, D = g_HTD.shape
-    M, L = b.places_ML.shape
-    flat = g_HTD.new_zeros(H, M * L, D)
-    flat[:, b.valid] = g_HTD[:, b.flat]
-    return flat.view(H, M, L, D).transpose(0, 1)
+    rows = g_THD.index_select(0, b.places)
+    if b.padding is not None:
+        rows.index_fill_(0, b.padding, 0.0)
+    return rows.view(*b.shape, *g_THD.shape[1:]).transpose(1, 2)
 
 
-def _folded(x_HSD: Tensor, J: int) -> Tensor:
-    """Query heads of one key-value head behind each other, (1, J, S of each head, D): no key has to be repeated."""
-    H, S, D = x_HSD.shape
-    return x_HSD.reshape(1, J, H // J * S, D)
-
-
-def _unfolded(x: Tensor, H: int) -> Tensor:
-    return x.reshape(H, -1, x.shape[-1])
-
-
-def _lse(x: Tensor) -> Tensor:
-    """In the memory order in which the kernel leaves it: heads last."""
-    return x.transpose(1, 2).contiguous().transpose(1, 2)
+def _put(whole_T: Tensor, b: Bucket, rows_ML: Tensor) -> None:
+    """What a bucket's real tokens gave, into their places."""
+    rows = rows_ML.flatten(0, 1)
+    whole_T.index_copy_(0, b.flat, (rows if b.padding is None else rows.index_select(0, b.valid)).to(whole_T.dtype))
 
 
 def attention(
@@ -240,8 +239,9 @@ def attention(
         )
         return found
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out: Tensor = _Attention.apply(query[0], key[0], value[0], packed_layout, scale)  # type: ignore[no-untyped-call]
-    return out.transpose(0, 1)[None], None
+    by_position = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+    out: Tensor = _Attention.apply(*by_position, packed_layout, scale)  # type: ignore[no-untyped-call]
+    return out[None], None
 
 
 AttentionInterface.register(NAME, attention)

@@ -55,9 +55,22 @@ class Probes:
         try:
             t = load_file(folder / FILE)
             prompts, answers = (_split(t[n], t[f"{n[:-1]}_lengths"]) for n in ("prompts", "answers"))
-            return cls(prompts, answers, t["stopped"].tolist(), t["ids"].long(), t["logp"])
-        except (OSError, SafetensorError, KeyError) as e:
+            found = cls(prompts, answers, t["stopped"].tolist(), t["ids"].long(), t["logp"])
+            found._check()
+            return found
+        except (OSError, SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as e:
             raise DamagedFiles(folder=str(folder), reason=f"{FILE} cannot be read: {e}") from None
+
+    def _check(self) -> None:
+        """ValueError where the parts do not fit each other."""
+        n, kept = sum(map(len, self.answers)), self.ids_NK.shape[-1]
+        if not len(self.prompts) == len(self.answers) == len(self.stopped) or not all(self.prompts) or not all(self.answers):
+            raise ValueError("prompts, answers and stops are not equally many")
+        if self.ids_NK.shape != self.logp_NK.shape or self.ids_NK.shape != (n, kept) or kept < 2 or not self.logp_NK.is_floating_point():
+            raise ValueError("the tokens kept do not fit the answers")
+        ids = [*(i for p in (*self.prompts, *self.answers) for i in p), *self.ids_NK.flatten().tolist()]
+        if not all(type(i) is int and 0 <= i < 2**31 for i in ids):
+            raise ValueError("a token is no number of a vocabulary")
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ class Compared:
 
 
 def command(module: str) -> list[str]:
-    return [sys.executable, "-m", module]
+    """-P: a file in the folder that the user stands in, named like a library, is not run."""
+    return [sys.executable, "-P", "-m", module]
 
 
 class Work(Protocol):
