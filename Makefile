@@ -3,12 +3,13 @@
 # make proofs  the promises at their full figures; writes proofs/results/latest.json
 # make soak    the large doses, resumable: make soak PROMISE=power MINUTES=30
 # make bench-quick  training and answering against fair peers, small shape; writes docs/performance.md
+# make bench   the same with both shapes and trainers of other projects, in an environment of their own
 # make fix     format and mend what the linter can
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test proofs soak bench-quick check fix clean
+.PHONY: demo test proofs soak bench-quick bench check fix clean
 
 demo: .venv/train.done
 	$(BIN)/tunesmith demo
@@ -30,6 +31,16 @@ check: .venv/dev.done
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: .venv/dev.done .venv-peers/done
+	$(BIN)/python benchmarks/train.py --peers .venv-peers/bin/python --shapes 15M 135M --repeats 3
+	$(BIN)/python benchmarks/generate.py --shapes 15M 135M
+
+.venv-peers/done: benchmarks/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install torch==2.13.0
+	.venv-peers/bin/python -m pip install -r benchmarks/requirements.txt
+	touch $@
 
 fix: .venv/dev.done
 	$(BIN)/ruff format .

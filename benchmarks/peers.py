@@ -1,6 +1,6 @@
 """Off-the-shelf trainers as peers: TRL's SFTTrainer and transformers' Trainer, a child process that takes turns with a benchmark.
 
-    /tmp/peers-venv/bin/python benchmarks/peers.py WORK.json --trainer trl --mode padded --micro-batch 4
+    .venv-peers/bin/python benchmarks/peers.py WORK.json --trainer trl --mode padded --micro-batch 4
 
 It runs in an environment of its own, see requirements.txt, so it imports nothing of ours. WORK.json has `config` (of LlamaConfig) or a
 `base_folder`, `rank`, `rows` (each `ids` and `n_prompt`), `rows_per_step`, and maybe `learning_rate` and `validation_rows`.

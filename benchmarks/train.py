@@ -1,23 +1,26 @@
 """Training steps of LoRA, ours against the fair peer, interleaved in one run: ratios of medians.
 
-    python benchmarks/train.py [--threads 2] [--repeats 5] [--shapes 15M 135M] [--work a b]
+    python benchmarks/train.py [--threads 2] [--repeats 5] [--shapes 15M 135M] [--work a b] [--peers .venv-peers/bin/python]
 
 The fair peer is the same PEFT model with PEFT's own layers, rows padded, the head on completion positions only, at its best micro-batch of
 2, 4, 8 and 16 rows, found first. Both take the same 16 rows an optimizer step, rank 16 on all linear layers, float32, AdamW.
 Work (a): 300 tokens that all rows share, then 30 to 120, and 2 to 10 to learn. (b): prompts of 50 to 600 tokens with a long tail, and
-20 to 200 to learn.
+20 to 200 to learn. With --peers, TRL and transformers' Trainer take turns with them too, in an environment of their own: each setting
+once on four rows, then the best two.
 """
 
 import argparse
 import json
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import marked
+import offtheshelf
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -28,6 +31,7 @@ from tunesmith.models.layout import MICRO_TOKENS, micro_batches
 
 RESULTS = Path(__file__).parent / "results" / "train.json"
 ROWS, RANK = 16, 16
+OTHERS_REPEATS = 2  # rounds in which the trainers of other projects take part: a step of theirs can take a minute
 SHAPES: dict[str, dict[str, int]] = {
     "15M": dict(
         vocab_size=32_000, hidden_size=288, intermediate_size=768, num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=6
@@ -127,19 +131,25 @@ def _matrix_seconds(x: torch.Tensor, w: torch.Tensor) -> float:
 
 
 def table_md(found: list[dict[str, Any]], threads: int) -> str:
-    head = ["shape", "work", "ours, ms a row", "fair peer, ms a row (its micro-batch)", "times (range)", "utilisation"]
+    head = ["shape", "work", "ours, ms a row", "fair peer, ms a row (its micro-batch)", "times (range)", "best of TRL, Trainer",
+            "times", "utilisation"]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for f in found:
         low, high = f["spread"]
+        trl = f.get("best_trl")
+        beside = f"{trl['ms_per_row']:.0f} ({trl['setting']}) | **{trl['ratio']:.1f}**" if trl else "not run | "
         lines.append(
             f"| {f['shape']} | ({f['work']}) | {f['ours_ms_per_row']:.0f} | {f['peer_ms_per_row']:.0f} ({f['peer_micro_batch']}) "
-            f"| **{f['ratio']:.2f}** ({low:.2f} to {high:.2f}) | {f['utilisation']:.2f} of {f['probe_gflops']:.0f} GFLOP/s |"
+            f"| **{f['ratio']:.2f}** ({low:.2f} to {high:.2f}) | {beside} | {f['utilisation']:.2f} of {f['probe_gflops']:.0f} GFLOP/s |"
         )
     return "\n".join([*lines, "", f"{threads} threads, torch {torch.__version__}, float32.", ""])
 
 
-def compare(shape: str, work: str, repeats: int) -> dict[str, Any]:
+def compare(shape: str, work: str, repeats: int, python: str) -> dict[str, Any]:
     rows = rows_of(work)
+    plain = [{"ids": r.ids, "n_prompt": r.n_prompt} for r in rows]
+    config, threads = {**SHAPES[shape], "max_position_embeddings": 2048, "tie_word_embeddings": True}, torch.get_num_threads()
+    swept = offtheshelf.sweep(python, config, plain, RANK, threads) if python else []
     sweep = {}
     for micro in (2, 4, 8, 16):
         step = fair_peer(shape, micro)
@@ -149,9 +159,19 @@ def compare(shape: str, work: str, repeats: int) -> dict[str, Any]:
     peer, mine = fair_peer(shape, best), ours(shape)
     peer(rows), mine(rows)
     times: dict[str, list[float]] = {"peer": [], "ours": []}
-    for _ in range(repeats):
-        times["peer"].append(seconds(peer, rows))
-        times["ours"].append(seconds(mine, rows))
+    with tempfile.TemporaryDirectory() as folder:
+        work_of_step = {"config": config, "rank": RANK, "rows": plain, "rows_per_step": ROWS}
+        others = [
+            offtheshelf.Peer(python, work_of_step, s["_"], threads, Path(folder)) for s in swept[: offtheshelf.KEPT] if "ms_per_row" in s
+        ]
+        of_others: list[list[float]] = [[] for _ in others]
+        for round_ in range(repeats):
+            times["peer"].append(seconds(peer, rows))
+            times["ours"].append(seconds(mine, rows))
+            if round_ < OTHERS_REPEATS:
+                for other, told in zip(others, of_others, strict=True):
+                    told.append(ROWS * other.step())
+        memory = [other.close() for other in others]
     ratios = [p / o for p, o in zip(times["peer"], times["ours"], strict=True)]
     probe, ours_s, peer_s = matrix_ceiling(shape), statistics.median(times["ours"]), statistics.median(times["peer"])
     found = {
@@ -159,6 +179,14 @@ def compare(shape: str, work: str, repeats: int) -> dict[str, Any]:
         "peer_micro_batch": best, "ratio": statistics.median(ratios), "spread": [min(ratios), max(ratios)],
         "probe_gflops": probe, "utilisation": useful_flops(shape, rows) / ours_s / 1e9 / probe,
     }  # fmt: skip
+    if others:
+        best_other = min(range(len(others)), key=lambda i: statistics.median(of_others[i]))
+        found["best_trl"] = {
+            "setting": str(others[best_other].setting), "ms_per_row": 1000 * statistics.median(of_others[best_other]) / ROWS,
+            "ratio": statistics.median(t / o for t, o in zip(of_others[best_other], times["ours"], strict=False)),
+            "told": memory[best_other],
+        }  # fmt: skip
+        found["swept"] = [{k: v for k, v in s.items() if k != "_"} for s in swept]
     print(table_md([found], torch.get_num_threads()), flush=True)
     return found
 
@@ -169,9 +197,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--work", nargs="+", default=["a", "b"], choices=["a", "b"])
+    parser.add_argument("--peers", default="", help="Python of the environment with requirements.txt; without it they are left out")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    found = [compare(shape, work, args.repeats) for shape in args.shapes for work in args.work]
+    found = [compare(shape, work, args.repeats, args.peers) for shape in args.shapes for work in args.work]
     RESULTS.parent.mkdir(exist_ok=True)
     facts = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": args.threads, "runs": found}
     RESULTS.write_text(json.dumps(facts, indent=1) + "\n")

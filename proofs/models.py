@@ -48,7 +48,7 @@ for name in ("tunesmith.service", "tunesmith.evaluation.exporter", "tunesmith.mo
 
 SPACE = 6 << 30  # bytes of address space a case may map; the imports alone map 1
 GROWTH = 512 << 20  # bytes of memory a case may need beyond what the imports took
-SECONDS = 5.0  # of processor time, children included
+SECONDS = 8.0  # of processor time, children included
 DEADLINE = 20.0  # seconds on the wall
 ASK = [{"role": "user", "content": "say " + "a" * 40 + "!"}]
 SECRET = b"a stranger's secret, which lies outside the folder"
@@ -1170,7 +1170,7 @@ def _costs(outcome: Outcome) -> Iterator[str]:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--every", type=int, default=1, help="take each n-th case alone; nothing is saved then")
+    options.add_argument("--every", type=int, default=1, help="take each n-th case alone")
     options.add_argument("--name", default="", help="cases with this in their name alone; nothing is saved then")
     options.add_argument("--verbose", action="store_true", help="show every case")
     asked = options.parse_args()
@@ -1182,7 +1182,7 @@ def main() -> None:
         began = time.monotonic()
         found = [_shown(c, attempt(c, folder), asked.verbose) for c in cases]
         seconds = time.monotonic() - began
-        controls = [] if asked.every > 1 or asked.name else [attempt(c, folder) for c in CONTROLS]
+        controls = [] if asked.name else [attempt(c, folder) for c in CONTROLS]
     broken, refused = (sum(o.kind == kind for o in found) for kind in ("violation", "refused"))
     print(f"{len(cases)} cases: {refused} refused, {len(cases) - refused - broken} harmlessly taken in, {broken} broke it, {seconds:.0f} s")
     if not controls:

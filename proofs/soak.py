@@ -40,7 +40,7 @@ DOSES = {
     "races": Dose("races of a cancel and an end", "store.py --only races --races 500 --seed {seed}", 500, 20_000),
     "cancels": Dose("cancels of working jobs", "jobs.py --cancels 50 --kinds 0 --minutes 0 --seed {seed}", 50, 500),
     "queries": Dose("mutated queries", "served.py --hostile 10 --mutations 1000 --seed {seed}", 1000, 10_000),
-    "models": Dose("hostile models and templates", "models.py", 180, 1000),
+    "models": Dose("hostile models and templates", "models.py", 990, 990),
     "dead": Dose("killed workers", "store.py --only dead --dead 20 --seed {seed}", 20, 200),
     "clocks": Dose("steps of the clock", "store.py --only clocks --steps 100 --seed {seed}", 100, 500),
     "growth": Dose("minutes of small jobs", "jobs.py --cancels 0 --kinds 0 --minutes 60 --seed {seed}", 60, 60),

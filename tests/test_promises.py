@@ -18,7 +18,7 @@ DOSES = [
     "crash.py --points 12 --kills 25",
     "files.py --damaged 100 --states 500 --every 5",
     "jobs.py --cancels 5 --kinds 5 --minutes 0.33",
-    "models.py --every 4",
+    "models.py --every 22",
     "guards.py --first 3",
 ]
 
@@ -34,4 +34,4 @@ def test_the_promise_holds_in_a_small_dose(dose: str, tmp_path: Path) -> None:
     )  # fmt: skip
     said = log.read_text()[-2000:] if log.exists() else ""
     assert ended.returncode == 0, f"{ended.stdout[-3000:]}\n{ended.stderr[-3000:]}\n{said}"
-    assert not results.exists() or all(p["ok"] for p in json.loads(results.read_text()))
+    assert all(p["ok"] for p in json.loads(results.read_text()))

@@ -147,7 +147,7 @@ def verify(folder: Path, digest: str | None = None) -> dict[str, Any]:
 
 
 def _plain_files(folder: Path) -> Iterator[str]:
-    """The files of a folder and those below it, by their names from there; ValueError at a link, a pipe or a device, before it is opened."""
+    """The files of a folder and those below it, by their names from there; ValueError at a link, a pipe or a device, before it is read."""
     todo = [folder]
     for n in itertools.count():
         if not todo:

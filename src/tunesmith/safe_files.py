@@ -72,7 +72,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         if key in FOREIGN_KEYS and value:
             raise UnsafeBaseModel(folder=str(folder), reason=f"its config.json sets {key}, which is not supported; bring plain weights")
         if key.startswith(("num_", "max_", "n_")) and isinstance(value, (int, float)) and not 0 <= value < LARGEST_NUMBER:
-            raise UnsafeBaseModel(folder=str(folder), reason=f"its config.json sets {key} to {value:.6g}")
+            raise UnsafeBaseModel(folder=str(folder), reason=f"its config.json sets {key} to {value!r:.20}")
     return config
 
 

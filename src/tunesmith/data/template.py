@@ -22,11 +22,12 @@ from tokenizers.decoders import DecodeStream
 
 from tunesmith.catalog import read_json
 from tunesmith.data.render import LONGEST_SOURCE, Rendering
-from tunesmith.errors import InvalidPrompt, UnsafeBaseModel
-from tunesmith.safe_files import check_regular, check_tokenizer, from_object
+from tunesmith.errors import DamagedFiles, InvalidPrompt, UnsafeBaseModel
+from tunesmith.safe_files import check_regular, check_tokenizer, from_object, read_object
 
 Messages = Sequence[Mapping[str, str]]
 _SLOT = re.compile("\ue000([0-9]{1,6})\ue001")  # private use characters: no honest template writes them
+FILE = "prompt_template.json"
 ROLES = ("system", "user", "assistant")
 
 
@@ -74,6 +75,14 @@ class PromptTemplate:
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """ValueError unless every field is there and of its type."""
         return from_object(cls, data)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The one that a tuned model's folder holds; DamagedFiles where it cannot be."""
+        try:
+            return cls.from_json(read_object(folder / FILE))
+        except (ValueError, UnsafeBaseModel) as e:
+            raise DamagedFiles(folder=str(folder), reason=f"{FILE} cannot be used: {e}") from None
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "stop_ids": list(self.stop_ids)}

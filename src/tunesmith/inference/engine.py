@@ -7,7 +7,6 @@ decides nothing. Models stay loaded as far as there is memory for them.
 
 import copy
 import hashlib
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -87,7 +86,7 @@ class Engine:
         method = methods.load(tuned.method)
         start = causal_lm.load(folder, place) if method.WHOLE else causal_lm.load_base(tuned.base, place)
         model = method.load(start, folder)
-        template = PromptTemplate.from_json(json.loads((folder / "prompt_template.json").read_text()))
+        template = PromptTemplate.read(folder)
         return cls(model.eval(), Encoder(template, base_folder), tuned.name, tuned.base.context)
 
     def generate(self, prompts: Sequence[Messages], sampling: Sampling) -> list[Completion]:
