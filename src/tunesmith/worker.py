@@ -152,8 +152,8 @@ class Worker:
                     failures += 1
                     if failures == DEATHS_LIMIT:
                         raise
-                    self._store.warn(job, f"{e} Tried again from the last checkpoint.")
                     job = self._store.retry(self._store.get(job.id))
+                    self._store.warn(job, f"{e} Tried again from the last checkpoint.")
                 log.info("%s %s", job.id, job.status)
         except (LeaseLost, StoreUnavailable) as e:  # the job keeps its state for whoever claims it next
             log.warning("%s", e)
