@@ -89,10 +89,11 @@ def check_model(folder: Path) -> int:
         if not isinstance(named, dict) or not all(isinstance(n, str) and n in known for n in named.values()):
             raise UnsafeBaseModel(folder=str(folder), reason=f"{INDEX} names files that are not .safetensors files of this folder")
     layers, tensors = config.get("num_hidden_layers") or config.get("n_layer") or 0, sum(map(len, sizes))
-    if files and (not isinstance(layers, int) or layers > tensors or _is_nothing(config)):
-        raise UnsafeBaseModel(
-            folder=str(folder), reason=f"its config.json asks for {layers!r:.20} layers, or widths, that {tensors} tensors cannot be"
-        )
+    if files and (type(layers) is not int or layers > tensors):
+        reason = f"weights are missing: its config.json asks for {layers!r:.20} layers, and its files hold {tensors} tensors"
+        raise UnsafeBaseModel(folder=str(folder), reason=reason)
+    if files and _is_nothing(config):
+        raise UnsafeBaseModel(folder=str(folder), reason="its config.json gives a width, or a number of words or labels, that is none")
     return sum(n for s in sizes for n in s.values())
 
 
