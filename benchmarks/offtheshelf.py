@@ -1,18 +1,17 @@
-"""Trainers of other projects, in an environment of their own, taking turns with ours; swept once on few rows, then the best are run."""
+"""Trainers of other projects, in an environment of their own, taking turns with ours: swept on few rows, then each one's best is run."""
 
 import json
 import os
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 PEERS = Path(__file__).parent / "peers.py"
 SWEEP_ROWS, SWEEP_S = 4, 20 * 60  # rows of a sweep, and seconds that it may take at one size
-KEPT = 2  # of the sweep, run in full
 
 
 @dataclass(frozen=True)
@@ -88,12 +87,22 @@ class Peer:
         raise RuntimeError(f"{self.setting} ended without a word")
 
 
+def best(swept: Sequence[dict[str, Any]]) -> list[Setting]:
+    """The fastest setting of each trainer."""
+    found: dict[str, Setting] = {}
+    for facts in swept:  # the fastest first
+        if "ms_per_row" in facts:
+            setting = Setting(**facts["setting"])
+            found.setdefault(setting.trainer, setting)
+    return list(found.values())
+
+
 def sweep(python: str, config: dict[str, Any], rows: Sequence[dict[str, Any]], rank: int, threads: int) -> list[dict[str, Any]]:
     """Every setting once on few rows, the fastest first; what does not run, or was not reached in time, is told too."""
     began, found = time.monotonic(), []
     with TemporaryDirectory() as folder:
         for setting in settings():
-            facts: dict[str, Any] = {"setting": str(setting), "_": setting}
+            facts: dict[str, Any] = {"setting": asdict(setting)}
             found.append(facts)
             if time.monotonic() - began > SWEEP_S:
                 facts["why"] = "not reached"

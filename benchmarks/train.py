@@ -131,13 +131,12 @@ def _matrix_seconds(x: torch.Tensor, w: torch.Tensor) -> float:
 
 
 def table_md(found: list[dict[str, Any]], threads: int) -> str:
-    head = ["shape", "work", "ours, ms a row", "fair peer, ms a row (its micro-batch)", "times (range)", "best of TRL, Trainer",
-            "times", "utilisation"]  # fmt: skip
+    head = ["shape", "work", "ours, ms a row", "fair peer, ms a row (its micro-batch)", "times (range)", "best TRL",
+            "best transformers Trainer", "utilisation"]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for f in found:
         low, high = f["spread"]
-        trl = f.get("best_trl")
-        beside = f"{trl['ms_per_row']:.0f} ({trl['setting']}) | **{trl['ratio']:.1f}**" if trl else "not run | "
+        beside = " | ".join(_other(f.get("others", {}).get(t)) for t in ("trl", "hf"))
         lines.append(
             f"| {f['shape']} | ({f['work']}) | {f['ours_ms_per_row']:.0f} | {f['peer_ms_per_row']:.0f} ({f['peer_micro_batch']}) "
             f"| **{f['ratio']:.2f}** ({low:.2f} to {high:.2f}) | {beside} | {f['utilisation']:.2f} of {f['probe_gflops']:.0f} GFLOP/s |"
@@ -145,11 +144,21 @@ def table_md(found: list[dict[str, Any]], threads: int) -> str:
     return "\n".join([*lines, "", f"{threads} threads, torch {torch.__version__}, float32.", ""])
 
 
+def _other(told: dict[str, Any] | None) -> str:
+    return f"{told['ms_per_row']:.0f} ({told['setting']}): **{told['ratio']:.1f}** times" if told else "not run"
+
+
+def known_sweep(shape: str, work: str) -> list[dict[str, Any]]:
+    """What an earlier run recorded; take the file away to sweep again."""
+    runs = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
+    return next((r.get("swept", []) for r in runs if (r["shape"], r["work"]) == (shape, work)), [])
+
+
 def compare(shape: str, work: str, repeats: int, python: str) -> dict[str, Any]:
     rows = rows_of(work)
     plain = [{"ids": r.ids, "n_prompt": r.n_prompt} for r in rows]
     config, threads = {**SHAPES[shape], "max_position_embeddings": 2048, "tie_word_embeddings": True}, torch.get_num_threads()
-    swept = offtheshelf.sweep(python, config, plain, RANK, threads) if python else []
+    swept = (known_sweep(shape, work) or offtheshelf.sweep(python, config, plain, RANK, threads)) if python else []
     sweep = {}
     for micro in (2, 4, 8, 16):
         step = fair_peer(shape, micro)
@@ -161,9 +170,7 @@ def compare(shape: str, work: str, repeats: int, python: str) -> dict[str, Any]:
     times: dict[str, list[float]] = {"peer": [], "ours": []}
     with tempfile.TemporaryDirectory() as folder:
         work_of_step = {"config": config, "rank": RANK, "rows": plain, "rows_per_step": ROWS}
-        others = [
-            offtheshelf.Peer(python, work_of_step, s["_"], threads, Path(folder)) for s in swept[: offtheshelf.KEPT] if "ms_per_row" in s
-        ]
+        others = [offtheshelf.Peer(python, work_of_step, s, threads, Path(folder)) for s in offtheshelf.best(swept)]
         of_others: list[list[float]] = [[] for _ in others]
         for round_ in range(repeats):
             times["peer"].append(seconds(peer, rows))
@@ -179,14 +186,14 @@ def compare(shape: str, work: str, repeats: int, python: str) -> dict[str, Any]:
         "peer_micro_batch": best, "ratio": statistics.median(ratios), "spread": [min(ratios), max(ratios)],
         "probe_gflops": probe, "utilisation": useful_flops(shape, rows) / ours_s / 1e9 / probe,
     }  # fmt: skip
-    if others:
-        best_other = min(range(len(others)), key=lambda i: statistics.median(of_others[i]))
-        found["best_trl"] = {
-            "setting": str(others[best_other].setting), "ms_per_row": 1000 * statistics.median(of_others[best_other]) / ROWS,
-            "ratio": statistics.median(t / o for t, o in zip(of_others[best_other], times["ours"], strict=False)),
-            "told": memory[best_other],
-        }  # fmt: skip
-        found["swept"] = [{k: v for k, v in s.items() if k != "_"} for s in swept]
+    found["swept"] = swept
+    found["others"] = {
+        other.setting.trainer: {
+            "setting": str(other.setting), "ms_per_row": 1000 * statistics.median(told) / ROWS,
+            "ratio": statistics.median(t / o for t, o in zip(told, times["ours"], strict=False)), "told": used,
+        }
+        for other, told, used in zip(others, of_others, memory, strict=True)
+    }  # fmt: skip
     print(table_md([found], torch.get_num_threads()), flush=True)
     return found
 
