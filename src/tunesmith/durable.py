@@ -42,13 +42,13 @@ def open_home(home: Path) -> None:
         write_json(marker, {"format": FORMAT})
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, each for its owner alone and known to its parent after a power cut too."""
+def make_folder(folder: Path, mode: int = 0o700) -> None:
+    """Make a folder and those above it, known to their parents after a power cut too; by default for their owner alone."""
     missing = [p for p in (folder, *folder.parents) if not p.exists()]
     with typed_errors(folder):
         for new in reversed(missing):
             _about_to("make", new)
-            new.mkdir(mode=0o700, exist_ok=True)
+            new.mkdir(mode, exist_ok=True)
             _sync(new.parent)
 
 
@@ -77,7 +77,7 @@ def staging(home: Path) -> Iterator[Path]:
 @contextmanager
 def staging_beside(final: Path) -> Iterator[Path]:
     """The same for a folder outside the home: on the file system where it will stand."""
-    make_folder(final.parent)
+    make_folder(final.parent, 0o777)
     with _temporary(final.parent, prefix=f".{final.name}.") as folder:
         yield folder
 

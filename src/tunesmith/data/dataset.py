@@ -19,7 +19,7 @@ from typing import Any
 import duckdb
 
 from tunesmith import durable
-from tunesmith.data.gate import check_query
+from tunesmith.data.gate import check_query, quoted
 from tunesmith.errors import MissingColumns, NoSuchTable, NoUsableRows, QueryFailed, closest
 
 PARTS = ("train", "validation", "verdict")
@@ -171,7 +171,7 @@ def _freeze(connection: duckdb.DuckDBPyConnection, part: str, sql: str, file: Pa
         if missing:
             raise MissingColumns(part=part, missing=" and no column ".join(missing), found=found.columns,
                                  nearest=[closest(m, found.columns) for m in missing])  # fmt: skip
-        values = ", ".join(f"{_as_text(*names[w])} AS {w}, {_name(names[w][0])} IS NULL AS {w}_null" for w in wanted)
+        values = ", ".join(f"{_as_text(*names[w])} AS {w}, {quoted(names[w][0])} IS NULL AS {w}_null" for w in wanted)
         others = ", ".join(f"{_text(c)}: {_plain(c, t)}" for n, (c, t) in names.items() if n not in wanted)
         context = f"to_json({{{others}}})::VARCHAR" if others else "'{}'"
         rows = found.query("source_rows", f"SELECT row_number() OVER () AS row, {values}, {context} AS context FROM source_rows")
@@ -255,18 +255,14 @@ def _must_have_rows(own: duckdb.DuckDBPyConnection, source: str) -> None:
 def _as_text(column: str, kind: str) -> str:
     """SQL that gives a column as text; NULL where bytes are not UTF-8."""
     if kind == "BLOB":
-        return f"TRY(decode({_name(column)}))"
+        return f"TRY(decode({quoted(column)}))"
     if kind.endswith("]") or kind.startswith("STRUCT") or kind == "JSON":
-        return f"to_json({_name(column)})::VARCHAR"
-    return f"CAST({_name(column)} AS VARCHAR)"
+        return f"to_json({quoted(column)})::VARCHAR"
+    return f"CAST({quoted(column)} AS VARCHAR)"
 
 
 def _plain(column: str, kind: str) -> str:
-    return f"CAST({_name(column)} AS VARCHAR)" if kind == "BLOB" else _name(column)
-
-
-def _name(column: str) -> str:
-    return '"' + column.replace('"', '""') + '"'
+    return f"CAST({quoted(column)} AS VARCHAR)" if kind == "BLOB" else quoted(column)
 
 
 def _text(value: str) -> str:

@@ -67,6 +67,11 @@ def syntax_tree(connection: duckdb.DuckDBPyConnection, text: str) -> dict[str, A
     return tree
 
 
+def quoted(name: str) -> str:
+    """A name as SQL takes any."""
+    return '"' + name.replace('"', '""') + '"'
+
+
 def _nodes(value: Any) -> Iterator[dict[str, Any]]:
     todo = [value]
     while todo:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from tunesmith.data.gate import syntax_tree
+from tunesmith.data.gate import quoted, syntax_tree
 from tunesmith.errors import QueryFailed, QueryRefused
 
 if TYPE_CHECKING:
@@ -212,14 +212,14 @@ def copy(connection: duckdb.DuckDBPyConnection, relations: Collection[str], cata
         duckdb.connect(str(file)).close()
         files[one] = str(file)
         with connection.cursor() as cursor:
-            alias = _quoted(f"copy of {one}")
+            alias = quoted(f"copy of {one}")
             cursor.execute(f"ATTACH '{file}' AS {alias} (READ_WRITE)")
             cursor.execute("BEGIN")
             try:
                 for _, schema, name in (n for n in named if n[0] == _fold(one)):
-                    cursor.execute(f"CREATE SCHEMA IF NOT EXISTS {alias}.{_quoted(schema)}")
-                    source = ".".join(map(_quoted, (one, schema, name)))
-                    cursor.execute(f"CREATE TABLE {alias}.{_quoted(schema)}.{_quoted(name)} AS FROM {source}")
+                    cursor.execute(f"CREATE SCHEMA IF NOT EXISTS {alias}.{quoted(schema)}")
+                    source = ".".join(map(quoted, (one, schema, name)))
+                    cursor.execute(f"CREATE TABLE {alias}.{quoted(schema)}.{quoted(name)} AS FROM {source}")
                 cursor.execute("COMMIT")
             except duckdb.Error:
                 cursor.execute("ROLLBACK")
@@ -227,10 +227,6 @@ def copy(connection: duckdb.DuckDBPyConnection, relations: Collection[str], cata
             finally:
                 cursor.execute(f"DETACH {alias}")
     return files
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def run(sql: str, files: Mapping[str, str], catalog: str, folder: Path, *, part: str, limits: Limits) -> "pyarrow.Table":
@@ -322,7 +318,7 @@ def open_confined(files: Mapping[str, str], catalog: str, limits: Limits) -> duc
     })  # fmt: skip
     for name, file in files.items():
         if name != catalog:
-            connection.execute(f"ATTACH '{file}' AS {_quoted(name)} (READ_ONLY)")
+            connection.execute(f"ATTACH '{file}' AS {quoted(name)} (READ_ONLY)")
     for setting in (
         "enable_external_access=false", "python_enable_replacements=false", f"max_execution_time={int(1000 * limits.seconds)}",
         "disabled_filesystems='LocalFileSystem'",  # it would read the open files' own bytes

@@ -11,6 +11,7 @@ from typing import Any
 
 import duckdb
 
+from tunesmith.data.gate import quoted
 from tunesmith.errors import MissingExtra, SourceFailed
 
 BATCH = 10_000  # rows held in memory at a time
@@ -25,7 +26,7 @@ def opened(url: str, relations: Collection[str], *, seconds: float = 60.0) -> It
         for relation in relations:
             parts = relation.split(".")
             if len(parts) == 2:
-                made.execute(f"CREATE SCHEMA IF NOT EXISTS {_quoted(parts[0])}")
+                made.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(parts[0])}")
         try:
             for relation, names, rows in read(url, relations, time.monotonic() + seconds):
                 _insert(made, relation, names, rows)
@@ -82,7 +83,7 @@ def _insert(made: duckdb.DuckDBPyConnection, relation: str, names: list[str], ba
         made.unregister("arrived")
         is_there = True
     if not is_there:
-        made.execute(f"CREATE TABLE {_name(relation)} ({', '.join(f'{_quoted(n)} VARCHAR' for n in names)})")
+        made.execute(f"CREATE TABLE {_name(relation)} ({', '.join(f'{quoted(n)} VARCHAR' for n in names)})")
 
 
 def _plain(value: Any) -> Any:
@@ -91,8 +92,4 @@ def _plain(value: Any) -> Any:
 
 
 def _name(relation: str) -> str:
-    return ".".join(map(_quoted, relation.split(".")))
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
+    return ".".join(map(quoted, relation.split(".")))
