@@ -29,6 +29,7 @@ from tunesmith.errors import QueryFailed, QueryRefused
 if TYPE_CHECKING:
     import pyarrow
 
+SPILLS = "LocalFileSystem has been disabled"  # what DuckDB says where it would write to the disk what does not fit into memory
 LONGEST, MOST_BRACKETS = 65_536, 400  # characters; parsing 50,000 brackets costs 2 s and 470 MB before it is refused
 
 _QUERIES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE"}
@@ -254,6 +255,8 @@ def run(sql: str, files: Mapping[str, str], catalog: str, folder: Path, *, part:
         words = said.read(2000).decode(errors="replace").strip()
     if code:
         reason = words if code == 1 and words else f"it used more than it may (its process ended with {code})"
+        if SPILLS in reason:
+            reason = f"it needs more than {limits.memory_mb} MB of memory"
         raise QueryFailed(part=part, reason=reason, query=sql)
     return ipc.open_stream(result).read_all()
 
