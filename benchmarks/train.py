@@ -6,7 +6,7 @@ The fair peer is the same PEFT model with PEFT's own layers, rows padded, the he
 2, 4, 8 and 16 rows, found first. Both take the same 16 rows an optimizer step, rank 16 on all linear layers, float32, AdamW.
 Work (a): 300 tokens that all rows share, then 30 to 120, and 2 to 10 to learn. (b): prompts of 50 to 600 tokens with a long tail, and
 20 to 200 to learn. With --peers, TRL and transformers' Trainer take turns with them too, in an environment of their own: each setting
-once on four rows, then the best two.
+once on four rows, then the best of each. --profile shows where our own step spends its time.
 """
 
 import argparse
@@ -198,6 +198,16 @@ def compare(shape: str, work: str, repeats: int, python: str) -> dict[str, Any]:
     return found
 
 
+def profile(shape: str, work: str) -> None:
+    """Where the time of one step of ours goes, by operator."""
+    rows, step = rows_of(work), ours(shape)
+    step(rows)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        step(rows)
+    print(shape, work)
+    print(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=50))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=2)
@@ -205,8 +215,14 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--work", nargs="+", default=["a", "b"], choices=["a", "b"])
     parser.add_argument("--peers", default="", help="Python of the environment with requirements.txt; without it they are left out")
+    parser.add_argument("--profile", action="store_true", help="show where the time of our step goes, and nothing else")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.profile:
+        for shape in args.shapes:
+            for work in args.work:
+                profile(shape, work)
+        return
     found = [compare(shape, work, args.repeats, args.peers) for shape in args.shapes for work in args.work]
     RESULTS.parent.mkdir(exist_ok=True)
     facts = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": args.threads, "runs": found}
