@@ -27,7 +27,8 @@ FOREIGN_KEYS = ("attn_implementation", "experts_implementation", "transformers_w
 LARGEST_NUMBER = 2**31  # of a config: a count beyond it is nothing that could be built
 NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "StripAccents", "Strip", "BertNormalizer", "Precompiled", "ByteLevel",
                "Prepend", "Replace"}  # fmt: skip
-LONGEST_CHAIN = 16  # normalizers one after the other
+LONGEST_CHAIN, LONGEST_WORD = 64, 500  # normalizers one after the other; characters of a pattern, and of what is put before a text
+MOST_GROWTH = 16.0  # of a text, by all of them together
 INDEX = "model.safetensors.index.json"
 PRIVATE_KEYS = ("_name_or_path", "_attn_implementation_autoset", "_commit_hash")  # written by libraries, harmless
 
@@ -97,29 +98,33 @@ def check_model(folder: Path) -> int:
     return sum(n for s in sizes for n in s.values())
 
 
-def check_tokenizer(folder: Path) -> None:
-    """UnsafeBaseModel where tokenizer.json rewrites texts in a way that can grow without bound; the library does whatever stands there."""
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        return  # whoever needs it says so
-    todo = [read_object(file).get("normalizer")]
+def check_normalizer(file: Path, normalizer: Any) -> None:
+    """UnsafeBaseModel where a tokenizer.json rewrites texts so that they can grow without bound; the library does whatever stands there."""
+    todo, growth = [normalizer], 1.0
     while todo:
         one = todo.pop()
         if one is None:
             continue
         kind = one.get("type") if isinstance(one, dict) else None
-        if kind == "Sequence":
-            todo += list(one.get("normalizers") or [])[:LONGEST_CHAIN]
-        elif kind not in NORMALIZERS or not _is_tame(one):
+        if kind == "Sequence" and isinstance(one.get("normalizers"), list):
+            todo += one["normalizers"]
+            continue
+        growth *= _growth(one) if kind in NORMALIZERS else math.inf
+        if growth > MOST_GROWTH or len(todo) > LONGEST_CHAIN:
             raise _unsafe(file, f"has a normalizer that is not taken: {json.dumps(one)[:120]}")
 
 
-def _is_tame(normalizer: Mapping[str, Any]) -> bool:
-    """Whether a replacement is short, and of something."""
-    added = normalizer.get("content", normalizer.get("prepend", ""))
-    pattern = normalizer.get("pattern", {"String": "x"})
-    wanted = next(iter(pattern.values()), "") if isinstance(pattern, dict) else ""
-    return isinstance(added, str) and isinstance(wanted, str) and bool(wanted) and len(added) <= max(8, len(wanted)) and len(wanted) <= 500
+def _growth(normalizer: Mapping[str, Any]) -> float:
+    """How much longer a text can become by it; without bound where nothing is replaced by something."""
+    if normalizer["type"] == "Prepend":
+        return 1.0 if len(str(normalizer.get("prepend", ""))) <= LONGEST_WORD else math.inf
+    if normalizer["type"] != "Replace":
+        return 1.0
+    pattern, added = normalizer.get("pattern"), normalizer.get("content")
+    kind, wanted = next(iter(pattern.items()), ("", "")) if isinstance(pattern, dict) else ("", "")
+    if not isinstance(added, str) or not isinstance(wanted, str) or not 1 <= len(wanted) <= LONGEST_WORD:
+        return math.inf
+    return max(1.0, len(added) / (len(wanted) if kind == "String" else 1))
 
 
 def _is_nothing(config: Mapping[str, Any]) -> bool:

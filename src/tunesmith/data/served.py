@@ -42,7 +42,8 @@ _BESIDE = {"unnest", "random", "uuid", "gen_random_uuid", "uuidv4", "uuidv7", "n
            "get_current_timestamp", "transaction_timestamp", "current_localtime", "current_localtimestamp", "pg_typeof"}  # fmt: skip
 """Functions that are allowed though they are not constant, or are no function of the catalogue."""
 _REFUSED = ("__", "pg_", "has_", "inet_", "current_", "json_serialize", "json_deserialize", "col_description", "obj_description",
-            "shobj_description", "assert_true", "user", "session_user", "parse_duckdb", "index_key", "map_to_pg_oid", "error")  # fmt: skip
+            "shobj_description", "assert_true", "user", "session_user", "parse_duckdb", "index_key", "map_to_pg", "map_type_id", "error",
+            "getvariable", "in_search_path", "txid_")  # fmt: skip
 """Functions that tell of the server, of its catalogue or of other people; by how their names begin."""
 
 _SESSION = {"current_catalog", "current_database", "current_schema", "current_role", "current_user", "session_user"}
@@ -101,11 +102,11 @@ def _parser() -> duckdb.DuckDBPyConnection:
 
 @cache
 def _functions() -> frozenset[str]:
-    """DuckDB's own functions that compute from their arguments alone."""
+    """DuckDB's own functions that compute from their arguments, the time of the query and its time zone alone."""
     found = _parser().cursor().execute(
         """SELECT lower(function_name) FROM duckdb_functions() WHERE internal
            GROUP BY ALL HAVING bool_and(function_type IN ('scalar', 'aggregate', 'window', 'macro', 'table')
-               AND coalesce(stability, 'CONSISTENT') = 'CONSISTENT' AND NOT coalesce(macro_definition, '') ILIKE '%select%')
+               AND coalesce(stability, 'CONSISTENT') <> 'VOLATILE' AND NOT coalesce(macro_definition, '') ILIKE '%select%')
            AND bool_or(function_type <> 'table')"""
     )  # fmt: skip
     return frozenset(name for (name,) in found.fetchall() if not name.startswith(_REFUSED)) | _BESIDE

@@ -23,7 +23,7 @@ from tokenizers.decoders import DecodeStream
 from tunesmith.catalog import read_json
 from tunesmith.data.render import LONGEST_SOURCE, Rendering
 from tunesmith.errors import DamagedFiles, InvalidPrompt, UnsafeBaseModel
-from tunesmith.safe_files import check_regular, check_tokenizer, from_object, read_object
+from tunesmith.safe_files import check_normalizer, check_regular, from_object, read_object
 
 Messages = Sequence[Mapping[str, str]]
 _SLOT = re.compile("\ue000([0-9]{1,6})\ue001")  # private use characters: no honest template writes them
@@ -48,7 +48,6 @@ class PromptTemplate:
     def of_base(cls, folder: Path) -> Self:
         """From the JSON files of a base's folder. UnsafeBaseModel where no end token can be found, or they are not what they should be."""
         try:
-            check_tokenizer(folder)
             return cls._of_base(folder)
         except (TypeError, KeyError, AttributeError, ValueError, OverflowError, RecursionError) as e:
             reason = f"its tokenizer's files are not as they should be ({type(e).__name__}: {e})"
@@ -57,7 +56,9 @@ class PromptTemplate:
     @classmethod
     def _of_base(cls, folder: Path) -> Self:
         tokenizer, config = read_json(folder, "tokenizer_config.json"), read_json(folder, "config.json")
-        added = _added_tokens(folder, tokenizer)
+        words = read_json(folder, "tokenizer.json")
+        check_normalizer(folder / "tokenizer.json", words.get("normalizer"))
+        added = _added_tokens(words, tokenizer)
         source = _chat_template(folder, tokenizer)
         eos = _text_of(tokenizer.get("eos_token")) or next((t for t, i in added.items() if i == config.get("eos_token_id")), "")
         bos = _text_of(tokenizer.get("bos_token"))
@@ -226,8 +227,8 @@ def parse_messages(value: Any) -> list[dict[str, str]]:
     return [{"role": m["role"], "content": m["content"]} for m in value]
 
 
-def _added_tokens(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, int]:
-    added = {t["content"]: int(t["id"]) for t in read_json(folder, "tokenizer.json").get("added_tokens", [])}
+def _added_tokens(tokenizer: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> dict[str, int]:
+    added = {t["content"]: int(t["id"]) for t in tokenizer.get("added_tokens", [])}
     for number, token in tokenizer_config.get("added_tokens_decoder", {}).items():
         added.setdefault(token["content"], int(number))
     return added
