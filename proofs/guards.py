@@ -69,7 +69,7 @@ def seen(fault: Fault, folder: Path) -> bool:
     command = (
         [sys.executable, *words]
         if words[0].startswith("proofs/")
-        else [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", *words]
+        else [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", f"--basetemp={folder / 'pytest'}", *words]
     )
     environment = {**os.environ, "PYTHONPATH": str(folder / "src"), "PROOF_RESULTS": str(folder / "results.json")}
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 
@@ -18,20 +19,20 @@ def programs() -> Path | None:
 
 
 @contextmanager
-def server(folder: Path) -> Iterator[str]:
-    """Its URL without a database; it ends with the block."""
+def server() -> Iterator[str]:
+    """Its URL without a database; it ends with the block, and so does its folder."""
+    with TemporaryDirectory(prefix="tunesmith-postgresql-") as folder:  # where no other user's folder bars the way
+        yield from _server(Path(folder))
+
+
+def _server(folder: Path) -> Iterator[str]:
     bin_folder = programs()
     if bin_folder is None:
         raise SystemExit("no PostgreSQL server: install the package postgresql")
-    folder.mkdir(exist_ok=True)
     user: dict[str, Any] = {}
     if os.getuid() == 0:  # initdb refuses to run as root
         user = {"user": "nobody", "group": "nogroup", "extra_groups": []}
         shutil.chown(folder, "nobody", "nogroup")
-        for parent in folder.parents:
-            if parent.stat().st_mode & 0o005 == 0o005:
-                break
-            parent.chmod(0o755)
     subprocess.run(
         [bin_folder / "initdb", "-D", folder / "data", "-A", "trust", "-U", "tunesmith"], check=True, capture_output=True, cwd="/", **user
     )

@@ -287,7 +287,7 @@ def main() -> None:
     parser.add_argument("--postgresql", action="store_true", help="the storm on a PostgreSQL server of its own")
     args = parser.parse_args()
     with room() as temporary, ExitStack() as stack:
-        url = f"{stack.enter_context(server(Path(temporary) / 'server'))}/postgres" if args.postgresql else ""
+        url = f"{stack.enter_context(server())}/postgres" if args.postgresql else ""
         show_and_save(proofs(Path(temporary), url, args), "python proofs/store.py")
 
 

@@ -72,11 +72,11 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgresql() -> Iterator[str]:
     """A real PostgreSQL server of this test run, on loopback; its URL without a database. Skips where no server is installed."""
     if programs() is None:
         pytest.skip("no PostgreSQL server: install the package postgresql")
-    with server(tmp_path_factory.mktemp("postgresql")) as url:
+    with server() as url:
         yield url
 
 
