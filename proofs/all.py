@@ -1,6 +1,6 @@
 """Every promise at its figure, one after the other; then docs/promises.md is written from what they reached.
 
-python proofs/all.py
+python proofs/all.py [NAME …]
 """
 
 import json
@@ -30,7 +30,7 @@ def table(rows: list[dict[str, object]]) -> str:
 def main() -> None:
     began, failed = time.monotonic(), []
     here = Path(__file__).parent
-    for name in PROOFS:
+    for name in sys.argv[1:] or PROOFS:
         if subprocess.run(
             [sys.executable, str(here / f"{name}.py"), *ARGUMENTS.get(name, ())], env={**os.environ, "PYTHONUNBUFFERED": "1"}
         ).returncode:

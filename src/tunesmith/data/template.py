@@ -49,7 +49,7 @@ class PromptTemplate:
         """From the JSON files of a base's folder. UnsafeBaseModel where no end token can be found, or they are not what they should be."""
         try:
             return cls._of_base(folder)
-        except (TypeError, KeyError, AttributeError, ValueError, OverflowError, RecursionError) as e:
+        except (TypeError, KeyError, AttributeError, ValueError, OverflowError, RecursionError, OSError) as e:
             reason = f"its tokenizer's files are not as they should be ({type(e).__name__}: {e})"
             raise UnsafeBaseModel(folder=str(folder), reason=reason) from None
 
