@@ -33,7 +33,7 @@ POWER = "proofs/files.py --states 600 --only power"
 FAULTS = [
     Fault("no fsync", "durable.py", "        os.fsync(descriptor)", "        pass", "tests/test_durable.py -k synced"),
     Fault("no fencing number in the WHERE", "store.py", "jobs.c.attempt == job.attempt", "sa.true()", "tests/test_store.py -k fences"),
-    Fault("no manifest check", "durable.py", "    if present != set(listed):", "    return manifest\n    if present != set(listed):",
+    Fault("no manifest check", "durable.py", "    if present != {MANIFEST, *listed}:", "    return manifest\n    if present != {MANIFEST, *listed}:",
           "tests/test_durable.py -k damaged"),
     Fault("the random state is forgotten", "tuning/checkpoints.py", 'torch.set_rng_state(tensors.pop("rng"))', 'tensors.pop("rng")',
           "proofs/crash.py --points 12 --kills 0"),

@@ -154,7 +154,7 @@ class Engine:
         if n >= PREFIX_LEAST:
             ids = torch.tensor([asked[0][:n]], device=self._device)
             last = torch.tensor([n - 1], device=self._device)
-            causal_lm.logits_at(self.model, last, input_ids=ids, past_key_values=cache, use_cache=True)
+            causal_lm.logits_at(self.model, last, input_ids=ids, use_cache=True, **self._held(cache))
         return cache
 
     @torch.inference_mode()
@@ -182,7 +182,7 @@ class Engine:
             mask = torch.cat([mask, mask.new_ones(len(batch), 1)], 1)
             at_B = torch.tensor([min(a.n_prompt + len(a.ids), self.context) - 1 for a in batch], device=self._device)
             inputs = {"input_ids": token_B[:, None], "attention_mask": mask, "position_ids": at_B[:, None]}
-            logits_BV = self.model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1]
+            logits_BV = self.model(**inputs, use_cache=True, **self._held(cache)).logits[:, -1]
 
     def _read(self, prompts: list[list[int]], prefix: DynamicCache) -> tuple[DynamicCache, Tensor, Tensor]:
         """The keys and values of the prompts, their mask, and the logits of each one's next token."""
@@ -198,8 +198,13 @@ class Engine:
         if S:
             cache.batch_repeat_interleave(B)
         ends_K, place_B = torch.unique(lengths_B - S - 1, return_inverse=True)
-        logits_BKV = causal_lm.logits_at(self.model, ends_K, input_ids=ids_BT, attention_mask=mask, past_key_values=cache, use_cache=True)
+        inputs = {"input_ids": ids_BT, "attention_mask": mask}
+        logits_BKV = causal_lm.logits_at(self.model, ends_K, use_cache=True, **inputs, **self._held(cache))
         return cache, mask, logits_BKV[torch.arange(B), place_B]
+
+    def _held(self, cache: DynamicCache) -> dict[str, DynamicCache]:
+        """The keys and values as the model's forward calls them: transformers 5.24 renamed the argument."""
+        return {causal_lm.cache_word(self.model): cache}
 
     def _completion(self, answer: "_Answer") -> Completion:
         return Completion(self.encoder.decode(answer.ids), answer.n_prompt, len(answer.ids), answer.stopped, tuple(answer.ids))

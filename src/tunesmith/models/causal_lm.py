@@ -148,5 +148,10 @@ def logits_at(model: Model, keep_K: Tensor, **inputs: Any) -> Tensor:
     return every[:, keep_K]
 
 
+def cache_word(model: Model) -> str:
+    """What the model's forward calls its keys and values."""
+    return "cache" if "cache" in inspect.signature(_decoder(model).forward).parameters else "past_key_values"
+
+
 def _decoder(model: Model) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
