@@ -49,7 +49,7 @@ FAULTS = [
     Fault("the open database's own bytes can be read", "data/served.py", "\"disabled_filesystems='LocalFileSystem'\",", "",
           "tests/data/test_served.py -k reach"),
     Fault("a served query may run for ever", "data/served.py", "if left <= 0 or not selector.select(left):", "if not selector.select(60):",
-          "tests/data/test_served.py -k takes_too_much"),
+          "tests/data/test_served.py -k only_waits"),
     Fault("a model may ask for its own code", "safe_files.py", "if key in CODE_KEYS and value:", "if False:", "tests/test_safe_files.py"),
     Fault("a full disk ends a job", "worker.py", "                except DiskFull as e:", "                except ZeroDivisionError as e:",
           "tests/acceptance/test_main_job.py -k disk"),

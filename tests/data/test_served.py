@@ -128,6 +128,14 @@ def test_a_query_that_takes_too_much_fails_in_words(connection: duckdb.DuckDBPyC
     assert time.monotonic() - began < limits.seconds + 5.0
 
 
+def test_a_child_that_only_waits_is_killed(shop: proof.Shop, tmp_path: Path) -> None:
+    """No processor time is used and DuckDB interrupts nothing there; the gate, which refuses it, is left out."""
+    began = time.monotonic()
+    with pytest.raises(QueryFailed, match="longer than 1.5 s"):
+        served.run("SELECT sleep_ms(12000)", shop.files, "shop", tmp_path, part="training", limits=Limits(seconds=1.5))
+    assert time.monotonic() - began < 8.0, "the promise: the limit and a grace"
+
+
 def test_an_in_memory_database_can_be_served_too() -> None:
     with duckdb.connect() as c:
         c.execute(
