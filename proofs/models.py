@@ -48,7 +48,7 @@ for name in ("tunesmith.service", "tunesmith.evaluation.exporter", "tunesmith.mo
 
 SPACE = 6 << 30  # bytes of address space a case may map; the imports alone map 1
 GROWTH = 512 << 20  # bytes of memory a case may need beyond what the imports took
-SECONDS = 8.0  # of processor time, children included
+SECONDS = 5.0  # of processor time, children included
 DEADLINE = 20.0  # seconds on the wall
 ASK = [{"role": "user", "content": "say " + "a" * 40 + "!"}]
 SECRET = b"a stranger's secret, which lies outside the folder"

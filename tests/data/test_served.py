@@ -116,6 +116,7 @@ def test_only_what_a_query_reads_is_copied(connection: duckdb.DuckDBPyConnection
 @pytest.mark.parametrize(("sql", "limits", "reason"), [
     ("SELECT i AS prompt, 'x' AS completion FROM range(1000) r(i)", Limits(rows=999), "more than 999 rows"),
     ("SELECT repeat(md5(i::VARCHAR), 40000) AS prompt, 'x' AS completion FROM range(10) r(i)", Limits(result_mb=2), "more than 2 MB"),
+    ("SELECT count(*) AS prompt, 'x' AS completion FROM range(1000000000) a, range(1000000000) b", Limits(seconds=1.5), "longer than|[Ii]nterrupt|INTERRUPT|time|more than 1024 MB of memory"),
     ("SELECT sum(hash(i)) AS prompt, 'x' AS completion FROM range(1000000000000) r(i)", Limits(seconds=1.5), "longer than 1.5 s|[Ii]nterrupt|INTERRUPT|time"),
     ("SELECT i AS prompt, 'x' AS completion FROM range(60000000) r(i) ORDER BY hash(i)", Limits(memory_mb=100), "more than 100 MB of memory|emory"),
     ("SELECT list(i) AS prompt, 'x' AS completion FROM range(2000000000) r(i)", Limits(memory_mb=200), "emory"),
