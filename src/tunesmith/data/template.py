@@ -28,6 +28,7 @@ from tunesmith.safe_files import check_normalizer, check_regular, from_object, r
 Messages = Sequence[Mapping[str, str]]
 _SLOT = re.compile("\ue000([0-9]{1,6})\ue001")  # private use characters: no honest template writes them
 FILE = "prompt_template.json"
+MOST_WORDS = 600_000  # of a tokenizer; the largest known have half of it, and the library takes seconds for a million
 ROLES = ("system", "user", "assistant")
 
 
@@ -57,6 +58,8 @@ class PromptTemplate:
     def _of_base(cls, folder: Path) -> Self:
         tokenizer, config = read_json(folder, "tokenizer_config.json"), read_json(folder, "config.json")
         words = read_json(folder, "tokenizer.json")
+        if len(words.get("model", {}).get("vocab", ())) > MOST_WORDS:
+            raise ValueError(f"over {MOST_WORDS:,} words")
         check_normalizer(folder / "tokenizer.json", words.get("normalizer"))
         added = _added_tokens(words, tokenizer)
         source = _chat_template(folder, tokenizer)
