@@ -52,8 +52,9 @@ from tunesmith.tuning.quote import Measured, Quote
 if TYPE_CHECKING:
     import pyarrow
 
-    from tunesmith.inference.engine import Completion, Engine, Sampling
+    from tunesmith.inference.engine import Completion
 
+MOST_TOGETHER = 16  # models that are loaded and answer together
 POLL_S = 0.5  # between two looks of a waiter
 PRIVATE_OPTIONS = ("test_data", "swap_terms", "new_version_of")  # never in a model card
 DEFAULT_EPOCHS = 3  # Snowflake's default; decides the row limit where max_epochs is auto
@@ -311,22 +312,36 @@ class Tunesmith:
         ))  # fmt: skip
         return next(m for m in self.models() if m.id == model_id)
 
-    def complete(self, name: str, prompts: Sequence[Any], *, allow_unfinished: bool = False, **options: Any) -> "list[Completion]":
-        """One answer per prompt, in order. A prompt is a text or a list of messages.
+    def complete(
+        self, name: str | Sequence[str], prompts: Sequence[Any], *, allow_unfinished: bool = False, **options: Any
+    ) -> "list[Completion]":
+        """One answer per prompt, in order. `name`: a model, or one for each prompt. A prompt is a text or a list of messages.
 
-        Options: temperature, top_p, max_tokens, seed, and response_format, {"type": "json", "schema": {…}}: answers that follow a JSON
-        schema. Greedy by default. PromptTooLong, InvalidPrompt or InvalidSchema before anything is computed; UnfinishedAnswer where an
-        answer that should follow a schema was cut, unless `allow_unfinished`.
+        Models that were tuned as adapters of one base answer together. Options: temperature, top_p, max_tokens, seed, and
+        response_format, {"type": "json", "schema": {…}}: answers that follow a JSON schema. Greedy by default. PromptTooLong, InvalidPrompt
+        or InvalidSchema before anything of a base is computed; UnfinishedAnswer where an answer that should follow a schema was cut,
+        unless `allow_unfinished`.
         """
         messages, began = [parse_messages(p) for p in prompts], time.time()
-        tuned, engine, sampling = self._to_ask(name, options)
-        found = engine.generate(messages, sampling)
-        self._charge(tuned, found, began)
-        cut = [c for c in found if not c.stopped] if sampling.schema else []
+        names = [name] * len(messages) if isinstance(name, str) else list(name)
+        if len(names) != len(messages):
+            raise InvalidOptionValue(name="name", value=f"{len(names)} models", allowed=f"one, or one for each of {len(messages)} prompts")
+        tuned = {n: self._usable(n) for n in ([name] if isinstance(name, str) else dict.fromkeys(names))}
+        inference, sampling = _inference(), _sampling(options)
+        found: dict[int, Completion] = {}
+        by_base = sorted(tuned, key=lambda n: tuned[n].base.name)
+        for some in (by_base[i : i + MOST_TOGETHER] for i in range(0, len(by_base), MOST_TOGETHER)):
+            engines = {n: inference.engine_for(tuned[n], self.settings.device) for n in some}
+            places = [i for i, n in enumerate(names) if n in engines]
+            answers = inference.generate_all([(engines[names[i]], messages[i]) for i in places], inference.Sampling(**sampling))
+            found |= zip(places, answers, strict=True)
+        for n in tuned:
+            self._charge(tuned[n], [found[i] for i, other in enumerate(names) if other == n], began)
+        cut = [i for i in sorted(found) if "schema" in sampling and not found[i].stopped]
         if cut and not allow_unfinished:
-            most = max(c.completion_tokens for c in cut)
-            raise UnfinishedAnswer(count=len(cut), model=tuned.name, answer=cut[0].text[:60] + "…", max_tokens=most)
-        return found
+            most, first = max(found[i].completion_tokens for i in cut), found[cut[0]]
+            raise UnfinishedAnswer(count=len(cut), model=tuned[names[cut[0]]].name, answer=first.text[:60] + "…", max_tokens=most)
+        return [found[i] for i in range(len(messages))]
 
     def stream(self, name: str, prompt: Any, **options: Any) -> Iterator[str]:
         """The answer to one prompt in pieces as they are written; joined they are what `complete` gives. Options as there.
@@ -334,8 +349,8 @@ class Tunesmith:
         Who stops listening pays for what was written until then.
         """
         messages, began = parse_messages(prompt), time.time()
-        tuned, engine, sampling = self._to_ask(name, options)
-        last = None
+        tuned, inference, asked = self._usable(name), _inference(), _sampling(options)
+        engine, sampling, last = inference.engine_for(tuned, self.settings.device), inference.Sampling(**asked), None
         try:
             for so_far in engine.stream(messages, sampling):
                 piece, last = so_far.text[len(last.text) if last else 0 :], so_far
@@ -345,17 +360,11 @@ class Tunesmith:
             if last:
                 self._charge(tuned, [last], began)
 
-    def _to_ask(self, name: str, options: Mapping[str, Any]) -> "tuple[TunedModel, Engine, Sampling]":
+    def _usable(self, name: str) -> TunedModel:
         tuned = self.model(name)
         access.require(access.principal(), "USAGE", tuned.name)
         self._warn_once(tuned)
-        asked = _sampling(options)
-        # The one late import of the house: answering needs torch, and `tunesmith job list` must not wait for it.
-        try:
-            from tunesmith.inference.engine import Sampling, engine_for
-        except ImportError as e:
-            raise MissingExtra(what=f"answering ({e.name})", extra="train") from None
-        return tuned, engine_for(tuned, self.settings.device), Sampling(**asked)
+        return tuned
 
     def _charge(self, tuned: TunedModel, found: "Sequence[Completion]", began: float) -> None:
         used = sum(c.prompt_tokens for c in found), sum(c.completion_tokens for c in found)
@@ -526,6 +535,15 @@ def _query(connection: duckdb.DuckDBPyConnection, part: str, data: Data) -> str:
     except Exception:
         raise NotADataSource(value=repr(data)) from None
     return f"SELECT * FROM tunesmith_{part}"
+
+
+def _inference() -> Any:
+    """The one late import of the house: answering needs torch, and `tunesmith job list` must not wait for it."""
+    try:
+        from tunesmith.inference import engine
+    except ImportError as e:
+        raise MissingExtra(what=f"answering ({e.name})", extra="train") from None
+    return engine
 
 
 _LIMITS = {"temperature": (0.0, 1.0), "top_p": (0.0, 1.0), "max_tokens": (1, 8192)}

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis.strategies import DataObject, booleans, builds, data, integers, lists, sampled_from, text
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from conftest import WORDS
@@ -15,6 +17,7 @@ from tunesmith.catalog import ModelSpec
 from tunesmith.data.template import Encoder, PromptTemplate
 from tunesmith.errors import InvalidSchema, PromptTooLong
 from tunesmith.inference import engine as engine_module
+from tunesmith.inference import held, readers
 from tunesmith.inference.engine import Engine, Sampling, choose, engine_for, row_seeds
 from tunesmith.registry import TunedModel
 
@@ -59,7 +62,7 @@ def test_greedy_answers_are_those_of_hugging_face_in_any_batch(engine: Engine, t
 
 def test_an_answer_does_not_depend_on_its_neighbours(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     together = engine.generate(ask(PROMPTS), Sampling(max_tokens=12))
-    monkeypatch.setattr(engine_module, "BATCH_TOKENS", 1)
+    monkeypatch.setattr(readers, "BATCH_TOKENS", 1)
     assert engine.generate(ask(PROMPTS), Sampling(max_tokens=12)) == together
     assert engine.generate(ask(PROMPTS[::-1]), Sampling(max_tokens=12)) == together[::-1]
 
@@ -75,20 +78,30 @@ def test_what_prompts_begin_with_is_computed_once_and_changes_no_answer(
     for prompt, completion in zip(prompts, found, strict=True):
         wanted, gap = hugging_face(tuned_base, prompt, 12)
         assert completion.text == wanted or gap < TIE, prompt
-    lengths: list[int] = []
+    total = sum(len(engine.encoder.prompt(p)) for p in ask(prompts[:10]))
+    sizes = passes(engine, monkeypatch)
+    again = engine.generate(ask(prompts[:10]), Sampling(max_tokens=1))
+    assert sizes == [sum(sizes)] and sum(sizes) < 0.5 * total, "most of the tokens were computed once"
+    monkeypatch.setattr(readers, "BATCH_TOKENS", 50)
+    sizes.clear()
+    assert engine.generate(ask(prompts[:10]), Sampling(max_tokens=1)) == again
+    assert len(sizes) > 2 and sum(sizes) < 0.5 * total, "also where they are read in several groups"
+    monkeypatch.setattr(readers, "PREFIX_LEAST", 10**9)
+    sizes.clear()
+    assert engine.generate(ask(prompts[:10]), Sampling(max_tokens=1)) == again and sum(sizes) > 0.5 * total
+
+
+def passes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Positions of each pass through the model, from here on."""
+    sizes: list[int] = []
     forward = engine.model.forward
 
     def counted(*args: Any, **inputs: Any) -> Any:
-        lengths.append(inputs["input_ids"].numel())
+        sizes.append(inputs["input_ids"].numel())
         return forward(*args, **inputs)
 
     monkeypatch.setattr(engine.model, "forward", counted)
-    again = engine.generate(ask(prompts[:10]), Sampling(max_tokens=1))
-    with_prefix = sum(lengths)
-    monkeypatch.setattr(engine_module, "PREFIX_LEAST", 10**9)
-    lengths.clear()
-    assert engine.generate(ask(prompts[:10]), Sampling(max_tokens=1)) == again
-    assert with_prefix < 0.5 * sum(lengths), "most of the tokens were computed once"
+    return sizes
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gemma2", "phi3"])
@@ -102,7 +115,7 @@ def test_a_shared_prefix_changes_no_answer_in_any_family(family: str, tiny_base:
     engine = Engine(model, Encoder(PromptTemplate.of_base(tiny_base), tiny_base), family, 256)
     prompts = ask([SHARED + p for p in PROMPTS])
     found = engine.generate(prompts, Sampling(max_tokens=6))
-    monkeypatch.setattr(engine_module, "PREFIX_LEAST", 10**9)
+    monkeypatch.setattr(readers, "PREFIX_LEAST", 10**9)
     assert engine.generate(prompts, Sampling(max_tokens=6)) == found
 
 
@@ -118,25 +131,53 @@ def test_rows_that_are_done_leave_the_batch(engine: Engine, monkeypatch: pytest.
     """Eleven short answers and one that goes on: the long one is not paid for twelve times, and no answer changes."""
     prompts = ask([*PROMPTS[:10], "x", "stone"])
     alone = [engine.generate([p], Sampling(max_tokens=40))[0] for p in prompts]
-    sizes: list[int] = []
-    forward = engine.model.forward
-
-    def counted(*args: Any, **inputs: Any) -> Any:
-        sizes.append(len(inputs["input_ids"]))
-        return forward(*args, **inputs)
-
-    monkeypatch.setattr(engine.model, "forward", counted)
+    sizes = passes(engine, monkeypatch)
     assert engine.generate(prompts, Sampling(max_tokens=40)) == alone
-    longest = max(c.completion_tokens for c in alone)
-    assert longest > 20 and sizes[0] == 12 and sizes[-1] <= 2 and sum(sizes) < 0.5 * 12 * longest
+    longest, written = max(c.completion_tokens for c in alone), sizes[1:]
+    assert longest > 20 and written[0] == 12 and written[-1] <= 2 and sum(written) < 0.5 * 12 * longest
+
+
+def test_the_next_prompts_join_where_there_is_room(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long answer is written while others come and go, and no answer changes."""
+    prompts = ask(["stone", *(f"say {w} {i}" for i in range(4) for w in WORDS)])
+    alone = [engine.generate([p], Sampling(max_tokens=40))[0] for p in prompts]
+    monkeypatch.setattr(readers, "MOST_ROWS", 12)
+    sizes = passes(engine, monkeypatch)
+    assert engine.generate(prompts, Sampling(max_tokens=40)) == alone
+    passes_together = len(sizes)
+    monkeypatch.setattr(readers.PackedReader, "takes", lambda self, cohorts: not cohorts)
+    sizes.clear()
+    assert engine.generate(prompts, Sampling(max_tokens=40)) == alone
+    assert passes_together < 0.7 * len(sizes), "than one group after the other"
+
+
+@given(data())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_answers_do_not_depend_on_how_prompts_are_grouped_shared_and_held(engine: Engine, data: DataObject) -> None:
+    draw = data.draw
+    starts = ["", "say", SHARED, SHARED + "red, and ", "x" * draw(integers(1, 60))]
+    texts = draw(lists(builds(str.__add__, sampled_from(starts), text("ab say", max_size=12)), min_size=1, max_size=24))
+    texts = [t or "x" for t in texts]
+    asked = Sampling(max_tokens=draw(integers(1, 20)), temperature=draw(sampled_from([0.0, 1.0])), seed=1)
+    wanted = engine.generate(ask(texts), asked)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(readers, "BATCH_TOKENS", draw(sampled_from([1, 40, 200, 8192])))
+        m.setattr(readers, "MOST_ROWS", draw(sampled_from([4, 12, 256])))
+        m.setattr(readers, "CACHE_TOKENS", draw(sampled_from([1, 500, 65_536])))
+        m.setattr(readers, "PREFIX_LEAST", draw(sampled_from([1, 10**9])))
+        m.setattr(held, "LEAST_SHARED", draw(sampled_from([0, 20, 10**9])))
+        m.setattr(held, "ROOM", draw(sampled_from([1, 32])))
+        m.setattr(engine_module, "FEW", draw(sampled_from([0.0, 0.75, 1.0])))
+        if draw(booleans()):
+            m.setattr(readers.packed, "can_pack", lambda *a: False)
+        found = engine.generate(ask(texts), asked)
+    assert found == wanted
 
 
 def test_equal_prompts_are_answered_once_when_greedy(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    read = engine._read
-    monkeypatch.setattr(engine, "_read", lambda prompts, prefix: seen.extend(prompts) or read(prompts, prefix))
+    sizes = passes(engine, monkeypatch)
     found = engine.generate(ask(["say red", "say dog", "say red"]), Sampling(max_tokens=5))
-    assert len(seen) == 2 and found[0] == found[2] != found[1]
+    assert max(sizes[1:]) == 2 and found[0] == found[2] != found[1]
 
 
 def test_an_answer_ends_at_the_stop_id_at_max_tokens_or_at_the_window(engine: Engine) -> None:

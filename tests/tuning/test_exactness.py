@@ -199,7 +199,7 @@ def test_what_rows_begin_with_is_in_the_sequence_once() -> None:
 
 def one_position_too_far(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     right = packed.inputs
-    monkeypatch.setattr(packed, "inputs", lambda made: {**right(made), "position_ids": right(made)["position_ids"] * 2})
+    monkeypatch.setattr(packed, "inputs", lambda ids, positions, layout: right(ids, 2 * positions, layout))
 
 
 def prefix_without_gradient(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +208,7 @@ def prefix_without_gradient(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -
     def wrong(ctx: Any, *grads: Tensor) -> Any:
         dq, dk, dv, *rest = right(ctx, *grads)
         for start, end, _ in ctx.layout.shared:
-            dk[:, start:end] = dv[:, start:end] = 0
+            dk[start:end] = dv[start:end] = 0
         return dq, dk, dv, *rest
 
     monkeypatch.setattr(packed._Attention, "backward", staticmethod(wrong))

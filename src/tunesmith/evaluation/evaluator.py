@@ -52,7 +52,7 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
         evaluation.ask_base(engine)
     engine = Engine.load(TunedModel(name=spec.name, base=spec, method=options.method, folder=str(results[0])), assignment.device)
     certificate = certify(
-        "whole" if methods.load(options.method).WHOLE else "adapter", str(next(engine.model.parameters()).dtype).removeprefix("torch."),
+        "whole" if options.method in methods.WHOLE else "adapter", str(next(engine.model.parameters()).dtype).removeprefix("torch."),
         engine.model, probes, of_base, base_digest=catalog.fingerprint(spec), template_digest=template_digest(results[0]),
         data_digest=assignment.data_digest,
     )  # fmt: skip

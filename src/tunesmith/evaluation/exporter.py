@@ -75,7 +75,7 @@ def _merge(asked: Transfer, spec: ModelSpec, staged: Path, precision: str, devic
 
 def _read_back(spec: ModelSpec, folder: Path, name: str, device: torch.device) -> Model:
     method = methods.load(name)
-    model: Model = method.load(causal_lm.load(folder, device) if method.WHOLE else causal_lm.load_base(spec, device), folder)
+    model: Model = method.load(causal_lm.load(folder, device) if name in methods.WHOLE else causal_lm.load_base(spec, device), folder)
     return model.eval()
 
 

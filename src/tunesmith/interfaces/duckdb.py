@@ -111,7 +111,7 @@ class _Functions:
         return self._answer((model, prompt, options, response_format, details), strict=False)
 
     def _answer(self, columns: Any, *, strict: bool) -> Any:
-        """One vector: model, prompt, options, response_format and details as JSON. Rows that differ in the prompt alone go together."""
+        """One vector: model, prompt, options, response_format and details as JSON. Rows of the same options go together, whatever model."""
         import pyarrow
 
         rows = list(zip(*(c.to_pylist() for c in columns), strict=True))
@@ -119,29 +119,33 @@ class _Functions:
         groups: dict[tuple[Any, ...], list[int]] = {}
         for i, (model, prompt, *asked) in enumerate(rows):
             if model is not None and prompt is not None and prompt != "null":
-                groups.setdefault((model, *asked), []).append(i)
-        for (model, options, response_format, details), places in groups.items():
-            prompts = [json.loads(rows[i][1]) for i in places]
-            found = self._ask(str(model), prompts, (options, response_format), details == "true", strict)
+                groups.setdefault(tuple(asked), []).append(i)
+        for (options, response_format, details), places in groups.items():
+            pairs = [(str(rows[i][0]), json.loads(rows[i][1])) for i in places]
+            found = self._ask(pairs, (options, response_format), details == "true", strict)
             for i, answer in zip(places, found, strict=True):
                 answers[i] = answer
         return pyarrow.array(answers, pyarrow.string())
 
-    def _ask(self, model: str, prompts: list[Any], asked: tuple[str | None, str | None], details: bool, strict: bool) -> list[str | None]:
-        """One answer per prompt. Where not strict, NULL for a prompt that fails (found by halving) and for a cut JSON."""
+    def _ask(self, pairs: list[tuple[str, Any]], asked: tuple[str | None, str | None], details: bool, strict: bool) -> list[str | None]:
+        """One answer per model and prompt. Where not strict, NULL for a prompt that fails (found by halving) and for a cut JSON."""
+        models, prompts = [m for m, _ in pairs], [p for _, p in pairs]
         try:
             options = completion_options(*asked)
-            found = self._service.complete(model, prompts, allow_unfinished=not strict, **options)
+            found = self._service.complete(models, prompts, allow_unfinished=not strict, **options)
         except TunesmithError:
             if strict:
                 raise
-            if len(prompts) == 1:
+            if len(pairs) == 1:
                 return [None]
-            half = len(prompts) // 2
-            return [a for part in (prompts[:half], prompts[half:]) for a in self._ask(model, part, asked, details, strict)]
+            half = len(pairs) // 2
+            return [a for part in (pairs[:half], pairs[half:]) for a in self._ask(part, asked, details, strict)]
         follows_schema = "response_format" in options
         whole = [c if c.stopped or not follows_schema else None for c in found]
-        return [None if c is None else completion_object(model, c, follows_schema) if details else c.text for c in whole]
+        return [
+            None if c is None else completion_object(m, c, follows_schema) if details else c.text
+            for m, c in zip(models, whole, strict=True)
+        ]
 
     def _count_tokens(self, model: str | None, text: str | None) -> int | None:
         return None if model is None or text is None else self._service.count_tokens(model, text)

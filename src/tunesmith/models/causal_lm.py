@@ -118,7 +118,7 @@ def _packed(rows: Sequence[Encoded]) -> Batch:
     keep, at = torch.unique(torch.tensor(before), return_inverse=True)
     targets = torch.tensor([i for r in rows for i in r.ids[r.n_prompt :]])
     row_N = torch.tensor([b for b, r in enumerate(rows) for _ in range(r.n_completion)])
-    return Batch(packed.inputs(made), keep, at, targets, row_N)
+    return Batch(packed.inputs(made.ids_T, made.positions_T, made.layout), keep, at, targets, row_N)
 
 
 def supervised_logits(model: Model, batch: Batch) -> Tensor:

@@ -12,7 +12,7 @@ T packed positions, H heads, J key-value heads, D width of a head, M nodes of a 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -52,6 +52,17 @@ class Layout:
     shared: tuple[tuple[int, int, int], ...]
     """Nodes with others below: the places [start, end) of the node, and [end, below) of all that goes on from it."""
 
+    def attend(self, layer: int, q_THD: Tensor, k_TJD: Tensor, v_TJD: Tensor, scale: float) -> Tensor:
+        found: Tensor = _Attention.apply(q_THD, k_TJD, v_TJD, self, scale)  # type: ignore[no-untyped-call]
+        return found
+
+
+class Attends(Protocol):
+    """What a model's attention can be handed as `packed_layout`."""
+
+    def attend(self, layer: int, q_THD: Tensor, k_TJD: Tensor, v_TJD: Tensor, scale: float) -> Tensor:
+        """(T, H, D), of one of the model's layers."""
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -61,11 +72,15 @@ class Packed:
     places: list[list[int]]
     """Of each row, in the order given: where its tokens stand."""
     layout: Layout
+    nodes: list[tuple[int, int]]
+    """The places [start, end) of each."""
+    paths: list[list[int]]
+    """Of each row: the nodes on its way."""
 
 
-def pack(rows: Sequence[Sequence[int]]) -> Packed:
-    """The rows in one sequence."""
-    nodes, paths = _tree(rows)
+def pack(rows: Sequence[Sequence[int]], apart: Sequence[int] | None = None) -> Packed:
+    """The rows in one sequence; those of another number in `apart` share nothing, however alike they begin."""
+    nodes, paths = _tree(rows, apart or [0] * len(rows))
     places = [[p for n in path for p in range(nodes[n][0], nodes[n][1])] for path in paths]
     size = nodes[-1][1] if nodes else 0
     ids, positions = torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long)
@@ -76,16 +91,18 @@ def pack(rows: Sequence[Sequence[int]]) -> Packed:
         for n in path:
             below[n] = max(below[n], nodes[path[-1]][1])
     shared = tuple((start, end, b) for (start, end), b in zip(nodes, below, strict=True) if b > end)
-    return Packed(ids, positions, places, Layout(tuple(_buckets(nodes)), shared))
+    return Packed(ids, positions, places, Layout(tuple(_buckets(nodes)), shared), nodes, paths)
 
 
-def _tree(rows: Sequence[Sequence[int]]) -> tuple[list[tuple[int, int]], list[list[int]]]:
+def _tree(rows: Sequence[Sequence[int]], apart: Sequence[int]) -> tuple[list[tuple[int, int]], list[list[int]]]:
     """The nodes as places (start, end), in order; and of each row the nodes on its way."""
-    order = sorted(range(len(rows)), key=lambda i: tuple(rows[i]))
+    order = sorted(range(len(rows)), key=lambda i: (apart[i], tuple(rows[i])))
     nodes: list[tuple[int, int]] = []
     paths: list[list[int]] = [[] for _ in rows]
     at = 0
-    stack = [(0, len(order), 0, 0)]  # rows [low, high) in order, of which `depth` tokens are placed and `seen` are known to be equal
+    edges = [0, *(i for i in range(1, len(order)) if apart[order[i - 1]] != apart[order[i]]), len(order)]
+    # rows [low, high) in order, of which `depth` tokens are placed and `seen` are known to be equal
+    stack = [(low, high, 0, 0) for low, high in reversed(list(pairwise(edges)))]
     while stack:
         low, high, depth, seen = stack.pop()
         first, last = rows[order[low]], rows[order[high - 1]]
@@ -162,18 +179,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q_THD: Tensor, k_TJD: Tensor, v_TJD: Tensor, layout: Layout, scale: float) -> Tensor:
-        exact = torch.promote_types(q_THD.dtype, torch.float32)
-        out, lse = torch.empty_like(q_THD, dtype=exact), q_THD.new_empty(q_THD.shape[:2], dtype=exact)
-        for b in layout.own:
-            o, s = _flash(*(_gathered(x, b) for x in (q_THD, k_TJD, v_TJD)), 0.0, True, scale=scale)
-            _put(out, b, o.transpose(1, 2))
-            _put(lse, b, s.transpose(1, 2))
-        for start, end, below in layout.shared:
-            o, s = _flash(_heads(q_THD[end:below]), _heads(k_TJD[start:end]), _heads(v_TJD[start:end]), 0.0, False, scale=scale)
-            mine, other = lse[end:below], s[0].T.to(exact)
-            both = torch.logaddexp(mine, other)
-            out[end:below].lerp_(o[0].transpose(0, 1).to(exact), (other - both).exp_()[..., None])
-            mine.copy_(both)
+        out, lse = attended(q_THD, k_TJD, v_TJD, layout, scale)
         out = out.to(q_THD.dtype)
         ctx.save_for_backward(q_THD, k_TJD, v_TJD, out, lse)
         ctx.layout, ctx.scale = layout, scale
@@ -197,6 +203,36 @@ class _Attention(torch.autograd.Function):
             for whole, part in zip((dq[end:below], dk[start:end], dv[start:end]), found, strict=True):
                 whole.add_(part[0].transpose(0, 1))
         return dq.to(q_THD.dtype), dk.to(q_THD.dtype), dv.to(q_THD.dtype), None, None
+
+
+def attended(q_THD: Tensor, k_TJD: Tensor, v_TJD: Tensor, layout: Layout, scale: float) -> tuple[Tensor, Tensor]:
+    """The attention's result and the log of each soft-max's sum, (T, H, D) and (T, H), at least in float32."""
+    exact = torch.promote_types(q_THD.dtype, torch.float32)
+    out, lse = torch.empty_like(q_THD, dtype=exact), q_THD.new_empty(q_THD.shape[:2], dtype=exact)
+    for b in layout.own:
+        o, s = _flash(*(_gathered(x, b) for x in (q_THD, k_TJD, v_TJD)), 0.0, True, scale=scale)
+        _put(out, b, o.transpose(1, 2))
+        _put(lse, b, s.transpose(1, 2))
+    for start, end, below in layout.shared:
+        join(out[end:below], lse[end:below], q_THD[end:below], k_TJD[start:end], v_TJD[start:end], scale)
+    return out, lse
+
+
+def join(out_NHD: Tensor, lse_NH: Tensor, q_NHD: Tensor, k_SJD: Tensor, v_SJD: Tensor, scale: float) -> None:
+    """Let N tokens attend to S others too, all to all: into `out` and `lse`, which hold what they have seen until now."""
+    o, s = _flash(_heads(q_NHD), _heads(k_SJD), _heads(v_SJD), 0.0, False, scale=scale)
+    other = s[0].T.to(lse_NH.dtype)
+    both = torch.logaddexp(lse_NH, other)
+    out_NHD.lerp_(o[0].transpose(0, 1).to(out_NHD.dtype), (other - both).exp_()[..., None])
+    lse_NH.copy_(both)
+
+
+def attended_rows(q_BHD: Tensor, k_BSJD: Tensor, v_BSJD: Tensor, mask_BS: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """One token of each of B rows, attending to its own row: the result and the log of its soft-max's sum. `mask`: 0, or minus infinity."""
+    mask = None if mask_BS is None else mask_BS[:, None, None]
+    k, v = k_BSJD.transpose(1, 2), v_BSJD.transpose(1, 2)
+    o, s = _flash(q_BHD[:, :, None], k, v, 0.0, False, attn_mask=mask, scale=scale)
+    return o[:, :, 0], s[..., 0]
 
 
 def _heads(x_SHD: Tensor) -> Tensor:
@@ -230,7 +266,7 @@ def _put(whole_T: Tensor, b: Bucket, rows_ML: Tensor) -> None:
 
 def attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None,
-    dropout: float = 0.0, packed_layout: Layout | None = None, **kwargs: Any,
+    dropout: float = 0.0, packed_layout: Attends | None = None, **kwargs: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """What a model calls in every layer: (1, H, T, D) to (1, T, H, D)."""
     if packed_layout is None:
@@ -239,9 +275,8 @@ def attention(
         )
         return found
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    by_position = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
-    out: Tensor = _Attention.apply(*by_position, packed_layout, scale)  # type: ignore[no-untyped-call]
-    return out[None], None
+    q_THD, k_TJD, v_TJD = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+    return packed_layout.attend(module.layer_idx, q_THD, k_TJD, v_TJD, scale)[None], None
 
 
 AttentionInterface.register(NAME, attention)
@@ -287,26 +322,23 @@ def _objection(model: PreTrainedModel) -> str:
     return ""
 
 
-def inputs(packed: Packed) -> dict[str, Any]:
+def inputs(ids_T: Tensor, positions_T: Tensor, layout: Attends) -> dict[str, Any]:
     """What the model's forward is given. The mask of one element is never read: the layout says who sees whom."""
     return {
-        "input_ids": packed.ids_T[None], "position_ids": packed.positions_T[None], "attention_mask": torch.zeros(1, 1, 1, 1),
-        "packed_layout": packed.layout,
+        "input_ids": ids_T[None], "position_ids": positions_T[None], "attention_mask": torch.zeros(1, 1, 1, 1), "packed_layout": layout,
     }  # fmt: skip
 
 
-def in_order(rows: Sequence[Sequence[int]]) -> list[int]:
-    """The rows' places in sorted order: those that begin alike stand together."""
-    return sorted(range(len(rows)), key=lambda i: (tuple(rows[i]), i))
-
-
-def groups(rows: Sequence[Sequence[int]], max_tokens: int, max_rows: int | None = None) -> list[list[int]]:
-    """Rows for one pass each: at most `max_tokens` distinct ones (or one row), rows that begin alike together."""
-    order = in_order(rows)
+def groups(
+    rows: Sequence[Sequence[int]], max_tokens: int, max_rows: int | None = None, apart: Sequence[int] | None = None
+) -> list[list[int]]:
+    """Rows for one pass each: at most `max_tokens` distinct ones (or one row), rows that begin alike together (`apart` as in `pack`)."""
+    of = apart or [0] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: (of[i], tuple(rows[i]), i))
     found: list[list[int]] = []
     used = 0
     for before, i in pairwise([-1, *order]):
-        new = unique_tokens(rows[before] if found else None, rows[i])
+        new = unique_tokens(rows[before] if found and of[before] == of[i] else None, rows[i])
         if not found or used + new > max_tokens or len(found[-1]) == max_rows:
             found.append([])
             used, new = 0, len(rows[i])

@@ -2,8 +2,7 @@
 
 `prepare(model, options)` gives the model with exactly its trained tensors requiring gradients; `save(model, folder, spec)` writes what a
 plain library loads (PEFT, transformers); `load(base, folder)` brings a saved one back onto its base; `merge(model)` makes a plain
-model of it. `WHOLE` says that the folder holds a whole model, which is loaded in place of the base. A module is imported when it is
-asked for: PEFT takes seven seconds.
+model of it. A module is imported when it is asked for: PEFT takes seven seconds.
 """
 
 from importlib import import_module
@@ -22,11 +21,11 @@ METHODS = {
     "full": "tunesmith.models.methods.full",
     "lora": "tunesmith.models.methods.lora",
 }
+WHOLE = {"full"}
+"""Those whose folder holds a whole model, which is loaded in place of the base."""
 
 
 class Method(Protocol):
-    WHOLE: bool
-
     def prepare(self, model: Any, options: ResolvedOptions) -> Any: ...
     def save(self, model: Any, folder: Path, spec: ModelSpec) -> None: ...
     def load(self, base: Any, folder: Path) -> Any: ...

@@ -7,8 +7,6 @@ from transformers import PreTrainedModel
 from tunesmith.catalog import ModelSpec
 from tunesmith.jobs import ResolvedOptions
 
-WHOLE = True
-
 
 def prepare(model: PreTrainedModel, options: ResolvedOptions) -> PreTrainedModel:
     return model.requires_grad_(True)

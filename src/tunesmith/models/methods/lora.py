@@ -24,7 +24,6 @@ from tunesmith.errors import DamagedFiles
 from tunesmith.jobs import ResolvedOptions
 from tunesmith.safe_files import read_object, tensor_sizes
 
-WHOLE = False
 MOST_RANK, MOST_TARGETS = 4096, 20_000
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 
