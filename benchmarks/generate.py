@@ -7,8 +7,6 @@ sorts the prompts by length and takes the best batch of 8, 16, 32 and 64, found 
 """
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -23,7 +21,6 @@ from tunesmith import catalog
 from tunesmith.data.template import Encoder, PromptTemplate
 from tunesmith.inference.engine import Engine, Sampling
 
-RESULTS = Path(__file__).parent / "results" / "generate.json"
 ROWS, NEW = 64, 8
 Answers = list[list[int]]
 
@@ -116,8 +113,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     found = [compare(shape, args.repeats) for shape in args.shapes]
-    facts = {"machine": platform.machine(), "torch": torch.__version__, "threads": args.threads, "runs": found}
-    RESULTS.write_text(json.dumps(facts, indent=1) + "\n")
+    marked.record("generate", found)
     marked.write("performance.md", {"generate": table_md(found, args.threads)})
 
 

@@ -1,29 +1,39 @@
-"""Trainers of other projects, in an environment of their own, taking turns with ours: swept on few rows, then each one's best is run."""
+"""Trainers as child processes that take turns: ours, the fair peer, and those of other projects in an environment of their own.
+
+Those of others are swept on few rows first, then each one's best setting is run.
+"""
 
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
-PEERS = Path(__file__).parent / "peers.py"
+HERE = Path(__file__).parent
 SWEEP_ROWS, SWEEP_S = 4, 20 * 60  # rows of a sweep, and seconds that it may take at one size
 
 
 @dataclass(frozen=True)
 class Setting:
     trainer: str
-    """trl (SFTTrainer) or hf (transformers' Trainer)"""
-    mode: str
-    micro_batch: int
-    precision: str
+    """ours, fair, trl (SFTTrainer) or hf (transformers' Trainer)"""
+    mode: str = ""
+    micro_batch: int = 0
+    precision: str = "fp32"
 
     def __str__(self) -> str:
         return f"{self.trainer} {self.mode}, {self.micro_batch} rows, {self.precision}"
+
+    def command(self, python: str, work: Path, threads: int) -> list[str]:
+        if self.trainer in ("ours", "fair"):
+            return [sys.executable, str(HERE / "sides.py"), str(work), "--side", self.trainer, "--threads", str(threads)]
+        return [python, str(HERE / "peers.py"), str(work), "--trainer", self.trainer, "--mode", self.mode,
+                "--micro-batch", str(self.micro_batch), "--precision", self.precision, "--threads", str(threads)]  # fmt: skip
 
 
 def settings() -> list[Setting]:
@@ -40,29 +50,35 @@ def _flags() -> set[str]:
 
 
 class Peer:
-    """One trainer at work; `step` gives the seconds of one optimizer step over all rows."""
+    """One trainer at work."""
 
-    def __init__(self, python: str, work: dict[str, Any], setting: Setting, threads: int, folder: Path) -> None:
+    def __init__(self, python: str, work: dict[str, Any], setting: Setting, threads: int) -> None:
         self.setting = setting
-        file = folder / f"{abs(hash(setting))}-{len(work['rows'])}.json"
+        self._folder = TemporaryDirectory()
+        file = Path(self._folder.name) / "work.json"
         file.write_text(json.dumps(work))
-        command = [python, str(PEERS), str(file), "--trainer", setting.trainer, "--mode", setting.mode,
-                   "--micro-batch", str(setting.micro_batch),
-                   "--precision", setting.precision, "--threads", str(threads)]  # fmt: skip
         self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
+            setting.command(python, file, threads), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             env={**os.environ, "PYTHONPATH": ""},
-        )
+        )  # fmt: skip
         self._hear("ready")
 
-    def step(self) -> float:
-        """Seconds a row."""
-        told = self._say("step", "seconds")
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._folder.cleanup()
+
+    def step(self, *how: int) -> float:
+        """Seconds a row of one optimizer step; `how`, for ours and the fair peer: rows, rows of a micro-batch."""
+        told = self._say(" ".join(["step", *map(str, how)]), "seconds")
         return float(told["seconds"]) / float(told["rows"])
+
+    def validate(self) -> float:
+        """Nats for each completion token."""
+        return float(self._say("validate", "validation_loss")["validation_loss"])
 
     def close(self) -> dict[str, Any]:
         """What it used and what it is: memory_mb, versions."""
@@ -97,23 +113,21 @@ def best(swept: Sequence[dict[str, Any]]) -> list[Setting]:
     return list(found.values())
 
 
-def sweep(python: str, config: dict[str, Any], rows: Sequence[dict[str, Any]], rank: int, threads: int) -> list[dict[str, Any]]:
-    """Every setting once on few rows, the fastest first; what does not run, or was not reached in time, is told too."""
+def sweep(python: str, work: dict[str, Any], threads: int, only: Sequence[Setting] = ()) -> list[dict[str, Any]]:
+    """Every setting (or some) once on few rows, the fastest first; what does not run, or was not reached in time, is told too."""
     began, found = time.monotonic(), []
-    with TemporaryDirectory() as folder:
-        for setting in settings():
-            facts: dict[str, Any] = {"setting": asdict(setting)}
-            found.append(facts)
-            if time.monotonic() - began > SWEEP_S:
-                facts["why"] = "not reached"
-                continue
-            work = {"config": config, "rank": rank, "rows": list(rows[:SWEEP_ROWS]), "rows_per_step": SWEEP_ROWS}
-            try:
-                peer = Peer(python, work, setting, threads, Path(folder))
+    for setting in only or settings():
+        facts: dict[str, Any] = {"setting": asdict(setting)}
+        found.append(facts)
+        if time.monotonic() - began > SWEEP_S:
+            facts["why"] = "not reached"
+            continue
+        few = {**work, "rows": work["rows"][:SWEEP_ROWS], "rows_per_step": SWEEP_ROWS}
+        try:
+            with Peer(python, few, setting, threads) as peer:
                 peer.step()
                 facts["ms_per_row"] = round(1000 * peer.step(), 1)
-                peer.close()
-            except RuntimeError as e:
-                facts["why"] = str(e)[:200]
-            print(f"  swept {setting}: {facts.get('ms_per_row', facts.get('why'))}", flush=True)
+        except RuntimeError as e:
+            facts["why"] = str(e)[:200]
+        print(f"  swept {setting}: {facts.get('ms_per_row', facts.get('why'))}", flush=True)
     return sorted(found, key=lambda f: f.get("ms_per_row", float("inf")))

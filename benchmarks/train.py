@@ -10,27 +10,23 @@ once on four rows, then the best of each. --profile shows where our own step spe
 """
 
 import argparse
-import json
-import platform
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import marked
-import offtheshelf
 import torch
-from peft import LoraConfig, get_peft_model
+from offtheshelf import Peer, Setting, best, sweep
+from sides import Side
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from tunesmith.data.template import Encoded
-from tunesmith.models import causal_lm, methods, packed
-from tunesmith.models.layout import MICRO_TOKENS, micro_batches
+from tunesmith.models import packed
 
-RESULTS = Path(__file__).parent / "results" / "train.json"
 ROWS, RANK = 16, 16
+MICRO_BATCHES = (2, 4, 8, 16)
 OTHERS_REPEATS = 2  # rounds in which the trainers of other projects take part: a step of theirs can take a minute
 SHAPES: dict[str, dict[str, int]] = {
     "15M": dict(
@@ -39,12 +35,19 @@ SHAPES: dict[str, dict[str, int]] = {
     "135M": dict(
         vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3
     ),
+    "360M": dict(
+        vocab_size=49_152, hidden_size=960, intermediate_size=2560, num_hidden_layers=32, num_attention_heads=15, num_key_value_heads=5
+    ),
 }
+
+
+def config_of(shape: str) -> dict[str, Any]:
+    return {**SHAPES[shape], "max_position_embeddings": 2048, "tie_word_embeddings": True}
 
 
 def model_of(shape: str) -> PreTrainedModel:
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**SHAPES[shape], max_position_embeddings=2048, tie_word_embeddings=True)).eval()
+    return LlamaForCausalLM(LlamaConfig(**config_of(shape))).eval()
 
 
 def rows_of(work: str) -> list[Encoded]:
@@ -65,45 +68,6 @@ def rows_of(work: str) -> list[Encoded]:
             prompt, completion = ids(50 + int(550 * share)), ids(20 + int(180 * float(torch.rand((), generator=generator)) ** 2))
         rows.append(Encoded(prompt + completion, len(prompt)))
     return rows
-
-
-def ours(shape: str) -> Callable[[Sequence[Encoded]], None]:
-    from tunesmith.jobs import Resolved, ResolvedOptions
-
-    base = model_of(shape)
-    packed.enable(base)
-    options = ResolvedOptions({"rank": Resolved(RANK, "user", ""), "targets": Resolved("all-linear", "user", "")})
-    model = methods.load("lora").prepare(base, options)
-    return stepper(model, lambda rows: causal_lm.groups(rows, model, MICRO_TOKENS))
-
-
-def fair_peer(shape: str, micro: int) -> Callable[[Sequence[Encoded]], None]:
-    base = model_of(shape)
-    model: Any = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"))
-    return stepper(model, lambda rows: micro_batches([len(r.ids) for r in rows], 10**9, micro))
-
-
-def stepper(model: Any, groups: Callable[[Sequence[Encoded]], list[list[int]]]) -> Callable[[Sequence[Encoded]], None]:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
-    model.train()
-
-    def step(rows: Sequence[Encoded]) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        count = sum(r.n_completion for r in rows)
-        for group in groups(rows):
-            batch = causal_lm.collate([rows[i] for i in group], model)
-            (causal_lm.token_losses(model, batch).sum() / count).backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-
-    return step
-
-
-def seconds(step: Callable[[Sequence[Encoded]], None], rows: Sequence[Encoded]) -> float:
-    began = time.perf_counter()
-    step(rows)
-    return time.perf_counter() - began
 
 
 def useful_flops(shape: str, rows: Sequence[Encoded]) -> float:
@@ -130,104 +94,108 @@ def _matrix_seconds(x: torch.Tensor, w: torch.Tensor) -> float:
     return time.perf_counter() - began
 
 
-def table_md(found: list[dict[str, Any]], threads: int) -> str:
+def known_sweep(shape: str, work: str) -> list[dict[str, Any]]:
+    """What an earlier run recorded; `--sweep` sweeps again."""
+    runs = marked.results().get("train", {"found": []})["found"]
+    return next((r["swept"] for r in runs if (r["shape"], r["work"]) == (shape, work)), [])
+
+
+def compare(shape: str, work: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Ours and the fair peer take turns; the best settings of the others, where there are any, take turns with them."""
+    rows = rows_of(work)
+    told = {"config": config_of(shape), "rank": RANK, "rows": [{"ids": r.ids, "n_prompt": r.n_prompt} for r in rows], "rows_per_step": ROWS}
+    swept = [] if args.sweep else known_sweep(shape, work)
+    if args.peers and not swept:
+        small = best(known_sweep("15M", work)) if shape != "15M" else []  # a step takes minutes at the larger shapes: what won at 15M
+        swept = sweep(args.peers, told, args.threads, small)
+    with ExitStack() as stack:
+        mine, fair = (stack.enter_context(Peer("", told, Setting(side), args.threads)) for side in ("ours", "fair"))
+        mine.step(), fair.step(4, 2)
+        by_micro = {m: min(fair.step(min(ROWS, 2 * m), m) for _ in range(2)) for m in MICRO_BATCHES}
+        micro = min(by_micro, key=lambda m: by_micro[m])
+        others = [stack.enter_context(Peer(args.peers, told, s, args.threads)) for s in (best(swept) if args.peers else [])]
+        seconds: dict[Peer, list[float]] = {p: [] for p in (mine, fair, *others)}
+        for round_ in range(args.repeats):
+            seconds[fair].append(fair.step(ROWS, micro))
+            seconds[mine].append(mine.step())
+            for other in others if round_ < OTHERS_REPEATS else []:
+                seconds[other].append(other.step())
+        used = {p: p.close() for p in seconds}
+
+    def against(p: Peer) -> dict[str, Any]:
+        ratios = [t / o for t, o in zip(seconds[p], seconds[mine], strict=False)]
+        return {
+            "ms_per_row": 1000 * statistics.median(seconds[p]), "ratio": statistics.median(ratios),
+            "spread": [min(ratios), max(ratios)], "memory_mb": used[p]["memory_mb"], "setting": str(p.setting), "told": used[p],
+        }  # fmt: skip
+
+    probe, ours_s = matrix_ceiling(shape), statistics.median(seconds[mine])
+    found = {
+        "work": work, "shape": shape, "threads": args.threads, "ours": against(mine),
+        "fair_peer": {**against(fair), "setting": f"{micro} rows", "by_micro_batch": by_micro},
+        "others": {p.setting.trainer: against(p) for p in others}, "probe_gflops": probe,
+        "utilisation": useful_flops(shape, rows) / (ROWS * ours_s) / 1e9 / probe, "swept": swept,
+    }  # fmt: skip
+    print(table_md([found]), flush=True)
+    return found
+
+
+def table_md(found: Sequence[dict[str, Any]]) -> str:
     head = ["shape", "work", "ours, ms a row", "fair peer, ms a row (its micro-batch)", "times (range)", "best TRL",
-            "best transformers Trainer", "utilisation"]  # fmt: skip
+            "best transformers Trainer", "peak memory: ours, fair peer, TRL, Trainer", "utilisation"]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for f in found:
-        low, high = f["spread"]
-        beside = " | ".join(_other(f.get("others", {}).get(t)) for t in ("trl", "hf"))
+        fair, others = f["fair_peer"], f["others"]
+        sides = [f["ours"], fair, *(others[t] for t in ("trl", "hf") if t in others)]
+        memory = ", ".join(f"{side['memory_mb'] / 1000:.1f}" for side in sides)
         lines.append(
-            f"| {f['shape']} | ({f['work']}) | {f['ours_ms_per_row']:.0f} | {f['peer_ms_per_row']:.0f} ({f['peer_micro_batch']}) "
-            f"| **{f['ratio']:.2f}** ({low:.2f} to {high:.2f}) | {beside} | {f['utilisation']:.2f} of {f['probe_gflops']:.0f} GFLOP/s |"
+            f"| {f['shape']} | ({f['work']}) | {f['ours']['ms_per_row']:.0f} | {fair['ms_per_row']:.0f} ({fair['setting']}) "
+            f"| **{fair['ratio']:.2f}** ({fair['spread'][0]:.2f} to {fair['spread'][1]:.2f}) "
+            f"| {' | '.join(_other(others.get(t)) for t in ('trl', 'hf'))} "
+            f"| {memory} GB "
+            f"| {f['utilisation']:.2f} of {f['probe_gflops']:.0f} GFLOP/s |"
         )
-    return "\n".join([*lines, "", f"{threads} threads, torch {torch.__version__}, float32.", ""])
+    threads = sorted({f["threads"] for f in found})
+    return "\n".join([*lines, "", f"{marked.machine()}; {threads[0]} threads, torch {torch.__version__}, float32.", ""])
 
 
 def _other(told: dict[str, Any] | None) -> str:
     return f"{told['ms_per_row']:.0f} ({told['setting']}): **{told['ratio']:.1f}** times" if told else "not run"
 
 
-def known_sweep(shape: str, work: str) -> list[dict[str, Any]]:
-    """What an earlier run recorded; take the file away to sweep again."""
-    runs = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
-    return next((r.get("swept", []) for r in runs if (r["shape"], r["work"]) == (shape, work)), [])
-
-
-def compare(shape: str, work: str, repeats: int, python: str) -> dict[str, Any]:
-    rows = rows_of(work)
-    plain = [{"ids": r.ids, "n_prompt": r.n_prompt} for r in rows]
-    config, threads = {**SHAPES[shape], "max_position_embeddings": 2048, "tie_word_embeddings": True}, torch.get_num_threads()
-    swept = (known_sweep(shape, work) or offtheshelf.sweep(python, config, plain, RANK, threads)) if python else []
-    sweep = {}
-    for micro in (2, 4, 8, 16):
-        step = fair_peer(shape, micro)
-        step(rows[:2])
-        sweep[micro] = min(seconds(step, rows) for _ in range(2))
-    best = min(sweep, key=lambda m: sweep[m])
-    peer, mine = fair_peer(shape, best), ours(shape)
-    peer(rows), mine(rows)
-    times: dict[str, list[float]] = {"peer": [], "ours": []}
-    with tempfile.TemporaryDirectory() as folder:
-        work_of_step = {"config": config, "rank": RANK, "rows": plain, "rows_per_step": ROWS}
-        others = [offtheshelf.Peer(python, work_of_step, s, threads, Path(folder)) for s in offtheshelf.best(swept)]
-        of_others: list[list[float]] = [[] for _ in others]
-        for round_ in range(repeats):
-            times["peer"].append(seconds(peer, rows))
-            times["ours"].append(seconds(mine, rows))
-            if round_ < OTHERS_REPEATS:
-                for other, told in zip(others, of_others, strict=True):
-                    told.append(ROWS * other.step())
-        memory = [other.close() for other in others]
-    ratios = [p / o for p, o in zip(times["peer"], times["ours"], strict=True)]
-    probe, ours_s, peer_s = matrix_ceiling(shape), statistics.median(times["ours"]), statistics.median(times["peer"])
-    found = {
-        "shape": shape, "work": work, "ours_ms_per_row": 1000 * ours_s / ROWS, "peer_ms_per_row": 1000 * peer_s / ROWS,
-        "peer_micro_batch": best, "ratio": statistics.median(ratios), "spread": [min(ratios), max(ratios)],
-        "probe_gflops": probe, "utilisation": useful_flops(shape, rows) / ours_s / 1e9 / probe,
-    }  # fmt: skip
-    found["swept"] = swept
-    found["others"] = {
-        other.setting.trainer: {
-            "setting": str(other.setting), "ms_per_row": 1000 * statistics.median(told) / ROWS,
-            "ratio": statistics.median(t / o for t, o in zip(told, times["ours"], strict=False)), "told": used,
-        }
-        for other, told, used in zip(others, of_others, memory, strict=True)
-    }  # fmt: skip
-    print(table_md([found], torch.get_num_threads()), flush=True)
-    return found
-
-
 def profile(shape: str, work: str) -> None:
     """Where the time of one step of ours goes, by operator."""
-    rows, step = rows_of(work), ours(shape)
-    step(rows)
+    rows = [{"ids": r.ids, "n_prompt": r.n_prompt} for r in rows_of(work)]
+    side = Side({"config": config_of(shape), "rank": RANK, "rows": rows, "rows_per_step": ROWS}, "ours")
+    side.step()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
-        step(rows)
+        side.step()
     print(shape, work)
-    print(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=50))
+    print(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=50))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--shapes", nargs="+", default=["15M", "135M"], choices=list(SHAPES))
     parser.add_argument("--work", nargs="+", default=["a", "b"], choices=["a", "b"])
     parser.add_argument("--peers", default="", help="Python of the environment with requirements.txt; without it they are left out")
+    parser.add_argument("--sweep", action="store_true", help="sweep the peers' settings again")
     parser.add_argument("--profile", action="store_true", help="show where the time of our step goes, and nothing else")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if args.profile:
-        for shape in args.shapes:
-            for work in args.work:
+    for shape in args.shapes:
+        for work in args.work:
+            if args.profile:
                 profile(shape, work)
-        return
-    found = [compare(shape, work, args.repeats, args.peers) for shape in args.shapes for work in args.work]
-    RESULTS.parent.mkdir(exist_ok=True)
-    facts = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": args.threads, "runs": found}
-    RESULTS.write_text(json.dumps(facts, indent=1) + "\n")
-    marked.write("performance.md", {"train": table_md(found, args.threads)})
+                continue
+            new = compare(shape, work, args)
+            before = marked.results().get("train", {"found": []})["found"]
+            kept = [f for f in before if (f["shape"], f["work"]) != (shape, work)]
+            marked.record("train", sorted([*kept, new], key=lambda f: (list(SHAPES).index(f["shape"]), f["work"])))
+    if not args.profile:
+        marked.write("performance.md", {"train": table_md(marked.results()["train"]["found"])})
 
 
 if __name__ == "__main__":
