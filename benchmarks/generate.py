@@ -20,6 +20,7 @@ from train import SHAPES, model_of
 from tunesmith import catalog
 from tunesmith.data.template import Encoder, PromptTemplate
 from tunesmith.inference.engine import Engine, Sampling
+from tunesmith.models import packed, trim
 
 ROWS, NEW = 64, 8
 Answers = list[list[int]]
@@ -68,7 +69,10 @@ def compare(shape: str, repeats: int) -> dict[str, Any]:
     encoder = Encoder(PromptTemplate.of_base(base), base)
     model = model_of(shape)
     model.generation_config.eos_token_id = None
-    engine = Engine(model, encoder, shape, 2048)
+    same = model_of(shape)
+    packed.enable(same)
+    trim.enable(same)
+    engine = Engine(same, encoder, shape, 2048)
     asked = column(encoder)
     prompts = [encoder.prompt(m) for m in asked]
 

@@ -26,7 +26,7 @@ from tunesmith.data.dataset import Row
 from tunesmith.data.examples import Example
 from tunesmith.data.template import Encoded
 from tunesmith.jobs import Resolved, ResolvedOptions
-from tunesmith.models import methods, packed
+from tunesmith.models import methods, packed, trim
 from tunesmith.models.layout import MICRO_TOKENS
 from tunesmith.tuning.batches import rows_of_step
 from tunesmith.tuning.loop import accumulate, evaluate, mean_loss, schedule
@@ -45,6 +45,7 @@ def model_of(work: dict[str, Any], side: str) -> Any:
         lora = LoraConfig(r=work["rank"], lora_alpha=2 * work["rank"], target_modules="all-linear", task_type="CAUSAL_LM")
         return get_peft_model(base, lora)
     packed.enable(base)
+    trim.enable(base)
     options = {"rank": work["rank"], "targets": "all-linear"}
     return methods.load("lora").prepare(base, ResolvedOptions({n: Resolved(v, "user", "") for n, v in options.items()}))
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.errors import DamagedFiles
+from tunesmith.models import trim
 from tunesmith.safe_files import read_object, tensor_sizes
 
 NAMED = {"r", "lora_alpha", "target_modules", "task_type", "peft_type", "inference_mode", "init_lora_weights", "bias", "peft_version",
@@ -83,8 +84,11 @@ class Adapters:
 
     def _adds(self, layer: str) -> Any:
         def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+            positions_K = trim.chosen()
             for start, end, adapter in ((0, -1, self.usual),) if self._segments is None else self._segments:
                 if adapter and (low := adapter.layers.get(layer)):
+                    if positions_K is not None and end != -1:
+                        start, end = torch.searchsorted(positions_K, torch.tensor([start, end])).tolist()
                     _add(inputs[0], out, start, end, low)
 
         return hook

@@ -19,7 +19,7 @@ from tunesmith import safe_files
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.template import Encoded
 from tunesmith.errors import DamagedFiles
-from tunesmith.models import head, packed
+from tunesmith.models import head, packed, trim
 from tunesmith.models.layout import micro_batches
 from tunesmith.models.methods import Model
 
@@ -66,6 +66,7 @@ def _ready(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     model.config.use_cache = False
     model = model.to(device).eval()
     packed.enable(model)
+    trim.enable(model)
     return model
 
 
@@ -131,7 +132,8 @@ def token_losses(model: Model, batch: Batch) -> Tensor:
     decoder = _decoder(model)
     are_many = len(batch.targets_N) * decoder.config.get_text_config().vocab_size > head.CHUNK_LOGITS
     if are_many and (plain := head.plain(decoder)) is not None:
-        hidden_BTD = decoder.base_model(**batch.inputs, use_cache=False).last_hidden_state
+        with trim.only(batch.keep_K):
+            hidden_BTD = decoder.base_model(**batch.inputs, use_cache=False).last_hidden_state
         return head.losses(hidden_BTD[:, batch.keep_K].flatten(0, 1)[batch.at_N], plain, batch.targets_N)
     logits_NV = supervised_logits(model, batch)
     if logits_NV.dtype in (torch.float16, torch.bfloat16):
@@ -141,10 +143,11 @@ def token_losses(model: Model, batch: Batch) -> Tensor:
 
 def logits_at(model: Model, keep_K: Tensor, **inputs: Any) -> Tensor:
     """Logits at the positions `keep_K` alone, (B, K, V): a head over every position would cost most of the memory."""
-    if "logits_to_keep" in inspect.signature(_decoder(model).forward).parameters:
-        kept: Tensor = model(**inputs, logits_to_keep=keep_K).logits
-        return kept
-    every: Tensor = model(**inputs).logits
+    with trim.only(keep_K):
+        if "logits_to_keep" in inspect.signature(_decoder(model).forward).parameters:
+            kept: Tensor = model(**inputs, logits_to_keep=keep_K).logits
+            return kept
+        every: Tensor = model(**inputs).logits
     return every[:, keep_K]
 
 

@@ -50,10 +50,17 @@ class _Losses(torch.autograd.Function):
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Tensor:
         losses, grads = [], []
         for hidden, targets in _chunks(weight_VD, hidden_ND, targets_N):
-            logs = _logits(hidden, weight_VD, bias_V).log_softmax(-1)
-            losses.append(-logs.gather(-1, targets[:, None]).squeeze(-1))
+            logits, at = _logits(hidden, weight_VD, bias_V), targets[:, None]
+            wanted, most = logits.gather(-1, at), logits.amax(-1, keepdim=True)
+            weights = logits.sub_(most).exp_()  # of the soft-max, not yet divided by their sum: that is done on D numbers, not on V
+            total = weights.sum(-1, keepdim=True)
+            losses.append((total.log() + most - wanted).squeeze(-1))
             if ctx.needs_input_grad[0]:
-                grads.append(_grad_of_logits(logs, targets).to(hidden.dtype) @ weight_VD)
+                weights.scatter_add_(-1, at, -total)
+                if weights.dtype != hidden.dtype:  # rounded once, not twice
+                    grads.append(weights.div_(total).to(hidden.dtype) @ weight_VD)
+                else:
+                    grads.append((weights @ weight_VD).div_(total))
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, torch.cat(grads) if grads else None)
         return torch.cat(losses)
 
