@@ -15,13 +15,13 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 HERE = Path(__file__).parent
-SWEEP_ROWS, SWEEP_S = 4, 20 * 60  # rows of a sweep, and seconds that it may take at one size
+SWEEP_ROWS, SWEEP_S = 4, 10 * 60  # rows of a sweep, and seconds that it may take at one size and work
 
 
 @dataclass(frozen=True)
 class Setting:
     trainer: str
-    """ours, fair, trl (SFTTrainer) or hf (transformers' Trainer)"""
+    """ours, fair, compiled (ours with torch.compile), trl (SFTTrainer) or hf (transformers' Trainer)"""
     mode: str = ""
     micro_batch: int = 0
     precision: str = "fp32"
@@ -30,7 +30,7 @@ class Setting:
         return f"{self.trainer} {self.mode}, {self.micro_batch} rows, {self.precision}"
 
     def command(self, python: str, work: Path, threads: int) -> list[str]:
-        if self.trainer in ("ours", "fair"):
+        if self.trainer in ("ours", "fair", "compiled"):
             return [sys.executable, str(HERE / "sides.py"), str(work), "--side", self.trainer, "--threads", str(threads)]
         return [python, str(HERE / "peers.py"), str(work), "--trainer", self.trainer, "--mode", self.mode,
                 "--micro-batch", str(self.micro_batch), "--precision", self.precision, "--threads", str(threads)]  # fmt: skip

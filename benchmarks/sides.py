@@ -1,6 +1,6 @@
 """Our trainer and the fair peer, each a child process that takes turns with a benchmark, as `peers.py` does for trainers of other projects.
 
-    python benchmarks/sides.py WORK.json --side ours|fair
+    python benchmarks/sides.py WORK.json --side ours|fair|compiled
 
 The fair peer is the same PEFT model with PEFT's own layers, rows padded, the head on completion positions only. WORK.json has `config`
 (of LlamaConfig) or a `base_folder`, `rank`, `rows` (each `ids` and `n_prompt`), `rows_per_step`, and maybe `learning_rate`, `total_steps`
@@ -47,7 +47,10 @@ def model_of(work: dict[str, Any], side: str) -> Any:
     packed.enable(base)
     trim.enable(base)
     options = {"rank": work["rank"], "targets": "all-linear"}
-    return methods.load("lora").prepare(base, ResolvedOptions({n: Resolved(v, "user", "") for n, v in options.items()}))
+    model: Any = methods.load("lora").prepare(base, ResolvedOptions({n: Resolved(v, "user", "") for n, v in options.items()}))
+    for layer in base.model.layers if side == "compiled" else []:
+        layer.compile(dynamic=True)
+    return model
 
 
 def examples(rows: list[dict[str, Any]]) -> list[Example]:
@@ -72,7 +75,7 @@ class Side:
         began = time.perf_counter()
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        limits: dict[str, int] = {"max_tokens": MICRO_TOKENS} if self.side == "ours" else {"max_tokens": 10**9, "max_rows": self.micro}
+        limits: dict[str, int] = {"max_tokens": MICRO_TOKENS} if self.side != "fair" else {"max_tokens": 10**9, "max_rows": self.micro}
         loss, _ = accumulate(self.model, rows, **limits)
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
@@ -92,7 +95,7 @@ def peak_memory_mb() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("work", type=Path)
-    parser.add_argument("--side", choices=["ours", "fair"], default="ours")
+    parser.add_argument("--side", choices=["ours", "fair", "compiled"], default="ours")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

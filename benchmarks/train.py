@@ -106,14 +106,15 @@ def compare(shape: str, work: str, args: argparse.Namespace) -> dict[str, Any]:
     told = {"config": config_of(shape), "rank": RANK, "rows": [{"ids": r.ids, "n_prompt": r.n_prompt} for r in rows], "rows_per_step": ROWS}
     swept = [] if args.sweep else known_sweep(shape, work)
     if args.peers and not swept:
-        small = best(known_sweep("15M", work)) if shape != "15M" else []  # a step takes minutes at the larger shapes: what won at 15M
-        swept = sweep(args.peers, told, args.threads, small)
+        before = [Setting(**f["setting"]) for f in known_sweep("15M", work)] if shape != "15M" else []  # what won there comes first
+        swept = sweep(args.peers, told, args.threads, before)
     with ExitStack() as stack:
         mine, fair = (stack.enter_context(Peer("", told, Setting(side), args.threads)) for side in ("ours", "fair"))
         mine.step(), fair.step(4, 2)
-        by_micro = {m: min(fair.step(min(ROWS, 2 * m), m) for _ in range(2)) for m in MICRO_BATCHES}
+        by_micro = {m: min(fair.step(min(ROWS, 2 * m), m) for _ in range(2 if shape == "15M" else 1)) for m in MICRO_BATCHES}
         micro = min(by_micro, key=lambda m: by_micro[m])
-        others = [stack.enter_context(Peer(args.peers, told, s, args.threads)) for s in (best(swept) if args.peers else [])]
+        beside = [*(best(swept) if args.peers else []), *([Setting("compiled")] if args.compiled else [])]
+        others = [stack.enter_context(Peer(args.peers, told, s, args.threads)) for s in beside]
         seconds: dict[Peer, list[float]] = {p: [] for p in (mine, fair, *others)}
         for round_ in range(args.repeats):
             seconds[fair].append(fair.step(ROWS, micro))
@@ -181,6 +182,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["15M", "135M"], choices=list(SHAPES))
     parser.add_argument("--work", nargs="+", default=["a", "b"], choices=["a", "b"])
     parser.add_argument("--peers", default="", help="Python of the environment with requirements.txt; without it they are left out")
+    parser.add_argument("--compiled", action="store_true", help="ours with torch.compile beside it; prints, records nothing")
     parser.add_argument("--sweep", action="store_true", help="sweep the peers' settings again")
     parser.add_argument("--profile", action="store_true", help="show where the time of our step goes, and nothing else")
     args = parser.parse_args()
@@ -191,10 +193,13 @@ def main() -> None:
                 profile(shape, work)
                 continue
             new = compare(shape, work, args)
+            if args.compiled:
+                print(f"ours compiled: {new['others']['compiled']['ratio']:.2f} times the time of ours")
+                continue
             before = marked.results().get("train", {"found": []})["found"]
             kept = [f for f in before if (f["shape"], f["work"]) != (shape, work)]
             marked.record("train", sorted([*kept, new], key=lambda f: (list(SHAPES).index(f["shape"]), f["work"])))
-    if not args.profile:
+    if not args.profile and not args.compiled:
         marked.write("performance.md", {"train": table_md(marked.results()["train"]["found"])})
 
 

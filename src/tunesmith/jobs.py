@@ -98,6 +98,10 @@ class Options:
     batch_size: int | str = option("auto", "Rows per optimizer step.", low=1, high=1024, auto=True)
     rank: int | str = option("auto", "Rank of the LoRA matrices.", low=1, high=512, auto=True)
     targets: str = option("all-linear", "Which linear layers LoRA adapts; never the head.", choices=("all-linear", "attention", "mlp"))
+    precision: str = option(
+        "full", "Of the frozen weights while an adapter is trained; full: float32, on a GPU the file's own. nf4 is QLoRA.",
+        choices=("full", "bfloat16", "nf4"),
+    )  # fmt: skip
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.", low=1e-6, high=1e6)
     weight_decay: float = option(0.0, "Weight decay of AdamW.", low=0.0, high=1.0)
     warmup: float = option(0.1, "Share of the steps in which the rate rises.", low=0.0, high=0.9)
@@ -126,6 +130,10 @@ class Options:
                 raise InvalidOption(name=name, value=value, closest=closest(name, known), known=sorted(known))
             if value is not None:
                 values[name.lower()] = _checked(known[name.lower()], value)
+        if values.get("method") == "full" and values.get("precision", "full") != "full":
+            raise InvalidOptionValue(
+                name="precision", value=values["precision"], allowed="full where the method is full: nothing is frozen"
+            )
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:

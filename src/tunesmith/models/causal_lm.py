@@ -19,7 +19,7 @@ from tunesmith import safe_files
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.template import Encoded
 from tunesmith.errors import DamagedFiles
-from tunesmith.models import head, packed, trim
+from tunesmith.models import head, packed, quantized, trim
 from tunesmith.models.layout import micro_batches
 from tunesmith.models.methods import Model
 
@@ -51,15 +51,24 @@ def load(folder: Path, device: torch.device) -> PreTrainedModel:
     return _ready(model, device)
 
 
-def load_base(spec: ModelSpec, device: torch.device) -> PreTrainedModel:
-    """The weights of a catalogue entry or folder; for a control the same random ones at every call."""
-    if not spec.scratch_of:
-        return load(Path(spec.folder), device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = AutoConfig.from_pretrained(spec.folder, local_files_only=True)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return _ready(model, device)
+def load_base(spec: ModelSpec, device: torch.device, precision: str = "full") -> PreTrainedModel:
+    """The weights of a catalogue entry or folder; for a control the same random ones at every call.
+
+    `precision`: full, or bfloat16 or nf4 for weights that stay frozen (the option of that name).
+    """
+    if spec.scratch_of:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            config = AutoConfig.from_pretrained(spec.folder, local_files_only=True)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = _ready(model, device)
+    else:
+        model = load(Path(spec.folder), device)
+    if precision == "bfloat16":
+        model = model.to(torch.bfloat16)
+    elif precision == "nf4":
+        quantized.to_nf4(model)
+    return model
 
 
 def _ready(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

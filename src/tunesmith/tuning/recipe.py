@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from tunesmith.catalog import ModelSpec
@@ -18,6 +18,8 @@ class Facts:
     spec: ModelSpec
     rows: int
     """Accepted training rows."""
+    freezes: bool = False
+    """Whether an option was set that only frozen weights can have."""
 
 
 def token_budget(options: ResolvedOptions, price: float) -> tuple[int, str]:
@@ -31,6 +33,7 @@ def token_budget(options: ResolvedOptions, price: float) -> tuple[int, str]:
 def resolve(options: Options, facts: Facts) -> ResolvedOptions:
     """Every option with its value: the user's, or by rule where he said `auto`."""
     decided: dict[str, Resolved] = {}
+    facts = replace(facts, freezes=options.precision != "full")
     for f in fields(Options):
         value = getattr(options, f.name)
         if value == "auto":
@@ -44,6 +47,8 @@ def resolve(options: Options, facts: Facts) -> ResolvedOptions:
 
 
 def _method(facts: Facts, decided: dict[str, Resolved]) -> tuple[str, str]:
+    if facts.freezes:
+        return "lora", "the precision that was asked for is one of frozen weights"
     if facts.spec.parameters < SMALL:
         return (
             "full",

@@ -71,7 +71,9 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
     torch.set_num_threads(assignment.threads)
     dataset, encoder = assignment.dataset(), assignment.encoder()
     rows = {part: encode(dataset, part, encoder, spec, options.on_long).accepted for part in ("train", "validation")}
-    model = methods.load(options.method).prepare(causal_lm.load_base(spec, causal_lm.device_of(assignment.device)), options)
+    model = methods.load(options.method).prepare(
+        causal_lm.load_base(spec, causal_lm.device_of(assignment.device), options.precision), options
+    )
     report("measured", **asdict(rehearse(model, rows["train"], rows["validation"], options)))
 
 

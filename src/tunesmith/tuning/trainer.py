@@ -18,12 +18,13 @@ from tunesmith.models.layout import MICRO_TOKENS
 from tunesmith.models.methods import Model
 from tunesmith.models.probes import Probes, record
 from tunesmith.tuning import child
-from tunesmith.tuning.loop import Budget, Run, train
+from tunesmith.tuning.loop import Budget, Run, evaluate, mean_loss, train
 from tunesmith.tuning.quote import Quote
 from tunesmith.tuning.recipe import token_budget
 from tunesmith.tuning.rehearsal import memory_mb, rehearse
 
 RESULT = "result"  # the finished model inside the attempt's folder
+PRECISION_ROWS = 64  # on which the loss by a lower precision is measured
 PROBES, PROBE_TOKENS = 48, 24  # prompts that prove the stored model, and the longest answer to one
 
 
@@ -34,7 +35,7 @@ def begin(assignment: child.Assignment) -> tuple[Model, dict[str, list[Example]]
     torch.manual_seed(options.seed)
     dataset, encoder = assignment.dataset(), assignment.encoder()
     rows = {part: encode(dataset, part, encoder, spec, options.on_long).accepted for part in ("train", "validation")}
-    base = causal_lm.load_base(spec, causal_lm.device_of(assignment.device))
+    base = causal_lm.load_base(spec, causal_lm.device_of(assignment.device), options.precision)
     return methods.load(options.method).prepare(base, options), rows
 
 
@@ -47,6 +48,8 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
     if reason := packed.why_padded(model, max(len(r.encoded.ids) for part in rows.values() for r in part)):
         report("warning", message=f"rows are padded, not packed: slower, and otherwise the same ({reason})")
     if not any(True for a in assignment.attempts for _ in a.glob("step-*")):  # a resumed job was quoted when it began
+        if options.precision != "full":
+            report("warning", message=_what_precision_costs(assignment, model, rows["validation"] or rows["train"]))
         measured = rehearse(model, rows["train"], rows["validation"], options)
         micro_tokens = measured.micro_tokens
         price = catalog.credits(home, spec.name, "training", 1)
@@ -63,6 +66,8 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
         staged.mkdir()
         methods.load(options.method).save(model, staged, spec)
         durable.write_json(staged / "prompt_template.json", asdict(encoder.template))
+        if options.precision != "full":  # what it answers with from now on is its base in full precision
+            model = methods.load(options.method).load(causal_lm.load_base(spec, causal_lm.device_of(assignment.device)), staged).eval()
         probes(Engine(model, encoder, spec.name, spec.context), [*rows["validation"], *rows["train"]]).save(staged)
         if not (folder / RESULT).exists():
             durable.publish(staged, folder / RESULT, {"job": assignment.job_id, "method": options.method, "step": at.step})
@@ -72,6 +77,17 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
         used={"tokens_per_epoch": tokens, "seconds_per_epoch": round(at.seconds * tokens / at.trained_tokens, 2), "memory_mb": memory_mb(),
               "exact": at.exact},
     )  # fmt: skip
+
+
+def _what_precision_costs(assignment: child.Assignment, model: Model, rows: Sequence[Example]) -> str:
+    """The base's loss on some rows in the precision it is trained in, which the fresh adapter leaves as it is, and in full."""
+    some = rows[:PRECISION_ROWS]
+    reduced = mean_loss(evaluate(model, some))
+    full = mean_loss(evaluate(causal_lm.load_base(assignment.spec, causal_lm.device_of(assignment.device)), some))
+    return (
+        f"frozen weights in {assignment.decided.precision}: the base's loss on {len(some)} rows is {reduced:.4f} in it, {full:.4f} in full "
+        f"precision ({reduced - full:+.4f}); the tuned model answers with its base in full precision"
+    )
 
 
 def probes(engine: Engine, rows: Sequence[Example]) -> Probes:

@@ -42,7 +42,7 @@ class FusedLinear(lora_layer.Linear):  # type: ignore[misc]
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         name, base = self.active_adapters[0], self.base_layer
         is_plain = len(self.active_adapters) == 1 and not (self.disable_adapters or self.merged or self.lora_variant or args or kwargs)
-        if not is_plain or base.weight.requires_grad or not x.dtype == base.weight.dtype == self.lora_A[name].weight.dtype:
+        if not is_plain or base.weight.requires_grad or x.dtype != base.weight.dtype:
             found: Tensor = super().forward(x, *args, **kwargs)
             return found
         fused: Tensor = _Fused.apply(  # type: ignore[no-untyped-call]
@@ -52,25 +52,31 @@ class FusedLinear(lora_layer.Linear):  # type: ignore[misc]
 
 
 class _Fused(torch.autograd.Function):
-    """x W' + b + s (x A') B', with x and x A' kept for the backward pass and nothing else."""
+    """x W' + b + s (x A') B', with x and x A' kept for the backward pass and nothing else.
+
+    A and B may be of a higher precision than x and W; then their products are too, and sums are rounded once.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        low = flat @ a.T
-        out = F.linear(flat, w, bias).addmm_(low, b.T, alpha=scaling)
+        low = flat.to(a.dtype) @ a.T
+        out = F.linear(flat, w, bias).to(a.dtype).addmm_(low, b.T, alpha=scaling)
         ctx.save_for_backward(flat, w, a, b, low)
         ctx.scaling = scaling
-        return out.view(*x.shape[:-1], -1)
+        return out.to(x.dtype).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         flat, w, a, b, low = ctx.saved_tensors
         [g] = grads
         g2 = g.reshape(-1, g.shape[-1])
-        g_low = (g2 @ b).mul_(ctx.scaling)
-        dx = (g2 @ w).addmm_(g_low, a).view(*g.shape[:-1], -1) if ctx.needs_input_grad[0] else None
-        return dx, None, None, g_low.T @ flat, (g2.T @ low).mul_(ctx.scaling), None
+        exact = g2.to(a.dtype)
+        g_low = (exact @ b).mul_(ctx.scaling)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = (g2 @ w).to(a.dtype).addmm_(g_low, a).to(g.dtype).view(*g.shape[:-1], -1)
+        return dx, None, None, g_low.T @ flat.to(a.dtype), (exact.T @ low).mul_(ctx.scaling), None
 
 
 def _linear_layers(model: PreTrainedModel, attention: bool) -> list[str]:
