@@ -96,8 +96,21 @@ def _matrix_seconds(x: torch.Tensor, w: torch.Tensor) -> float:
 
 def known_sweep(shape: str, work: str) -> list[dict[str, Any]]:
     """What an earlier run recorded; `--sweep` sweeps again."""
-    runs = marked.results().get("train", {"found": []})["found"]
-    return next((r["swept"] for r in runs if (r["shape"], r["work"]) == (shape, work)), [])
+    swept: list[dict[str, Any]] = marked.results().get("sweeps", {"found": {}})["found"].get(f"{shape} {work}", [])
+    return swept
+
+
+def best_micro_batch(told: dict[str, Any], shape: str, threads: int) -> tuple[int, dict[int, float]]:
+    """Of the fair peer, in a process of its own each: the larger ones may need more memory than there is."""
+    found = {}
+    for micro in MICRO_BATCHES:
+        with Peer("", told, Setting("fair"), threads) as fair:
+            try:
+                fair.step(2, 2)
+                found[micro] = min(fair.step(min(ROWS, 2 * micro), micro) for _ in range(2 if shape == "15M" else 1))
+            except RuntimeError:
+                break
+    return min(found, key=lambda m: found[m]), found
 
 
 def compare(shape: str, work: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -108,11 +121,11 @@ def compare(shape: str, work: str, args: argparse.Namespace) -> dict[str, Any]:
     if args.peers and not swept:
         before = [Setting(**f["setting"]) for f in known_sweep("15M", work)] if shape != "15M" else []  # what won there comes first
         swept = sweep(args.peers, told, args.threads, before)
+        marked.record("sweeps", {**marked.results().get("sweeps", {"found": {}})["found"], f"{shape} {work}": swept})
+    micro, by_micro = best_micro_batch(told, shape, args.threads)
     with ExitStack() as stack:
         mine, fair = (stack.enter_context(Peer("", told, Setting(side), args.threads)) for side in ("ours", "fair"))
-        mine.step(), fair.step(4, 2)
-        by_micro = {m: min(fair.step(min(ROWS, 2 * m), m) for _ in range(2 if shape == "15M" else 1)) for m in MICRO_BATCHES}
-        micro = min(by_micro, key=lambda m: by_micro[m])
+        mine.step(), fair.step(2, 2)
         beside = [*(best(swept) if args.peers else []), *([Setting("compiled")] if args.compiled else [])]
         others = [stack.enter_context(Peer(args.peers, told, s, args.threads)) for s in beside]
         seconds: dict[Peer, list[float]] = {p: [] for p in (mine, fair, *others)}
@@ -135,7 +148,7 @@ def compare(shape: str, work: str, args: argparse.Namespace) -> dict[str, Any]:
         "work": work, "shape": shape, "threads": args.threads, "ours": against(mine),
         "fair_peer": {**against(fair), "setting": f"{micro} rows", "by_micro_batch": by_micro},
         "others": {p.setting.trainer: against(p) for p in others}, "probe_gflops": probe,
-        "utilisation": useful_flops(shape, rows) / (ROWS * ours_s) / 1e9 / probe, "swept": swept,
+        "utilisation": useful_flops(shape, rows) / (ROWS * ours_s) / 1e9 / probe,
     }  # fmt: skip
     print(table_md([found]), flush=True)
     return found

@@ -69,7 +69,7 @@ def test_adapters_of_one_base_in_one_batch_answer_as_peft_does(
     engines = [engine_for(m, "cpu") for m in models]
     assert len({id(e.model) for e in engines}) == 1, "one base"
     if not packs:
-        monkeypatch.setattr(readers.packed, "can_pack", lambda *a: False)
+        monkeypatch.setattr(readers.packed, "can_hold", lambda *a: False)
     asked = [(m, e, p) for p in PROMPTS for m, e in zip(models, engines, strict=True)]
     found = generate_all([(e, p) for _, e, p in asked], Sampling(max_tokens=8))
     seen = set()

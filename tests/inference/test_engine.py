@@ -169,7 +169,7 @@ def test_answers_do_not_depend_on_how_prompts_are_grouped_shared_and_held(engine
         m.setattr(held, "ROOM", draw(sampled_from([1, 32])))
         m.setattr(engine_module, "FEW", draw(sampled_from([0.0, 0.75, 1.0])))
         if draw(booleans()):
-            m.setattr(readers.packed, "can_pack", lambda *a: False)
+            m.setattr(readers.packed, "can_hold", lambda *a: False)
         found = engine.generate(ask(texts), asked)
     assert found == wanted
 

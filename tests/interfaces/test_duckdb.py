@@ -157,6 +157,20 @@ def test_complete_answers_a_column_in_order_and_null_by_null(connection: duckdb.
     assert all(len(answers) == 1 for answers in by_prompt.values())
 
 
+def test_the_model_may_be_a_column(connection: duckdb.DuckDBPyConnection) -> None:
+    ask = "SELECT i, AI_COMPLETE({model}, 'word ' || i, {{'max_tokens': 3}}) FROM range(12) r(i) ORDER BY i"
+    names = ("tunesmith-tiny", "tunesmith-tiny-scratch")
+    apart = [connection.execute(ask.format(model=f"'{n}'")).fetchall() for n in names]
+    mixed = connection.execute(ask.format(model=f"CASE WHEN i % 2 = 0 THEN '{names[0]}' ELSE '{names[1]}' END")).fetchall()
+    assert mixed == [apart[i % 2][i] for i in range(12)] and apart[0] != apart[1]
+    used = dict(connection.execute("SELECT model, count(*) FROM tunesmith.usage WHERE kind = 'complete' GROUP BY ALL").fetchall())
+    assert used == dict.fromkeys(names, 2), "each model's share is charged to it"
+    with pytest.raises(duckdb.Error, match="unknown model"):
+        connection.execute("SELECT COMPLETE(CASE WHEN i = 3 THEN 'nobody' ELSE 'tunesmith-tiny' END, 'x') FROM range(5) r(i)").fetchall()
+    tried = "SELECT TRY_COMPLETE(CASE WHEN i = 3 THEN 'nobody' ELSE 'tunesmith-tiny' END, 'x') IS NULL FROM range(5) r(i) ORDER BY i"
+    assert [null for (null,) in connection.execute(tried).fetchall()] == [i == 3 for i in range(5)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

@@ -103,15 +103,26 @@ ROWS = [(12, 3), (40, 2), (5, 1), (20, 9), (1, 1), (33, 14), (8, 8), (2, 30)]
 
 
 @pytest.fixture(
-    scope="module", params=["lora padded", "full padded", "lora packed", "full packed", "lora packed in chunks", "full padded in chunks"]
+    scope="module",
+    params=[
+        "lora padded",
+        "full padded",
+        "lora packed",
+        "full packed",
+        "lora packed in chunks",
+        "full padded in chunks",
+        "lora packed by a mask",
+    ],
 )
 def model(request: pytest.FixtureRequest, tiny_base: Path) -> Iterator[nn.Module]:
-    """In chunks: the head runs on three tokens at a time."""
+    """In chunks: the head runs on three tokens at a time. By a mask: as on devices without the attention kernel."""
     torch.set_num_threads(1)
-    method, layout, *chunks = request.param.split()
+    method, layout, *how = request.param.split()
     made = double_model(tiny_base, method, layout == "packed")
     with pytest.MonkeyPatch.context() as patch:
-        if chunks:
+        if "mask" in how:
+            patch.setattr(packed, "_has_kernel", lambda x: False)
+        if "chunks" in how:
             patch.setattr(head, "CHUNK_LOGITS", 3 * made.config.vocab_size)  # type: ignore[union-attr, operator]
         yield made
 

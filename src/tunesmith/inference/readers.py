@@ -58,7 +58,7 @@ class Reader(Protocol):
 
 def reader_for(model: Model, prompts: Sequence[list[int]], of: Sequence[Adapter | None], adapters: Adapters | None, longest: int) -> Reader:
     """`of`: the adapter of each prompt; `longest`: positions that a row can come to have."""
-    kind = PackedReader if packed.can_pack(model, longest) else PaddedReader
+    kind = PackedReader if packed.can_hold(model, longest) else PaddedReader
     made: Reader = kind(model, prompts, of, adapters)
     return made
 
@@ -67,22 +67,23 @@ class PackedReader:
     """Rows of all cohorts go through the model together; each cohort attends to what it holds."""
 
     def __init__(self, model: Model, prompts: Sequence[list[int]], of: Sequence[Adapter | None], adapters: Adapters | None) -> None:
-        self._model, self._prompts, self._of, self._adapters = model, prompts, of, adapters
+        self._model, self._of, self._adapters = model, of, adapters
         self._number = {adapter: i for i, adapter in enumerate(dict.fromkeys(of))}
         self._read_before: dict[Adapter | None, tuple[int, dict[int, held.Pair]]] = {}
         for adapter in self._in_several(self._groups(prompts)):
             self._read_prefix(adapter, [p for p, o in zip(prompts, of, strict=True) if o is adapter])
-        self.waiting = deque(self._groups([self._rest(i) for i in range(len(prompts))]))
+        self._rests = [p[self._read_before.get(o, (0, None))[0] :] for p, o in zip(prompts, of, strict=True)]
+        self.waiting = deque(self._groups(self._rests))
 
     def takes(self, cohorts: Sequence[held.Cohort]) -> bool:
         rows = sum(map(len, cohorts))
-        new = sum(len(self._rest(i)) + held.ROOM for i in self.waiting[0])
+        new = sum(len(self._rests[i]) + held.ROOM for i in self.waiting[0])
         return not rows or (rows + len(self.waiting[0]) <= MOST_ROWS and sum(c.size for c in cohorts) + new <= CACHE_TOKENS)
 
     def read(self) -> tuple[held.Cohort, list[int], Tensor]:
         group = self.waiting.popleft()
         of = [self._of[i] for i in group]
-        made = packed.pack([self._rest(i) for i in group], [self._number[a] for a in of])
+        made = packed.pack([self._rests[i] for i in group], [self._number[a] for a in of])
         order = sorted(range(len(group)), key=lambda b: made.paths[b])
         positions, segments, above = made.positions_T.clone(), [], []
         for adapter, rows in groupby(order, key=lambda b: of[b]):
@@ -126,10 +127,6 @@ class PackedReader:
         reading = held.Reading(made, [])
         self._forward(made.ids_T, made.positions_T, reading, [(0, n, adapter)], torch.tensor([n - 1]))
         self._read_before[adapter] = (n, reading.kept)
-
-    def _rest(self, i: int) -> list[int]:
-        n, _ = self._read_before.get(self._of[i], (0, None))
-        return self._prompts[i][n:]
 
 
 def _segments(of: Sequence[Adapter | None]) -> list[Segment]:

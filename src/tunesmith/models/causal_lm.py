@@ -105,7 +105,7 @@ def groups(rows: Sequence[Encoded], model: Model, max_tokens: int, max_rows: int
 def collate(rows: Sequence[Encoded], model: Model) -> Batch:
     device = next(model.parameters()).device
     if packed.can_pack(model, max(len(r.ids) for r in rows)):
-        return _packed(rows)
+        return _packed(rows, device)
     B, T = len(rows), max(len(r.ids) for r in rows)
     ids = torch.zeros(B, T, dtype=torch.long)
     mask = torch.zeros(B, T, dtype=torch.long)
@@ -122,13 +122,14 @@ def collate(rows: Sequence[Encoded], model: Model) -> Batch:
     return Batch({"input_ids": ids.to(device), "attention_mask": mask.to(device)}, keep, at, targets, b_N)
 
 
-def _packed(rows: Sequence[Encoded]) -> Batch:
+def _packed(rows: Sequence[Encoded], device: torch.device) -> Batch:
     made = packed.pack([r.ids for r in rows])
     before = [p for places, r in zip(made.places, rows, strict=True) for p in places[r.n_prompt - 1 : -1]]
     keep, at = torch.unique(torch.tensor(before), return_inverse=True)
     targets = torch.tensor([i for r in rows for i in r.ids[r.n_prompt :]])
     row_N = torch.tensor([b for b, r in enumerate(rows) for _ in range(r.n_completion)])
-    return Batch(packed.inputs(made.ids_T, made.positions_T, made.layout), keep, at, targets, row_N)
+    keep, at, targets, row_N = (t.to(device) for t in (keep, at, targets, row_N))
+    return Batch(packed.inputs(made.ids_T, made.positions_T, made.layout, device), keep, at, targets, row_N)
 
 
 def supervised_logits(model: Model, batch: Batch) -> Tensor:

@@ -11,10 +11,12 @@ T packed positions, H heads, J key-value heads, D width of a head, M nodes of a 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -53,8 +55,29 @@ class Layout:
     """Nodes with others below: the places [start, end) of the node, and [end, below) of all that goes on from it."""
 
     def attend(self, layer: int, q_THD: Tensor, k_TJD: Tensor, v_TJD: Tensor, scale: float) -> Tensor:
+        if not _has_kernel(q_THD):
+            q, k, v = (x.transpose(0, 1)[None] for x in (q_THD, k_TJD, v_TJD))
+            mask_TT = self.mask.to(q.device)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_TT, scale=scale, enable_gqa=True)[0].transpose(0, 1)
         found: Tensor = _Attention.apply(q_THD, k_TJD, v_TJD, self, scale)  # type: ignore[no-untyped-call]
         return found
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """(T, T), true where one attends to the other: the same layout for devices without the kernel."""
+        spans = [(int(node[0]), int(node[-1]) + 1) for b in self.own for node in b.places.view(b.shape)]
+        size = max(end for _, end in spans)
+        found = torch.zeros(size, size, dtype=torch.bool)
+        for start, end in spans:
+            found[start:end, start:end] = torch.ones(end - start, end - start, dtype=torch.bool).tril()
+        for start, end, below in self.shared:
+            found[end:below, start:end] = True
+        return found
+
+
+def _has_kernel(x: Tensor) -> bool:
+    """Whether torch has a kernel here that also gives the log of the soft-max's sum."""
+    return x.device.type == "cpu"
 
 
 class Attends(Protocol):
@@ -284,9 +307,33 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def enable(model: PreTrainedModel) -> None:
-    """Let a model take packed rows, where it can."""
+    """Let a model take packed rows, where it can. On other devices than processors it is tried first: nobody has proven it there."""
     if not _objection(model):
+        before = model.config._attn_implementation
         model.set_attn_implementation(NAME)
+        if not _has_kernel(next(model.parameters())) and not _same(model):
+            model.set_attn_implementation(before)
+
+
+@torch.no_grad()
+def _same(model: PreTrainedModel) -> bool:
+    """Whether two packed rows that begin alike give what each gives alone."""
+    rows = [[*range(1, LEAST_SHARED + 1), *tail] for tail in ([3, 4], [5, 6, 7])]
+    made = pack(rows)
+    try:
+        together = model(**inputs(made.ids_T, made.positions_T, made.layout, next(model.parameters()).device), use_cache=False).logits[0]
+        for row, places in zip(rows, made.places, strict=True):
+            alone = model(input_ids=torch.tensor([row], device=together.device), use_cache=False).logits[0]
+            if not torch.allclose(together[places].float(), alone.float(), rtol=2e-2, atol=2e-2):
+                return False
+    except RuntimeError:
+        return False
+    return True
+
+
+def can_hold(model: Any, longest: int) -> bool:
+    """Whether rows may be packed while they are answered too: what is held of them is attended to by the kernel alone."""
+    return can_pack(model, longest) and _has_kernel(next(model.parameters()))
 
 
 def can_pack(model: Any, longest: int) -> bool:
@@ -311,8 +358,6 @@ def _window(model: Any, longest: int) -> int:
 def _objection(model: PreTrainedModel) -> str:
     """Why a model must be given padded rows."""
     config = model.config.get_text_config()
-    if next(model.parameters()).device.type != "cpu":
-        return "packing is proven on processors only"
     if not model._supports_attention_backend:
         return "its attention cannot be exchanged"
     if getattr(config, "attn_logit_softcapping", None):
@@ -322,11 +367,10 @@ def _objection(model: PreTrainedModel) -> str:
     return ""
 
 
-def inputs(ids_T: Tensor, positions_T: Tensor, layout: Attends) -> dict[str, Any]:
+def inputs(ids_T: Tensor, positions_T: Tensor, layout: Attends, device: torch.device | None = None) -> dict[str, Any]:
     """What the model's forward is given. The mask of one element is never read: the layout says who sees whom."""
-    return {
-        "input_ids": ids_T[None], "position_ids": positions_T[None], "attention_mask": torch.zeros(1, 1, 1, 1), "packed_layout": layout,
-    }  # fmt: skip
+    made = {"input_ids": ids_T[None], "position_ids": positions_T[None], "attention_mask": torch.zeros(1, 1, 1, 1)}
+    return {**{name: t.to(device) for name, t in made.items()}, "packed_layout": layout}
 
 
 def groups(
