@@ -152,7 +152,7 @@ def test_the_next_prompts_join_where_there_is_room(engine: Engine, monkeypatch: 
 
 
 @given(data())
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_answers_do_not_depend_on_how_prompts_are_grouped_shared_and_held(engine: Engine, data: DataObject) -> None:
     draw = data.draw
     starts = ["", "say", SHARED, SHARED + "red, and ", "x" * draw(integers(1, 60))]

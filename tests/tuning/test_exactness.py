@@ -103,7 +103,6 @@ ROWS = [(12, 3), (40, 2), (5, 1), (20, 9), (1, 1), (33, 14), (8, 8), (2, 30)]
 
 
 @pytest.fixture(
-    scope="module",
     params=[
         "lora padded",
         "full padded",
@@ -212,7 +211,7 @@ def test_what_rows_begin_with_is_in_the_sequence_once() -> None:
 
 def one_position_too_far(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     right = packed.inputs
-    monkeypatch.setattr(packed, "inputs", lambda ids, positions, layout: right(ids, 2 * positions, layout))
+    monkeypatch.setattr(packed, "inputs", lambda ids, positions, *rest: right(ids, 2 * positions, *rest))
 
 
 def prefix_without_gradient(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
