@@ -2,8 +2,8 @@
 # make test    install, then format, lint, types, tests and docs
 # make proofs  the promises at their full figures; writes proofs/results/latest.json
 # make soak    the large doses, resumable: make soak PROMISE=power MINUTES=30
-# make bench-quick  training and answering against fair peers, small shape; writes docs/performance.md
-# make bench   the same with both shapes and trainers of other projects, in an environment of their own
+# make bench-quick  training and answering against fair peers, small shape, and starting; writes docs/performance.md
+# make bench   the same with both shapes, whole tunings and trainers of other projects, in an environment of their own
 # make fix     format and mend what the linter can
 
 PYTHON ?= python3
@@ -26,6 +26,7 @@ soak: .venv/dev.done
 bench-quick: .venv/dev.done
 	$(BIN)/python benchmarks/train.py --shapes 15M --repeats 3
 	$(BIN)/python benchmarks/generate.py --shapes 15M
+	$(BIN)/python benchmarks/costs.py --parts starts lengths
 
 check: .venv/dev.done
 	$(BIN)/ruff format --check .
@@ -34,7 +35,9 @@ check: .venv/dev.done
 
 bench: .venv/dev.done .venv-peers/done
 	$(BIN)/python benchmarks/train.py --peers .venv-peers/bin/python --shapes 15M 135M --repeats 3
-	$(BIN)/python benchmarks/generate.py --shapes 15M 135M
+	$(BIN)/python benchmarks/tuning.py --peers .venv-peers/bin/python
+	$(BIN)/python benchmarks/generate.py --shapes 15M
+	$(BIN)/python benchmarks/costs.py
 
 .venv-peers/done: benchmarks/requirements.txt
 	$(PYTHON) -m venv .venv-peers

@@ -283,7 +283,7 @@ def test_loaded_models_are_kept_while_there_is_room_and_the_longest_unused_goes_
     third = Path(shutil.copytree(tiny_base, tmp_path / "third"))
     first, second = (engine_for(base_of(b), "cpu") for b in (tuned_base, tiny_base))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    monkeypatch.setattr(engine_module, "LOADED_SHARE", 2.5 * first.size / memory)
+    monkeypatch.setattr(engine_module, "LOADED_SHARE", 2.5 * engine_module._bytes_loaded() / 2 / memory)
     assert engine_for(base_of(tuned_base), "cpu") is first
     engine_for(base_of(third), "cpu")
     assert engine_for(base_of(tuned_base), "cpu") is first and engine_for(base_of(tiny_base), "cpu") is not second

@@ -66,12 +66,6 @@ class Engine:
         """`adapters` of the model, where it has any, and which of them this engine answers with."""
         self.model, self.encoder, self.context, self.adapters, self.adapter = model, encoder, context, adapters, adapter
         self._name = name
-        self._device = next(model.parameters()).device
-
-    @property
-    def size(self) -> int:
-        """Bytes of the weights, those of other adapters left out."""
-        return _weights(self.model) + (self.adapter.size if self.adapter else 0)
 
     @classmethod
     def load(cls, tuned: TunedModel, device: str, shared: Adapters | None = None) -> "Engine":
