@@ -103,14 +103,14 @@ class Peer:
         raise RuntimeError(f"{self.setting} ended without a word")
 
 
-def best(swept: Sequence[dict[str, Any]]) -> list[Setting]:
-    """The fastest setting of each trainer."""
-    found: dict[str, Setting] = {}
-    for facts in swept:  # the fastest first
+def by_trainer(swept: Sequence[dict[str, Any]]) -> dict[str, list[Setting]]:
+    """The settings of each trainer that ran, the fastest first."""
+    found: dict[str, list[Setting]] = {}
+    for facts in swept:
         if "ms_per_row" in facts:
             setting = Setting(**facts["setting"])
-            found.setdefault(setting.trainer, setting)
-    return list(found.values())
+            found.setdefault(setting.trainer, []).append(setting)
+    return found
 
 
 def sweep(python: str, work: dict[str, Any], threads: int, only: Sequence[Setting] = ()) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import marked
-from offtheshelf import Peer, Setting, best
+from offtheshelf import Peer, Setting, by_trainer
 from train import known_sweep
 
 from tunesmith import catalog
@@ -82,7 +82,7 @@ def compare(data: Path, threads: int, python: str) -> dict[str, Any]:
 
         sides = {"fair": begin("fair", PEER_RATE), "ours": begin("ours", rate)}
         trl = []
-        if python and (settings := [s for s in best(known_sweep("15M", "a")) if s.trainer == "trl"]):
+        if python and (settings := by_trainer(known_sweep("15M", "a")).get("trl")):
             other = stack.enter_context(Peer(python, work(PEER_RATE), settings[0], threads))
             trl = [other.step() for _ in range(PACE_STEPS)][1:]
         while sides["fair"].left > 0:
