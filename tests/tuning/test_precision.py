@@ -28,8 +28,9 @@ def test_nf4_keeps_embeddings_and_head_and_packs_the_rest(tuned_base: Path) -> N
     assert 1e-3 < difference < 0.3, "near, and not the same"
 
 
-def test_an_adapter_is_trained_over_weights_of_lower_precision(home: Path, tuned_base: Path) -> None:
-    service, precision = Tunesmith(), "nf4"
+@pytest.mark.parametrize("precision", ["bfloat16", "nf4"])
+def test_an_adapter_is_trained_over_weights_of_lower_precision(home: Path, tuned_base: Path, precision: str) -> None:
+    service = Tunesmith()
     rows = next_word_rows(4)
     job = service.create("m", str(tuned_base), rows, rows, precision=precision, learning_rate=1e-2, max_epochs=4, batch_size=5, patience=0)
     job = service.wait(job.id, timeout_s=200)
