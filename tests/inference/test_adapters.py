@@ -139,6 +139,11 @@ def stabilised(folder: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config | {"use_rslora": True}))
 
 
+def made_for_a_changed_base(folder: Path) -> None:
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": "pissa"}))
+
+
 def a_tensor_gone(folder: Path) -> None:
     tensors = load_file(folder / "adapter_model.safetensors")
     tensors.pop(sorted(tensors)[0])
@@ -155,7 +160,7 @@ def another_width(folder: Path) -> None:
     save_file({n: t[:, :-1].contiguous() if ".lora_A." in n else t for n, t in tensors.items()}, folder / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("harm", [other_rank, stabilised, a_tensor_gone, a_layer_that_is_not_there, another_width])
+@pytest.mark.parametrize("harm", [other_rank, stabilised, made_for_a_changed_base, a_tensor_gone, a_layer_that_is_not_there, another_width])
 def test_an_adapter_that_does_not_fit_is_refused(adapters: list[TunedModel], harm: Any, tmp_path: Path) -> None:
     staged = tmp_path / "staged"
     shutil.copytree(adapters[0].folder, staged, ignore=shutil.ignore_patterns(durable.MANIFEST))

@@ -98,7 +98,7 @@ def _read(folder: Path, model: PreTrainedModel) -> dict[str, LowRank]:
     config, file = read_object(folder / "adapter_config.json"), folder / "adapter_model.safetensors"
     tensor_sizes(file)
     other = sorted(k for k, v in config.items() if k not in NAMED and v)
-    if other or config.get("peft_type") != "LORA" or config.get("bias") != "none":
+    if other or config.get("peft_type") != "LORA" or config.get("bias") != "none" or config.get("init_lora_weights") is not True:
         raise ValueError(f"its adapter_config.json sets {', '.join(other) or 'its kind'} otherwise than Tunesmith does")
     tensors = load_file(file)
     names = sorted({n.removeprefix(OUTSIDE).rpartition(".lora_")[0] for n in tensors})

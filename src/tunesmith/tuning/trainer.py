@@ -48,10 +48,10 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
     if reason := packed.why_padded(model, max(len(r.encoded.ids) for part in rows.values() for r in part)):
         report("warning", message=f"rows are padded, not packed: slower, and otherwise the same ({reason})")
     if not any(True for a in assignment.attempts for _ in a.glob("step-*")):  # a resumed job was quoted when it began
-        if options.precision != "full":
-            report("warning", message=_what_precision_costs(assignment, model, rows["validation"] or rows["train"]))
         measured = rehearse(model, rows["train"], rows["validation"], options)
         micro_tokens = measured.micro_tokens
+        if options.precision != "full":
+            report("warning", message=_what_precision_costs(assignment, model, rows["validation"] or rows["train"], micro_tokens))
         price = catalog.credits(home, spec.name, "training", 1)
         quote = Quote.of(spec, options, tokens, len(rows["train"]), measured, price, assignment.threads)
         report("quoted", quote=quote.to_json())
@@ -79,11 +79,11 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
     )  # fmt: skip
 
 
-def _what_precision_costs(assignment: child.Assignment, model: Model, rows: Sequence[Example]) -> str:
+def _what_precision_costs(assignment: child.Assignment, model: Model, rows: Sequence[Example], micro_tokens: int) -> str:
     """The base's loss on some rows in the precision it is trained in, which the fresh adapter leaves as it is, and in full."""
     some = rows[:PRECISION_ROWS]
-    reduced = mean_loss(evaluate(model, some))
-    full = mean_loss(evaluate(causal_lm.load_base(assignment.spec, causal_lm.device_of(assignment.device)), some))
+    reduced = mean_loss(evaluate(model, some, micro_tokens))
+    full = mean_loss(evaluate(causal_lm.load_base(assignment.spec, causal_lm.device_of(assignment.device)), some, micro_tokens))
     return (
         f"frozen weights in {assignment.decided.precision}: the base's loss on {len(some)} rows is {reduced:.4f} in it, {full:.4f} in full "
         f"precision ({reduced - full:+.4f}); the tuned model answers with its base in full precision"
