@@ -319,8 +319,8 @@ class Tunesmith:
 
         Models that were tuned as adapters of one base answer together. Options: temperature, top_p, max_tokens, seed, and
         response_format, {"type": "json", "schema": {…}}: answers that follow a JSON schema. Greedy by default. PromptTooLong, InvalidPrompt
-        or InvalidSchema before anything is computed, of 16 models at a time; UnfinishedAnswer where an answer that follows a schema was cut,
-        unless `allow_unfinished`.
+        or InvalidSchema before anything is computed, of 16 models at a time; UnfinishedAnswer where an answer that should follow a
+        schema was cut, unless `allow_unfinished`.
         """
         messages, began = [parse_messages(p) for p in prompts], time.time()
         names = [name] * len(messages) if isinstance(name, str) else list(name)
