@@ -20,7 +20,7 @@ from train import SHAPES, model_of
 from tunesmith import catalog
 from tunesmith.data.template import Encoder, PromptTemplate
 from tunesmith.inference.engine import Engine, Sampling
-from tunesmith.models import packed, trim
+from tunesmith.models import packed, prepacked, trim
 
 ROWS, NEW = 64, 8
 Answers = list[list[int]]
@@ -72,6 +72,7 @@ def compare(shape: str, repeats: int) -> dict[str, Any]:
     same = model_of(shape)
     packed.enable(same)
     trim.enable(same)
+    prepacked.enable(same)
     engine = Engine(same, encoder, shape, 2048)
     asked = column(encoder)
     prompts = [encoder.prompt(m) for m in asked]

@@ -12,8 +12,8 @@ once on four rows, then the best of each. --profile shows where our own step spe
 import argparse
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import marked
@@ -113,24 +113,39 @@ def best_micro_batch(told: dict[str, Any], shape: str, threads: int) -> tuple[in
     return min(found, key=lambda m: found[m]), found
 
 
-@contextmanager
-def first_that_lives(order: Sequence[Setting], args: argparse.Namespace, told: dict[str, Any]) -> Iterator[Peer | None]:
-    """The fastest setting that gets through a whole step: what is fast on four rows may need more memory than there is for sixteen."""
+@dataclass(frozen=True)
+class Turns:
+    """What a side and ours took, in turns, and what the side said of itself at its end."""
+
+    setting: str
+    theirs: list[float]
+    ours: list[float]
+    told: dict[str, Any]
+
+    def facts(self) -> dict[str, Any]:
+        ratios = [t / o for t, o in zip(self.theirs, self.ours, strict=True)]
+        return {
+            "ms_per_row": 1000 * statistics.median(self.theirs), "ratio": statistics.median(ratios), "spread": [min(ratios), max(ratios)],
+            "memory_mb": self.told["memory_mb"], "setting": self.setting, "told": self.told,
+        }  # fmt: skip
+
+
+def in_turns(mine: Peer, order: Sequence[Setting], repeats: int, args: argparse.Namespace, told: dict[str, Any], *how: int) -> Turns | None:
+    """The fastest setting that lives through it, alone with ours in memory: what is fast on four rows may need too much for sixteen."""
     for setting in order:
-        peer = Peer(args.peers, told, setting, args.threads)
         try:
-            peer.step()
-        except RuntimeError as e:
-            print(f"  {e}", flush=True)
-            continue
-        with peer:
-            yield peer
-            return
-    yield None
+            with Peer(args.peers, told, setting, args.threads) as other:
+                other.step(*how)
+                pairs = [(other.step(*how), mine.step()) for _ in range(repeats)]
+                theirs, ours = (list(side) for side in zip(*pairs, strict=True))
+                return Turns(str(setting), theirs, ours, other.close())
+        except (RuntimeError, BrokenPipeError) as e:
+            print(f"  {setting}: {e}", flush=True)
+    return None
 
 
 def compare(shape: str, work: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Ours and the fair peer take turns; the best settings of the others, where there are any, take turns with them."""
+    """Ours takes turns with the fair peer, then with the best setting of each of the others that are at hand."""
     rows = rows_of(work)
     told = {"config": config_of(shape), "rank": RANK, "rows": [{"ids": r.ids, "n_prompt": r.n_prompt} for r in rows], "rows_per_step": ROWS}
     swept = [] if args.sweep else known_sweep(shape, work)
@@ -139,31 +154,23 @@ def compare(shape: str, work: str, args: argparse.Namespace) -> dict[str, Any]:
         swept = sweep(args.peers, told, args.threads, before)
         marked.record("sweeps", {**marked.results().get("sweeps", {"found": {}})["found"], f"{shape} {work}": swept})
     micro, by_micro = best_micro_batch(told, shape, args.threads)
-    with ExitStack() as stack:
-        mine, fair = (stack.enter_context(Peer("", told, Setting(side), args.threads)) for side in ("ours", "fair"))
-        mine.step(), fair.step(2, 2)
-        orders = [o for o in by_trainer(swept).values() if args.peers] + ([[Setting("compiled")]] if args.compiled else [])
-        others = [p for p in (stack.enter_context(first_that_lives(o, args, told)) for o in orders) if p]
-        seconds: dict[Peer, list[float]] = {p: [] for p in (mine, fair, *others)}
-        for round_ in range(args.repeats):
-            seconds[fair].append(fair.step(ROWS, micro))
-            seconds[mine].append(mine.step())
-            for other in others if round_ < OTHERS_REPEATS else []:
-                seconds[other].append(other.step())
-        used = {p: p.close() for p in seconds}
-
-    def against(p: Peer) -> dict[str, Any]:
-        ratios = [t / o for t, o in zip(seconds[p], seconds[mine], strict=False)]
-        return {
-            "ms_per_row": 1000 * statistics.median(seconds[p]), "ratio": statistics.median(ratios),
-            "spread": [min(ratios), max(ratios)], "memory_mb": used[p]["memory_mb"], "setting": str(p.setting), "told": used[p],
-        }  # fmt: skip
-
-    probe, ours_s = matrix_ceiling(shape), statistics.median(seconds[mine])
+    others = by_trainer(swept) if args.peers else {}
+    if args.compiled:
+        others["compiled"] = [Setting("compiled")]
+    with Peer("", told, Setting("ours"), args.threads) as mine:
+        mine.step()
+        fair = in_turns(mine, [Setting("fair")], args.repeats, args, told, ROWS, micro)
+        assert fair, "the fair peer lived through its sweep, and not through its turns"
+        found_of = {t: in_turns(mine, order, min(args.repeats, OTHERS_REPEATS), args, told) for t, order in others.items()}
+        told_by_mine = mine.close()
+    turns = [fair, *(t for t in found_of.values() if t)]
+    ours_s = statistics.median(s for t in turns for s in t.ours)
+    probe = matrix_ceiling(shape)
     found = {
-        "work": work, "shape": shape, "threads": args.threads, "ours": against(mine),
-        "fair_peer": {**against(fair), "setting": f"{micro} rows", "by_micro_batch": by_micro},
-        "others": {p.setting.trainer: against(p) for p in others}, "probe_gflops": probe,
+        "work": work, "shape": shape, "threads": args.threads,
+        "ours": {"ms_per_row": 1000 * ours_s, "memory_mb": told_by_mine["memory_mb"], "told": told_by_mine},
+        "fair_peer": {**fair.facts(), "setting": f"{micro} rows", "by_micro_batch": by_micro},
+        "others": {name: t.facts() for name, t in found_of.items() if t}, "probe_gflops": probe,
         "utilisation": useful_flops(shape, rows) / (ROWS * ours_s) / 1e9 / probe,
     }  # fmt: skip
     print(table_md([found]), flush=True)

@@ -14,11 +14,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 from conftest import WORDS
 from tunesmith import catalog
 from tunesmith.catalog import ModelSpec
-from tunesmith.data.template import Encoder, PromptTemplate
+from tunesmith.data.template import Encoded, Encoder, PromptTemplate
 from tunesmith.errors import InvalidSchema, PromptTooLong
 from tunesmith.inference import engine as engine_module
 from tunesmith.inference import held, readers
 from tunesmith.inference.engine import Engine, Sampling, choose, engine_for, row_seeds
+from tunesmith.models import causal_lm, head, prepacked
 from tunesmith.registry import TunedModel
 
 PROMPTS = [f"say {w}" for w in WORDS] + ["say", "x", "a much longer prompt than all of the others, say red", "say dog say dog say dog"]
@@ -35,8 +36,27 @@ def base_of(folder: Path) -> TunedModel:
 
 @pytest.fixture(scope="module")
 def engine(tuned_base: Path) -> Engine:
+    """With its weights prepacked, as those of larger models are."""
     torch.set_num_threads(1)
-    return Engine.load(base_of(tuned_base), "cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepacked, "LEAST", 0)
+        return Engine.load(base_of(tuned_base), "cpu")
+
+
+def test_prepacked_weights_give_what_plain_ones_do(engine: Engine, tuned_base: Path) -> None:
+    plain, model = Engine.load(base_of(tuned_base), "cpu").model, engine.model
+    assert isinstance(model.get_output_embeddings(), prepacked.Prepacked) and not isinstance(
+        plain.get_output_embeddings(), prepacked.Prepacked
+    )
+    assert not [m for m in model.modules() if type(m) is torch.nn.Linear], "the plain weights are let go"
+    n_head = plain.get_output_embeddings().weight.numel()
+    assert engine_module._weights(model) - engine_module._weights(plain) == 4 * n_head, "the tied embedding alone is held twice"
+    rows = [Encoded(engine.encoder.prompt([{"role": "user", "content": p}]), 3) for p in PROMPTS]
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        wanted, found = (causal_lm.token_losses(m, causal_lm.collate(rows, m)) for m in (plain, model))
+        assert torch.allclose(wanted, found, atol=1e-5)
+        patch.setattr(head, "CHUNK_LOGITS", 1000)
+        assert torch.allclose(wanted, causal_lm.token_losses(model, causal_lm.collate(rows, model)), atol=1e-5), "the head in chunks"
 
 
 def hugging_face(folder: Path, text: str, new_tokens: int) -> tuple[str, float]:

@@ -16,13 +16,14 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from tunesmith import catalog, durable
 from tunesmith.data.template import Encoder, Messages, PromptTemplate
 from tunesmith.errors import PromptTooLong
 from tunesmith.inference import readers
 from tunesmith.inference.structured import Grammar, allowed
-from tunesmith.models import causal_lm, certificate, methods
+from tunesmith.models import causal_lm, certificate, methods, prepacked
 from tunesmith.models.adapters import Adapter, Adapters
 from tunesmith.models.methods import Model
 from tunesmith.registry import TunedModel
@@ -79,8 +80,8 @@ class Engine:
         template = PromptTemplate.read(folder) if tuned.folder else PromptTemplate.of_base(base_folder)
         encoder = Encoder(template, base_folder)
         if tuned.folder and tuned.method in methods.WHOLE:
-            return cls(causal_lm.load(folder, place), encoder, tuned.name, tuned.base.context)
-        adapters = shared or Adapters(causal_lm.load_base(tuned.base, place))
+            return cls(_prepacked(causal_lm.load(folder, place)), encoder, tuned.name, tuned.base.context)
+        adapters = shared or Adapters(_prepacked(causal_lm.load_base(tuned.base, place)))
         adapter = adapters.load(folder) if tuned.folder else None
         if not shared:
             adapters.usual = adapter
@@ -272,4 +273,10 @@ def _bytes_loaded() -> int:
 
 
 def _weights(model: Model) -> int:
-    return sum(p.numel() * p.element_size() for p in model.parameters())
+    plain: int = sum(p.nbytes for p in model.parameters())
+    return plain + sum(m.size for m in model.modules() if isinstance(m, prepacked.Prepacked))
+
+
+def _prepacked(model: PreTrainedModel) -> PreTrainedModel:
+    prepacked.enable(model)
+    return model

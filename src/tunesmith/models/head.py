@@ -13,33 +13,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tunesmith.models.prepacked import Prepacked
+
 CHUNK_LOGITS = 2**24  # held at once; 64 MiB in float32
 
 
-def losses(hidden_ND: Tensor, head: nn.Linear, targets_N: Tensor) -> Tensor:
+def losses(hidden_ND: Tensor, head: nn.Linear | Prepacked, targets_N: Tensor) -> Tensor:
     """Cross-entropy of each token in nats, (N,); at least in float32."""
+    if isinstance(head, Prepacked):
+        chunks = _chunks(head.out_features, hidden_ND, targets_N)
+        return torch.cat([F.cross_entropy(head(hidden), targets, reduction="none") for hidden, targets in chunks])
     found: Tensor = _Losses.apply(hidden_ND, head.weight, head.bias, targets_N)  # type: ignore[no-untyped-call]
     return found
 
 
-def plain(model: PreTrainedModel) -> nn.Linear | None:
+def plain(model: PreTrainedModel) -> nn.Linear | Prepacked | None:
     """The head, where the model's logits are that one layer of its last hidden states and nothing else (no cap, no scale): tried once."""
     if model not in _known:
         _known[model] = _plain(model)
     return _known[model]
 
 
-_known: WeakKeyDictionary[PreTrainedModel, nn.Linear | None] = WeakKeyDictionary()
+_known: WeakKeyDictionary[PreTrainedModel, nn.Linear | Prepacked | None] = WeakKeyDictionary()
 
 
 @torch.no_grad()
-def _plain(model: PreTrainedModel) -> nn.Linear | None:
+def _plain(model: PreTrainedModel) -> nn.Linear | Prepacked | None:
     head, body = model.get_output_embeddings(), model.base_model
-    if type(head) is not nn.Linear or body is model:
+    if type(head) not in (nn.Linear, Prepacked) or body is model:
         return None
     was_training = model.training
     model.eval()
-    ids = torch.arange(4, device=head.weight.device)[None] % head.out_features
+    ids = torch.arange(4, device=next(model.parameters()).device)[None] % head.out_features
     same = torch.equal(head(body(input_ids=ids, use_cache=False).last_hidden_state), model(input_ids=ids, use_cache=False).logits)
     model.train(was_training)
     return head if same else None
@@ -49,7 +54,7 @@ class _Losses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Tensor:
         losses, grads = [], []
-        for hidden, targets in _chunks(weight_VD, hidden_ND, targets_N):
+        for hidden, targets in _chunks(len(weight_VD), hidden_ND, targets_N):
             logits, at = _logits(hidden, weight_VD, bias_V), targets[:, None]
             wanted, most = logits.gather(-1, at), logits.amax(-1, keepdim=True)
             weights = logits.sub_(most).exp_()  # of the soft-max, not yet divided by their sum: that is done on D numbers, not on V
@@ -72,7 +77,7 @@ class _Losses(torch.autograd.Function):
         d_weight = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
         d_bias = torch.zeros_like(bias_V) if bias_V is not None and ctx.needs_input_grad[2] else None
         if d_weight is not None or d_bias is not None:
-            for hidden, targets, g in _chunks(weight_VD, hidden_ND, targets_N, g_N):
+            for hidden, targets, g in _chunks(len(weight_VD), hidden_ND, targets_N, g_N):
                 logs = _logits(hidden, weight_VD, bias_V).log_softmax(-1)
                 d_logits = _grad_of_logits(logs, targets).mul_(g[:, None]).to(hidden.dtype)
                 if d_weight is not None:
@@ -82,8 +87,8 @@ class _Losses(torch.autograd.Function):
         return d_hidden, d_weight, d_bias, None
 
 
-def _chunks(weight_VD: Tensor, *of_N: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    n = max(1, CHUNK_LOGITS // len(weight_VD))
+def _chunks(vocabulary: int, *of_N: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    n = max(1, CHUNK_LOGITS // vocabulary)
     return zip(*(torch.split(t, n) for t in of_N), strict=True)
 
 
