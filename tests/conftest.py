@@ -15,7 +15,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "proofs"))
 from postgresql import programs, server
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "TUNESMITH_THREADS": "1", "TUNESMITH_IDLE_S": "5", "TOKENIZERS_PARALLELISM": "false"}
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "TUNESMITH_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "TUNESMITH_IDLE_S": "5",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 CI = bool(os.environ.get("CI"))
 DATA = Path(os.environ.get("TUNESMITH_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
 

@@ -36,7 +36,6 @@ def run_sql(text: str) -> None:
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda p: p.stem)
 def test_the_page_runs_from_top_to_bottom(page: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TUNESMITH_THREADS", str(len(os.sched_getaffinity(0))))
     names: dict[str, object] = {}
     for kind, text in BLOCK.findall(page.read_text()):
         match kind:

@@ -53,9 +53,10 @@ def _plain(model: PreTrainedModel) -> nn.Linear | Prepacked | None:
 class _Losses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Tensor:
-        losses, grads = [], []
+        losses, grads, room = [], [], None
         for hidden, targets in _chunks(len(weight_VD), hidden_ND, targets_N):
-            logits, at = _logits(hidden, weight_VD, bias_V), targets[:, None]
+            logits, at = _logits(hidden, weight_VD, bias_V, room), targets[:, None]
+            room = logits  # for the next chunk: so much memory is slow to get
             wanted, most = logits.gather(-1, at), logits.amax(-1, keepdim=True)
             weights = logits.sub_(most).exp_()  # of the soft-max, not yet divided by their sum: that is done on D numbers, not on V
             total = weights.sum(-1, keepdim=True)
@@ -92,7 +93,9 @@ def _chunks(vocabulary: int, *of_N: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(torch.split(t, n) for t in of_N), strict=True)
 
 
-def _logits(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+def _logits(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, room: Tensor | None = None) -> Tensor:
+    if room is not None and bias_V is None and room.dtype == hidden_ND.dtype:
+        return torch.mm(hidden_ND, weight_VD.T, out=room[: len(hidden_ND)])
     logits = F.linear(hidden_ND, weight_VD, bias_V)
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
