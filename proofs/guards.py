@@ -53,6 +53,12 @@ FAULTS = [
     Fault("a model may ask for its own code", "safe_files.py", "if key in CODE_KEYS and value:", "if False:", "tests/test_safe_files.py"),
     Fault("a full disk ends a job", "worker.py", "                except DiskFull as e:", "                except ZeroDivisionError as e:",
           "tests/acceptance/test_main_job.py -k disk"),
+    Fault("a field of a stranger's file may be of any type", "safe_files.py", "        if not good:", "        if False:", "tests/test_safe_files.py -k strangers"),
+    Fault("a stranger's file may say more than it should", "safe_files.py", "!= set(data)", "> set(data)", "tests/test_safe_files.py -k strangers"),
+    Fault("a certificate of any precision", "models/certificate.py", "if found.precision not in PRECISIONS:", "if False:",
+          "tests/models/test_certificate.py -k checked"),
+    Fault("probes need not fit each other", "models/probes.py", "            found._check()\n", "", "tests/models/test_certificate.py -k fit"),
+    Fault("a tokenizer of any size", "data/template.py", "> MOST_WORDS:", "> 10**12:", "tests/data/test_template.py -k more_words"),
     Fault("a child outlives its worker", "tuning/child.py", "prctl(1, signal.SIGKILL)", "getpid()", "tests/test_worker.py -k worker_is_gone"),
 ]  # fmt: skip
 

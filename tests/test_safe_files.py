@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from conftest import make_base
 from tunesmith import catalog, safe_files
 from tunesmith.errors import UnsafeBaseModel
-from tunesmith.safe_files import read_config, tensor_sizes
+from tunesmith.safe_files import from_object, read_config, tensor_sizes
 
 GOOD = {"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, "b": {"dtype": "BF16", "shape": [], "data_offsets": [24, 26]}}
 
@@ -104,3 +105,27 @@ def test_a_configuration_as_libraries_write_it_is_believed(tmp_path: Path) -> No
     config = {"_name_or_path": "x/y", "architectures": ["LlamaForCausalLM"], "auto_map": None, "rope_parameters": {"rope_type": "default"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert read_config(tmp_path) == config
+
+
+@dataclass(frozen=True)
+class Told:
+    name: str
+    count: int
+    share: float
+    ids: tuple[int, ...]
+
+
+TOLD: dict[str, Any] = {"name": "a", "count": 3, "share": 0.5, "ids": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [], None, {}, {**TOLD, "more": 1}, {k: v for k, v in TOLD.items() if k != "ids"}, TOLD | {"name": 3}, TOLD | {"count": "3"},
+        TOLD | {"count": True}, TOLD | {"count": 3.5}, TOLD | {"share": None}, TOLD | {"ids": "12"}, TOLD | {"ids": [1, "2"]}, TOLD | {"ids": [True]},
+    ],
+)  # fmt: skip
+def test_an_object_of_strangers_has_every_field_of_its_type_and_no_other(data: Any) -> None:
+    assert from_object(Told, TOLD) == Told("a", 3, 0.5, (1, 2)) and from_object(Told, TOLD | {"share": 1}).share == 1
+    with pytest.raises(ValueError):
+        from_object(Told, data)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from conftest import make_base
 from tunesmith import catalog
-from tunesmith.data import render
+from tunesmith.data import render, template
 from tunesmith.data.render import Rendering
 from tunesmith.data.template import Encoder, PromptTemplate, parse_messages
 from tunesmith.errors import InvalidPrompt, TemplateTooCostly, UnsafeBaseModel
@@ -85,6 +85,13 @@ def test_a_base_without_any_end_token_is_refused(tmp_path: Path) -> None:
     (base / "config.json").write_text(json.dumps({**config, "eos_token_id": None}))
     with pytest.raises(UnsafeBaseModel, match="no end token"):
         PromptTemplate.of_base(base)
+
+
+def test_a_tokenizer_with_more_words_than_any_has_is_refused(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert PromptTemplate.of_base(tiny_base)
+    monkeypatch.setattr(template, "MOST_WORDS", 200)
+    with pytest.raises(UnsafeBaseModel, match="over 200 words"):
+        PromptTemplate.of_base(tiny_base)
 
 
 def test_a_template_cannot_run_code(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from conftest import WORDS
 from tunesmith import durable
@@ -16,7 +17,7 @@ from tunesmith.inference.engine import Engine, Sampling
 from tunesmith.models import causal_lm
 from tunesmith.models.certificate import NAME, Certificate, check, template_digest
 from tunesmith.models.methods import Model
-from tunesmith.models.probes import Probes, differing, record, replay
+from tunesmith.models.probes import FILE, Probes, differing, record, replay
 
 CPU = torch.device("cpu")
 GOOD = Certificate("adapter", "float32", 40, 40, 0, 1.0, 1e-9, 12, 1.0, "base", "template", "data")
@@ -74,6 +75,21 @@ def test_damaged_probes_are_refused(trained: tuple[Model, Probes], tmp_path: Pat
 
 
 @pytest.mark.parametrize(
+    ("part", "reason"),
+    [("stopped", "equally many"), ("logp", "do not fit"), ("ids", "no number of a vocabulary"), ("answer_lengths", "cannot be read")],
+)
+def test_probes_whose_parts_do_not_fit_each_other_are_refused(
+    trained: tuple[Model, Probes], tmp_path: Path, part: str, reason: str
+) -> None:
+    trained[1].save(tmp_path)
+    tensors = load_file(tmp_path / FILE)
+    tensors[part] = -tensors[part] if part == "ids" else tensors[part][:-1]
+    save_file(tensors, tmp_path / FILE)
+    with pytest.raises(DamagedFiles, match=reason):
+        Probes.load(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("change", "objection"),
     [
         ({"probes": 31, "equal": 31}, "32 are needed"), ({"equal": 39}, "1 of 40 probes are answered otherwise"),
@@ -102,9 +118,10 @@ def test_a_model_is_checked_against_its_base_and_its_template(published: Path) -
     (published / "prompt_template.json").write_text("{ }")
     with pytest.raises(CertificateRefused, match="its prompt template is another one"):
         check("m", published, "base")
-    (published / NAME).write_text(json.dumps({"probes": 3}))
-    with pytest.raises(CertificateRefused, match="cannot be read"):
-        check("m", published, "base")
+    for other in ({"probes": 3}, {**GOOD.to_json(), "precision": "float8"}):
+        (published / NAME).write_text(json.dumps(other))
+        with pytest.raises(CertificateRefused, match="cannot be read"):
+            check("m", published, "base")
 
 
 def test_a_base_is_known_by_its_weights_its_configuration_and_its_tokenizer(tiny_base: Path, tmp_path: Path) -> None:
