@@ -26,8 +26,7 @@ from tunesmith.data.dataset import Row
 from tunesmith.data.examples import Example
 from tunesmith.data.template import Encoded
 from tunesmith.jobs import Resolved, ResolvedOptions
-from tunesmith.models import methods, packed, trim
-from tunesmith.models.layout import MICRO_TOKENS
+from tunesmith.models import layout, methods, packed, trim
 from tunesmith.tuning.batches import rows_of_step
 from tunesmith.tuning.loop import accumulate, evaluate, mean_loss, schedule
 
@@ -75,7 +74,9 @@ class Side:
         began = time.perf_counter()
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        limits: dict[str, int] = {"max_tokens": MICRO_TOKENS} if self.side != "fair" else {"max_tokens": 10**9, "max_rows": self.micro}
+        limits: dict[str, int] = (
+            {"max_tokens": layout.micro_tokens(self.model)} if self.side != "fair" else {"max_tokens": 10**9, "max_rows": self.micro}
+        )
         loss, _ = accumulate(self.model, rows, **limits)
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()

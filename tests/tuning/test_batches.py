@@ -1,6 +1,10 @@
+from types import SimpleNamespace
+
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import LlamaConfig
 
+from tunesmith.models import layout
 from tunesmith.models.layout import micro_batches
 from tunesmith.tuning.batches import order, rows_of_step, steps_per_epoch
 
@@ -30,3 +34,11 @@ def test_micro_batches_lose_no_row_and_stay_within_the_limit(lengths: list[int],
     for group in groups:
         assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= tokens
         assert rows is None or len(group) <= rows
+
+
+def test_a_large_model_is_given_fewer_tokens_at_once() -> None:
+    def begins_with(layers: int, hidden: int, wide: int) -> int:
+        config = LlamaConfig(num_hidden_layers=layers, hidden_size=hidden, intermediate_size=wide)
+        return layout.micro_tokens(SimpleNamespace(config=config))
+
+    assert begins_with(6, 288, 768) == layout.MICRO_TOKENS == 2 * begins_with(30, 576, 1536) == 2 * begins_with(32, 4096, 11008)

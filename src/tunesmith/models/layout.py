@@ -1,8 +1,18 @@
 """How rows of different length are laid out together, in training and in answering."""
 
 from collections.abc import Sequence
+from typing import Any
 
 MICRO_TOKENS = 4096  # go through a model at once, padding included; more gains nothing on two cores and costs memory
+LARGE_BYTES = 4e9  # where the activations of so many would take more, half as many go through
+
+
+def micro_tokens(model: Any) -> int:
+    """How many tokens a job begins with, before memory is tried: rows that share a beginning want many, a large model's memory few."""
+    config = model.config.get_text_config()
+    wide = 12 * config.hidden_size + 6 * getattr(config, "intermediate_size", 4 * config.hidden_size)  # numbers kept for a layer's backward
+    size = 4 * config.num_hidden_layers * wide * MICRO_TOKENS
+    return MICRO_TOKENS if size <= LARGE_BYTES else MICRO_TOKENS // 2
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int, max_rows: int | None = None) -> list[list[int]]:

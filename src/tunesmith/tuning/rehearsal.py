@@ -14,8 +14,7 @@ import torch
 from tunesmith.data.examples import Example, encode
 from tunesmith.errors import OutOfMemory
 from tunesmith.jobs import ResolvedOptions
-from tunesmith.models import causal_lm, methods
-from tunesmith.models.layout import MICRO_TOKENS
+from tunesmith.models import causal_lm, layout, methods
 from tunesmith.models.methods import Model, trained_tensors
 from tunesmith.tuning import child
 from tunesmith.tuning.batches import rows_of_step
@@ -26,7 +25,7 @@ VALIDATION_ROWS = 64  # measured; the rest in proportion
 
 
 def rehearse(model: Model, train: Sequence[Example], validation: Sequence[Example], options: ResolvedOptions) -> Measured:
-    micro_tokens = MICRO_TOKENS
+    micro_tokens = layout.micro_tokens(model)
     while True:
         try:
             return _rehearse(model, train, validation, options, micro_tokens)

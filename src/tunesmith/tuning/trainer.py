@@ -12,9 +12,8 @@ from tunesmith import catalog, durable
 from tunesmith.data import prose
 from tunesmith.data.examples import Example, encode
 from tunesmith.inference.engine import Engine, Sampling
-from tunesmith.models import causal_lm, methods, packed
+from tunesmith.models import causal_lm, layout, methods, packed
 from tunesmith.models.certificate import LEAST_PROBES
-from tunesmith.models.layout import MICRO_TOKENS
 from tunesmith.models.methods import Model
 from tunesmith.models.probes import Probes, record
 from tunesmith.tuning import child
@@ -44,7 +43,7 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
     home, folder = Path(assignment.home), Path(assignment.folder)
     model, rows = begin(assignment)
     tokens = sum(len(r.encoded.ids) for r in rows["train"])
-    micro_tokens = MICRO_TOKENS
+    micro_tokens = layout.micro_tokens(model)
     if reason := packed.why_padded(model, max(len(r.encoded.ids) for part in rows.values() for r in part)):
         report("warning", message=f"rows are padded, not packed: slower, and otherwise the same ({reason})")
     if not any(True for a in assignment.attempts for _ in a.glob("step-*")):  # a resumed job was quoted when it began
