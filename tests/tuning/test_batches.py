@@ -38,7 +38,7 @@ def test_micro_batches_lose_no_row_and_stay_within_the_limit(lengths: list[int],
 
 def test_a_large_model_is_given_fewer_tokens_at_once() -> None:
     def begins_with(layers: int, hidden: int, wide: int) -> int:
-        config = LlamaConfig(num_hidden_layers=layers, hidden_size=hidden, intermediate_size=wide)
+        config = LlamaConfig(num_hidden_layers=layers, hidden_size=hidden, intermediate_size=wide, num_attention_heads=4)
         return layout.micro_tokens(SimpleNamespace(config=config))
 
     assert begins_with(6, 288, 768) == layout.MICRO_TOKENS == 2 * begins_with(30, 576, 1536) == 2 * begins_with(32, 4096, 11008)
