@@ -55,6 +55,7 @@ def test_prepacked_weights_give_what_plain_ones_do(engine: Engine, tuned_base: P
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
         wanted, found = (causal_lm.token_losses(m, causal_lm.collate(rows, m)) for m in (plain, model))
         assert torch.allclose(wanted, found, atol=1e-5)
+        assert head.plain(model) is model.get_output_embeddings()
         patch.setattr(head, "CHUNK_LOGITS", 1000)
         assert torch.allclose(wanted, causal_lm.token_losses(model, causal_lm.collate(rows, model)), atol=1e-5), "the head in chunks"
 

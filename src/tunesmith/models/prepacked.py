@@ -41,10 +41,10 @@ def enable(model: PreTrainedModel) -> None:
 
 @cache
 def _works() -> bool:
-    """Not every build of torch has these operators; they are its compiler's own."""
-    layer, x = nn.Linear(48, 96), torch.ones(1, 3, 48)
+    """Not every build of torch has these operators; they are those of its own compiler."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # the caller's random numbers stay what they are
+            layer, x = nn.Linear(48, 96), torch.ones(1, 3, 48)
             return torch.allclose(Prepacked(layer)(x), layer(x), rtol=1e-4, atol=1e-5)
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
