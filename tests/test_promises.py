@@ -15,10 +15,10 @@ ROOT = Path(__file__).parents[1]
 
 DOSES = [
     "store.py --clients 8 --each 10 --kills 20 --races 50 --dead 3 --steps 10",
-    "crash.py --points 6 --kills 10",
-    "files.py --damaged 40 --states 200 --every 15",
+    "crash.py --points 12 --kills 25",
+    "files.py --damaged 100 --states 500 --every 5",
     "jobs.py --cancels 5 --kinds 5 --minutes 0.33",
-    "models.py --every 44",
+    "models.py --every 22",
     "guards.py --first 3",
 ]
 

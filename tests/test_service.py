@@ -51,11 +51,11 @@ def test_create_for_500_rows_takes_under_200_ms(service: Tunesmith) -> None:
     query = "SELECT repeat('word ', 40) || i AS prompt, 'a' AS completion FROM range(500) r(i)"
     service.create("warm", "tunesmith-tiny", query)
     took = []
-    while len(took) < 30 and min(took, default=1.0) >= 0.2:  # a neighbour on the machine may disturb some, not all
+    for i in range(5):
         began = time.perf_counter()
-        service.create(f"m{len(took)}", "tunesmith-tiny", query)
+        service.create(f"m{i}", "tunesmith-tiny", query)
         took.append(time.perf_counter() - began)
-    assert min(took) < 0.2, f"the promise of 200 ms, the best of {len(took)}: {took}"
+    assert min(took) < 0.2, f"the promise of 200 ms, the best of five: {took}"
 
 
 def test_one_idempotency_key_makes_one_job(service: Tunesmith) -> None:
