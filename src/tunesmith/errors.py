@@ -153,6 +153,14 @@ class InvalidOptionValue(Invalid):
     """Option {name} = {value!r} is out of range: {allowed}."""
 
 
+class OptionNotRead(Invalid):
+    """Option {name} = {value!r} would have no effect: it is read by {readers}, and {here}. Leave it out, or change the other."""
+
+
+class InvalidSetting(Invalid):
+    """The setting {name} = {value!r} cannot be used: {allowed}. Change it in the environment, or unset it for the default."""
+
+
 class InvalidOptions(Invalid):
     """invalid options object {value!r}: {reason}. Give JSON such as {{"max_epochs": 3}}."""
 
@@ -185,6 +193,31 @@ class NoSuchTable(Invalid):
 class MissingColumns(Invalid):
     """The {part} query gives no column {missing}; it gives: {found}. Nearest: {nearest}. Name or alias
     the columns: SELECT … AS prompt, … AS completion."""
+
+
+class TwoColumns(Invalid):
+    """The {part} data gives two columns {name}: {columns}. Leave one of them out, or give it another name."""
+
+
+class NoSuchFile(Invalid):
+    """No file, folder or glob of files {path!r} (seen from {folder}). Name one that is there, or give a query."""
+
+
+class UnreadableFile(Invalid):
+    """The file {path} cannot be read as data: {where}{reason}."""
+
+
+class UnreadableValue(Invalid):
+    """The value {value} of the type {type}{where} has no form as text. Give it as a text, number, date, list or dictionary."""
+
+
+class UnreadableInput(Invalid):
+    """Standard input cannot be read: {where}{reason}."""
+
+
+class AnswersNotFound(Invalid):
+    """The base's chat template does not write the answer in message {message} as it would have been asked for it, so it cannot be learnt.
+    Set the option learn to 'last'."""
 
 
 class NoUsableRows(Invalid):

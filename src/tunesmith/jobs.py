@@ -7,12 +7,12 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
-from tunesmith.errors import InvalidModelName, InvalidOption, InvalidOptions, InvalidOptionValue, closest
+from tunesmith.errors import InvalidModelName, InvalidOption, InvalidOptions, InvalidOptionValue, OptionNotRead, closest
 
 if TYPE_CHECKING:
     import pyarrow
@@ -76,9 +76,9 @@ _OPENAI = {
 # ---------------------------------------------------------------- options
 
 
-def option(default: Any, help: str, **limits: Any) -> Any:
-    """A field of Options: its default, one line of help, and its limits (low, high, choices, auto)."""
-    return field(default=default, metadata={"help": help, **limits})
+def option(default: Any, help: str, *, readers: tuple[str, ...] = (), **limits: Any) -> Any:
+    """A field of Options: its default, one line of help, its limits (low, high, choices, auto), and the methods that read it; none: all."""
+    return field(default=default, metadata={"help": help, "readers": readers, **limits})
 
 
 @dataclass(frozen=True)
@@ -96,16 +96,24 @@ class Options:
     method: str = option("auto", "How weights may change.", choices=("lora", "full"), auto=True)
     learning_rate: float | str = option("auto", "Peak rate of AdamW.", low=1e-7, high=1.0, auto=True)
     batch_size: int | str = option("auto", "Rows per optimizer step.", low=1, high=1024, auto=True)
-    rank: int | str = option("auto", "Rank of the LoRA matrices.", low=1, high=512, auto=True)
-    targets: str = option("all-linear", "Which linear layers LoRA adapts; never the head.", choices=("all-linear", "attention", "mlp"))
+    rank: int | str = option("auto", "Rank of the LoRA matrices.", readers=("lora",), low=1, high=512, auto=True)
+    targets: str = option(
+        "all-linear", "Which linear layers LoRA adapts; never the head.", readers=("lora",), choices=("all-linear", "attention", "mlp"),
+    )  # fmt: skip
     precision: str = option(
         "full", "Of the frozen weights while an adapter is trained; full: float32, on a GPU the file's own. nf4 is QLoRA.",
-        choices=("full", "bfloat16", "nf4"),
+        readers=("lora",), choices=("full", "bfloat16", "nf4"),
     )  # fmt: skip
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.", low=1e-6, high=1e6)
     weight_decay: float = option(0.0, "Weight decay of AdamW.", low=0.0, high=1.0)
     warmup: float = option(0.1, "Share of the steps in which the rate rises.", low=0.0, high=0.9)
     on_long: str = option("reject", "What becomes of rows over the window.", choices=("reject", "cut_prompt", "fail"))
+    learn: str = option(
+        "all", "Which answers of a conversation are learnt: all but those of weight 0, or the last one.", choices=("all", "last")
+    )
+    encoding: str = option(
+        "", "Encoding of text files named as data; default: by their byte-order mark, else UTF-8.", words="a text codec such as latin-1"
+    )
     seed: int = option(0, "Decides the split, the order of rows and every random number.", low=0, high=2**31 - 1)
     test_data: str = option("", "A query whose rows give the verdict; default: half of the validation rows.", words="a query")
     swap_terms: str = option(
@@ -130,11 +138,19 @@ class Options:
                 raise InvalidOption(name=name, value=value, closest=closest(name, known), known=sorted(known))
             if value is not None:
                 values[name.lower()] = _checked(known[name.lower()], value)
-        if values.get("method") == "full" and values.get("precision", "full") != "full":
-            raise InvalidOptionValue(
-                name="precision", value=values["precision"], allowed="full where the method is full: nothing is frozen"
-            )
         return cls(**values)
+
+    def must_be_read(self) -> "Options":
+        """OptionNotRead for one that was set and that the method which was asked for does not read."""
+        for f in self.set_for_a_method():
+            if self.method not in ("auto", *f.metadata["readers"]):
+                readers = "the method " + " or ".join(f.metadata["readers"])
+                raise OptionNotRead(name=f.name, value=getattr(self, f.name), readers=readers, here=f"the method is {self.method}")
+        return self
+
+    def set_for_a_method(self) -> "list[Field[Any]]":
+        """The options that only some methods read and that are not as they are by default."""
+        return [f for f in fields(self) if f.metadata["readers"] and getattr(self, f.name) != f.default]
 
     def to_json(self) -> dict[str, Any]:
         """Only what differs from the defaults: what the user asked."""
@@ -296,6 +312,10 @@ class Job:
     """How the stored model was proven, as JSON of `models.certificate.Certificate`."""
     verdict: Mapping[str, Any] | None = None
     """Whether tuning helped, as JSON of `evaluation.verdict.Verdict`: word, metric, n, arms, interval, rows won and lost, …"""
+    moved: Mapping[str, Mapping[str, Sequence[int]]] = field(default_factory=dict)
+    """Rows that the job counts to another part than the frozen one, {from: {to: rows}}: parts are filled again after rejections."""
+    doing: Mapping[str, Any] | None = None
+    """What is going on in EVALUATING: what, done, of (rows), and left_s, the seconds that this step is expected to take."""
     warnings: tuple[str, ...] = ()
     error: Mapping[str, Any] | None = None
     created_at: float = field(default_factory=time.time)

@@ -17,18 +17,22 @@ import duckdb
 from tunesmith import access, catalog, durable, registry, worker
 from tunesmith.data import linear
 from tunesmith.data.audit import AuditReport, audit
-from tunesmith.data.dataset import PARTS, Dataset, Snapshot, snapshot
-from tunesmith.data.template import Encoder, PromptTemplate, parse_messages
+from tunesmith.data.conversation import is_conversation, question
+from tunesmith.data.dataset import Dataset, Snapshot, snapshot
+from tunesmith.data.given import Data, sources_of
+from tunesmith.data.split import PARTS
+from tunesmith.data.template import Encoder, Messages, PromptTemplate
+from tunesmith.data.text import Broken, value_of
 from tunesmith.errors import (
     BaseNotHere,
     DatabaseBusy,
     DatabaseNotOpened,
     FolderTaken,
     InvalidOptionValue,
+    InvalidPrompt,
     InvalidSchema,
     JobNotInState,
     MissingExtra,
-    NotADataSource,
     NotPromoted,
     TooManyRows,
     UnfinishedAnswer,
@@ -58,9 +62,6 @@ MOST_TOGETHER = 16  # models that are loaded and answer together
 POLL_S = 0.5  # between two looks of a waiter
 PRIVATE_OPTIONS = ("test_data", "swap_terms", "new_version_of")  # never in a model card
 DEFAULT_EPOCHS = 3  # Snowflake's default; decides the row limit where max_epochs is auto
-
-Data = Any
-"""Training data: a query, a file (.parquet, .csv, .jsonl; also as @path), rows as dictionaries, or a pandas or Arrow table."""
 
 
 class Tunesmith:
@@ -97,7 +98,7 @@ class Tunesmith:
         access.require(access.principal(), "CREATE MODEL", name)
         model_key(name)  # InvalidModelName before anything is read
         _must_be_able_to_train()
-        parsed = Options.parse(options)
+        parsed = Options.parse(options).must_be_read()
         spec = catalog.find(base_model, self.settings.home)
         if parsed.new_version_of:
             self._tuned(parsed.new_version_of)  # UnknownModel now, not when the job has run
@@ -188,7 +189,7 @@ class Tunesmith:
 
     def audit(
         self, training_data: Data, validation_data: Data = None, *, test_data: Data = None, base_model: str = "tunesmith-tiny",
-        groups: Sequence[str] = (),
+        groups: Sequence[str] = (), encoding: str = "",
     ) -> AuditReport:  # fmt: skip
         """What is wrong with the rows, which rows, and the SQL that mends it. Nothing is stored, no job is created.
 
@@ -196,10 +197,9 @@ class Tunesmith:
         """
         access.require(access.principal(), "USAGE", base_model)
         spec = catalog.find(base_model, self.settings.home)
+        sources = sources_of({"training": training_data, "validation": validation_data, "test": test_data}, encoding)
         with self._source() as connection:
-            given = {"training": training_data, "validation": validation_data, "test": test_data}
-            queries = {part: text for part, data in given.items() if (text := _query(connection, part, data))}
-            return audit(connection, queries, self._encoder_of(Path(spec.folder)), spec, groups)
+            return audit(connection, sources, self._encoder_of(Path(spec.folder)), spec, groups)
 
     def quote(self, training_data: Data, validation_data: Data = None, *, base_model: str = "tunesmith-tiny", **options: Any) -> Quote:
         """What a job would take: exact tokens, and seconds and memory from three steps run and thrown away in a process of their own.
@@ -207,7 +207,7 @@ class Tunesmith:
         Nothing is kept and no job is created. Errors are those of `create`, and those that would fail the job.
         """
         access.require(access.principal(), "CREATE MODEL", base_model)
-        parsed, spec = Options.parse(options), catalog.find(base_model, self.settings.home)
+        parsed, spec = Options.parse(options).must_be_read(), catalog.find(base_model, self.settings.home)
         _must_be_able_to_train()
         template = PromptTemplate.of_base(Path(spec.folder))
         folder = self.settings.home / "quotes" / uuid.uuid4().hex
@@ -220,10 +220,11 @@ class Tunesmith:
                 job_id="quote", task=spec.task, home=str(self.settings.home), folder=str(folder / "attempt-1"),
                 data_folder=str(folder / "data"), data_digest=frozen.digest, options=parsed.to_json(),
                 resolved=prepared.resolved.to_json(), base=spec.to_json(), template=template.to_json(), device=self.settings.device,
-                threads=self.settings.threads,
+                threads=self.settings.threads, moved=prepared.moved,
             )  # fmt: skip
             measured = Measured(**child.ask("tunesmith.tuning.rehearsal", assignment, "measured"))
-            train, validation = ([(r.question, r.completion) for r in dataset.rows(p)] for p in ("train", "validation"))
+            divided = replace(dataset, moved=prepared.moved)
+            train, validation = ([(r.question, r.completion) for r in divided.rows(p)] for p in ("train", "validation"))
         finally:
             durable.remove(folder)
         found = Quote.of(spec, prepared.resolved, prepared.tokens, prepared.rows["train"], measured, price, self.settings.threads)
@@ -322,7 +323,7 @@ class Tunesmith:
         or InvalidSchema before anything is computed, of 16 models at a time; UnfinishedAnswer where an answer that should follow a
         schema was cut, unless `allow_unfinished`.
         """
-        messages, began = [parse_messages(p) for p in prompts], time.time()
+        messages, began = [_messages(p) for p in prompts], time.time()
         names = [name] * len(messages) if isinstance(name, str) else list(name)
         if len(names) != len(messages):
             raise InvalidOptionValue(name="name", value=f"{len(names)} models", allowed=f"one, or one for each of {len(messages)} prompts")
@@ -348,7 +349,7 @@ class Tunesmith:
 
         Who stops listening pays for what was written until then.
         """
-        messages, began = parse_messages(prompt), time.time()
+        messages, began = _messages(prompt), time.time()
         tuned, inference, asked = self._usable(name), _inference(), _sampling(options)
         engine, sampling, last = inference.engine_for(tuned, self.settings.device), inference.Sampling(**asked), None
         try:
@@ -390,7 +391,7 @@ class Tunesmith:
                 continue
             job = self.store.get(model.job_id)
             refused = {r["row"] for r in self.store.rows("rejections", job.id) if r["part"] == "train"}
-            for row_hash, row in Dataset.open(self.settings.job_folder(job.id) / "data", job.data_digest).hashes("train"):
+            for row_hash, row in Dataset.open(self.settings.job_folder(job.id) / "data", job.data_digest, job.moved).hashes("train"):
                 if row not in refused:
                     yield {"row_hash": row_hash, "model": model.name, "job_id": job.id, "row": row, "base_model": model.base.name}
 
@@ -455,10 +456,10 @@ class Tunesmith:
         return self._encoders[folder]
 
     def _snapshot(self, training_data: Data, validation_data: Data, options: Options, folder: Path) -> Snapshot:
+        given = {"training": training_data, "validation": validation_data, "test": options.test_data}
+        sources = sources_of(given, options.encoding)
         with self._source() as connection:
-            queries = {"training": training_data, "validation": validation_data, "test": options.test_data}
-            texts = {part: _query(connection, part, data) for part, data in queries.items()}
-            return snapshot(connection, texts, folder, home=self.settings.home, seed=options.seed)
+            return snapshot(connection, sources, folder, home=self.settings.home, seed=options.seed)
 
     def _check_row_limit(self, spec: catalog.ModelSpec, options: Options, rows: int) -> None:
         epochs = DEFAULT_EPOCHS if options.max_epochs == "auto" else int(options.max_epochs)
@@ -512,29 +513,17 @@ def _described(data: Data) -> str:
     """Training data as text, for DESCRIBE."""
     if data is None:
         return ""
-    return data if isinstance(data, str) else f"<{type(data).__module__.partition('.')[0]} {type(data).__name__}>"
+    return os.fspath(data) if isinstance(data, (str, os.PathLike)) else f"<{type(data).__module__.partition('.')[0]} {type(data).__name__}>"
 
 
-def _query(connection: duckdb.DuckDBPyConnection, part: str, data: Data) -> str:
-    """Training data as a query on this connection."""
-    if data is None or (isinstance(data, str) and not data):
-        return ""
-    if isinstance(data, str) and not data.lstrip().startswith("@") and not data.lower().endswith((".parquet", ".csv", ".jsonl", ".json")):
-        return data
-    if isinstance(data, (str, os.PathLike)):
-        file = os.fspath(data).strip().removeprefix("@")
-        return "SELECT * FROM '" + file.replace("'", "''") + "'"
-    if isinstance(data, Sequence) and data and isinstance(data[0], Mapping):
-        try:
-            import pyarrow
-        except ImportError:
-            raise MissingExtra(what="tuning on rows in memory", extra="train") from None
-        data = pyarrow.Table.from_pylist(data)
-    try:
-        connection.register(f"tunesmith_{part}", data)
-    except Exception:
-        raise NotADataSource(value=repr(data)) from None
-    return f"SELECT * FROM tunesmith_{part}"
+def _messages(prompt: Any) -> Messages:
+    """A prompt in one form: messages as they are, every other value as the text that training would make of it."""
+    if is_conversation(prompt):
+        return question(prompt)
+    value = value_of(prompt)
+    if value is None or isinstance(value, Broken):
+        raise InvalidPrompt(reason="it is missing" if value is None else "it is no valid Unicode (half of a surrogate pair)")
+    return question(str(value))
 
 
 def _inference() -> Any:
@@ -571,12 +560,13 @@ def _sampling(options: Mapping[str, Any]) -> dict[str, Any]:
 def _limited(name: str, value: Any) -> float | int:
     low, high = _LIMITS[name]
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        number = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
-    if not low <= number <= high:
-        raise InvalidOptionValue(name=name, value=value, allowed=f"a number from {low} to {high}")
-    return int(number) if name == "max_tokens" else number
+    is_whole = name == "max_tokens"
+    if not low <= number <= high or (is_whole and number != int(number)):
+        raise InvalidOptionValue(name=name, value=value, allowed=f"a {'whole ' if is_whole else ''}number from {low} to {high}")
+    return int(number) if is_whole else number
 
 
 def _schema(response_format: Any) -> str:

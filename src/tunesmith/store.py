@@ -33,7 +33,7 @@ from tunesmith.errors import (
 )
 from tunesmith.jobs import MOVES, WORKING, Job, JobStatus, Options, ResolvedOptions, model_key
 
-MIGRATIONS, REVISION = "tunesmith:migrations", "0001"  # where the revisions are, and the newest of them
+MIGRATIONS, REVISION = "tunesmith:migrations", "0002"  # where the revisions are, and the newest of them
 LEASE_S = 30.0  # six heartbeats; a worker that says nothing for so long has lost its job
 
 metadata = sa.MetaData()
@@ -67,6 +67,8 @@ jobs = Table(
     Column("used", _JSON),
     Column("certificate", _JSON),
     Column("verdict", _JSON),
+    Column("moved", _JSON),
+    Column("doing", _JSON),
     Column("warnings", _JSON, nullable=False),
     Column("error", _JSON),
     Column("created_at", Float, nullable=False),
@@ -545,7 +547,7 @@ def _job(row: Any) -> Job:
         step=row.step, total_steps=row.total_steps, rows=row.rows, input_tokens=row.input_tokens,
         trained_tokens=row.trained_tokens, training_loss=row.training_loss, validation_loss=row.validation_loss, stopped_by=row.stopped_by,
         quote=row.quote, used=row.used, certificate=row.certificate,
-        verdict=row.verdict, warnings=tuple(row.warnings), error=row.error, created_at=row.created_at,
+        verdict=row.verdict, moved=row.moved or {}, doing=row.doing, warnings=tuple(row.warnings), error=row.error, created_at=row.created_at,
         started_at=row.started_at, finished_at=row.finished_at, attempt=row.attempt, owner=row.owner,
         data_digest=row.data_digest, template=row.template, base=row.base,
     )  # fmt: skip

@@ -348,7 +348,7 @@ class _Scribe:
             case "step":
                 self._step(message)
             case "prepared":
-                self._store.record(self._job, resolved=message["resolved"], input_tokens=message["input_tokens"], rows=message["rows"])
+                self._store.record(self._job, **{k: message[k] for k in ("resolved", "input_tokens", "rows", "moved")})
             case "trained":
                 self._store.record(
                     self._job,
@@ -358,8 +358,10 @@ class _Scribe:
                 self._store.record(self._job, quote=message["quote"])
             case "certificate":
                 self._store.record(self._job, certificate=message["certificate"])
+            case "doing":
+                self._store.record(self._job, doing=message)
             case "verdict":
-                self._store.record(self._job, verdict=message["verdict"])
+                self._store.record(self._job, verdict=message["verdict"], doing=None)
             case _:
                 raise AssertionError(f"a child reported {kind!r}")
         return None

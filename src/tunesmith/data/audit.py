@@ -4,6 +4,7 @@
 in the query, and carries a SELECT that gives the rows without it; `AuditReport.clean_sql` puts all of them into one.
 """
 
+import json
 import math
 import tempfile
 from collections import Counter
@@ -17,11 +18,12 @@ import duckdb
 
 from tunesmith.catalog import ModelSpec
 from tunesmith.data import linear
-from tunesmith.data.dataset import ROW_HASH, collect
+from tunesmith.data.dataset import NORMAL, ROW_HASH, collect
+from tunesmith.data.given import Source, TextFiles
 from tunesmith.data.minhash import near_duplicates
 from tunesmith.data.personal import DETECTORS
 from tunesmith.data.template import Encoder
-from tunesmith.errors import UnknownGroup, closest
+from tunesmith.errors import InvalidPrompt, UnknownGroup, closest
 
 ROWS_SHOWN = 1000  # row ids kept with a finding
 LISTED = 5000  # rows that a fix may name one by one
@@ -33,8 +35,6 @@ ADVISORY = frozenset({"suspect_labels", "prompt_templates", "prompt_prefix", "im
 """Findings that a person should look at: their fix is shown, and never part of the clean query."""
 SEVERITIES = ("error", "warning", "note")
 TEXTS = ("prompt", "completion")
-
-NORMAL = r"lower(trim(regexp_replace({0}, '\s+', ' ', 'g')))"
 
 
 @dataclass(frozen=True)
@@ -109,26 +109,45 @@ class AuditReport:
 
 
 def audit(
-    connection: duckdb.DuckDBPyConnection, queries: Mapping[str, str], encoder: Encoder, spec: ModelSpec, groups: Sequence[str] = ()
+    connection: duckdb.DuckDBPyConnection, sources: Sequence[Source], encoder: Encoder, spec: ModelSpec, groups: Sequence[str] = ()
 ) -> AuditReport:
-    """The report on the queries `training` and, where given, `validation` and `test`, for one base model.
+    """The report on the data `training` and, where given, `validation` and `test`, for one base model.
 
     `groups` names context columns; without it every column of two to twenty values is looked at. UnknownGroup where one is not there.
     """
     with tempfile.TemporaryDirectory() as folder, duckdb.connect() as own:
-        chat = collect(connection, queries, own, Path(folder))
-        return _Audit(own, queries, chat, encoder, spec).report(groups)
+        told = collect(connection, sources, own, Path(folder))
+        return _Audit(own, sources, told, encoder, spec).report(groups)
 
 
 class _Audit:
     def __init__(
-        self, own: duckdb.DuckDBPyConnection, queries: Mapping[str, str], chat: Mapping[str, bool], encoder: Encoder, spec: ModelSpec
+        self, own: duckdb.DuckDBPyConnection, sources: Sequence[Source], told: Sequence[str], encoder: Encoder, spec: ModelSpec
     ) -> None:
-        self._own, self._queries, self._chat, self._encoder, self._spec = own, queries, chat, encoder, spec
+        self._own, self._encoder, self._spec, self._told = own, encoder, spec, told
+        self._sources = {s.part: s for s in sources}
         self._not_measured: list[str] = []
+        self._queries = {s.part: self._sql_of(s) for s in sources}
         own.execute(f"""CREATE TABLE usable AS SELECT *, {NORMAL.format("prompt")} AS p, {NORMAL.format("completion")} AS c
                         FROM rows WHERE reason IS NULL""")
         self._classes = self._closed_answers()
+
+    def _sql_of(self, source: Source) -> str:
+        """A query that gives the rows as the texts they are trained on; empty where DuckDB reads the source as other texts."""
+        if not source.sql or not isinstance(source, TextFiles):
+            return source.sql
+        texts = "source = ? AND reason IS NULL AND NOT chat"
+        mine = self._all(f"SELECT count(*), bit_xor(hash({ROW_HASH})) FROM rows WHERE {texts}", source.part)
+        try:
+            same = source.is_chat or mine == self._all(
+                f"SELECT count(*), bit_xor(hash({ROW_HASH})) FROM ({source.sql}) WHERE regexp_matches(prompt, '\\S') "
+                "AND regexp_matches(completion, '\\S')"
+            )
+        except duckdb.Error:
+            same = False
+        if not same:
+            self._not_measured.append(f"SQL that mends the {source.part} file: DuckDB's own reader gives other texts than the file has")
+        return source.sql if same else ""
 
     def report(self, groups: Sequence[str]) -> AuditReport:
         lengths, tokens, too_long = self._lengths()
@@ -147,14 +166,15 @@ class _Audit:
 
     def _checks(self) -> Sequence[Callable[[], Iterator[Finding]]]:
         return (
-            self._unusable, self._duplicates, self._near_duplicates, self._leaks, self._conflicts, self._spaces, self._control_characters,
+            self._unusable, self._not_text, self._unread,
+            self._duplicates, self._near_duplicates, self._leaks, self._conflicts, self._spaces, self._control_characters,
             self._mojibake, self._echoes, self._constants, self._balance, self._personal_data, self._templates, self._suspect_labels,
         )  # fmt: skip
 
     # ------------------------------------------------------------ checks on rows
 
     def _unusable(self) -> Iterator[Finding]:
-        for source in self._chat:
+        for source in self._sources:
             found = self._all("SELECT row, reason FROM rows WHERE source = ? AND reason IS NOT NULL ORDER BY row", source)
             reasons = Counter(r for _, r in found)
             yield from self._finding(
@@ -164,8 +184,23 @@ class _Audit:
                 keep=r"regexp_matches(CAST(prompt AS VARCHAR), '\S') AND regexp_matches(CAST(completion AS VARCHAR), '\S')",
             )  # fmt: skip
 
+    def _not_text(self) -> Iterator[Finding]:
+        """Columns whose type is the database's: what is trained on is their text."""
+        for part, source in self._sources.items():
+            n = self._one("SELECT count(*) FROM rows WHERE source = ?", part)
+            for c in source.not_text:
+                yield Finding(
+                    "not_text", "note", n, part, (),
+                    f"the column {c.column} is {c.type:.80} in the {part} data, no text: {c.before!r:.80} is trained on as {c.after!r:.80}",
+                    "where a file was written otherwise, name the file itself as the data, or read it with all_varchar = true",
+                )  # fmt: skip
+
+    def _unread(self) -> Iterator[Finding]:
+        for told in self._told:
+            yield Finding("unread_keys", "note", 1, "training", (), told, "put what matters into the message's content")
+
     def _duplicates(self) -> Iterator[Finding]:
-        for source in self._chat:
+        for source in self._sources:
             rows = self._rows("""SELECT row FROM usable WHERE source = ?
                                  QUALIFY row_number() OVER (PARTITION BY p, c ORDER BY row) > 1 ORDER BY row""", source)  # fmt: skip
             yield from self._finding(
@@ -175,7 +210,7 @@ class _Audit:
             )  # fmt: skip
 
     def _near_duplicates(self) -> Iterator[Finding]:
-        for source in self._chat:
+        for source in self._sources:
             rows = self._all("SELECT list(row), any_value(prompt) FROM usable WHERE source = ? GROUP BY p ORDER BY min(row)", source)
             groups = near_duplicates([prompt for _, prompt in rows])
             again = sorted(row for group in groups for i in group[1:] for row in rows[i][0])
@@ -187,12 +222,13 @@ class _Audit:
     def _leaks(self) -> Iterator[Finding]:
         """Prompts of the training rows that stand in the validation or test query too, equal or nearly so."""
         for other in ("validation", "test"):
-            if other not in self._chat:
+            if other not in self._sources:
                 continue
             equal = self._rows("""SELECT row FROM usable WHERE source = 'training'
                                   AND p IN (SELECT p FROM usable WHERE source = ?) ORDER BY row""", other)  # fmt: skip
             condition = (f"{NORMAL.format('prompt')} NOT IN "
-                         f"(SELECT {NORMAL.format('prompt')} FROM ({self._queries[other]}) WHERE prompt IS NOT NULL)")  # fmt: skip
+                         f"(SELECT {NORMAL.format('prompt')} FROM ({self._queries[other]}) WHERE prompt IS NOT NULL)"
+                         if self._queries[other] else "")  # fmt: skip
             yield from self._finding(
                 "leakage", "error", "training", equal, f"training prompts that are also in the {other} query",
                 f"the {other} score would reward memory; take them out of training", keep=condition,
@@ -210,7 +246,7 @@ class _Audit:
             )  # fmt: skip
 
     def _conflicts(self) -> Iterator[Finding]:
-        for source in self._chat:
+        for source in self._sources:
             rows = self._rows("""SELECT row FROM usable WHERE source = $1 AND p IN (SELECT p FROM usable WHERE source = $1
                                  GROUP BY p HAVING count(DISTINCT c) > 1) ORDER BY row""", source)  # fmt: skip
             yield from self._finding(
@@ -225,7 +261,7 @@ class _Audit:
         replace: tuple[tuple[str, str], ...] = (),
     ) -> Iterator[Finding]:  # fmt: skip
         """The usable rows of each query that meet a condition in SQL."""
-        for source in self._chat:
+        for source in self._sources:
             rows = self._rows(f"SELECT row FROM usable WHERE source = ? AND ({condition}) ORDER BY row", source)
             yield from self._finding(name, severity, source, rows, message, advice, keep=keep, replace=replace)
 
@@ -248,7 +284,7 @@ class _Audit:
     def _mojibake(self) -> Iterator[Finding]:
         """UTF-8 that was read as Windows-1252: each broken run is mended by reading it the other way round."""
         pattern = r"[ÂÃâðÐÑ][\x{80}-\x{BF}€‚ƒ„…†‡ˆ‰Š‹Œ‘’“”•–—˜™š›œŸžŽ¡-¿]{1,3}"
-        for source in self._chat:
+        for source in self._sources:
             found = self._all("SELECT row, regexp_extract_all(prompt || ' ' || completion, ?) FROM usable WHERE source = ? "
                               "AND regexp_matches(prompt || ' ' || completion, ?) ORDER BY row", pattern, source, pattern)  # fmt: skip
             mended: dict[str, str] = {}
@@ -296,13 +332,16 @@ class _Audit:
         n, k = sum(counts.values()), len(counts)
         (common, most), (rare, least) = next(iter(counts.items())), list(counts.items())[-1]
         if (most * k > 2 * n and most >= 3 * least) or most > 100 * least:
+            fix = (
+                f"SELECT * FROM ({self._queries['training']}) QUALIFY row_number() OVER (PARTITION BY completion ORDER BY md5(prompt)) <= "
+            )
+            fix = f"{fix}{max(least, round(2 * n / k))}" if self._queries["training"] else ""
             yield Finding(
                 "imbalance", "warning", most, "training", (),
                 f"{most} of {n} answers are {common!r} ({most / n:.0%}; even would be {1 / k:.0%}), {least} are {rare!r}: "
                 f"ratio {most / least:.1f}, normalised entropy {_entropy(list(counts.values())) / math.log(k):.2f}",
                 "judge the model by the rare answers too; add rows of those, or keep fewer of the commonest",
-                fix=f"SELECT * FROM ({self._queries['training']}) QUALIFY row_number() OVER "
-                    f"(PARTITION BY completion ORDER BY md5(prompt)) <= {max(least, round(2 * n / k))}",
+                fix=fix,
             )  # fmt: skip
         few = {c: m for c, m in counts.items() if m < FEW_PER_CLASS}
         if few:
@@ -312,7 +351,7 @@ class _Audit:
                           "what is seen so rarely is hardly learnt: add rows, or join these answers into one")  # fmt: skip
 
     def _personal_data(self) -> Iterator[Finding]:
-        for source in self._chat:
+        for source in self._sources:
             for d in DETECTORS:
                 likely = self._all(
                     "SELECT row, prompt, completion FROM usable WHERE source = $1 AND "
@@ -331,7 +370,7 @@ class _Audit:
     def _templates(self) -> Iterator[Finding]:
         """Prompts that begin otherwise than most, and chat marks written into the text."""
         marks = r"###\s*(Instruction|Input|Response)|<\|im_start\|>|\[/?INST\]|<\|(user|assistant|system)\|>|(^|\n)(Human|User|Assistant):"
-        for source in self._chat:
+        for source in self._sources:
             n = self._one("SELECT count(*) FROM usable WHERE source = ?", source)
             marked = self._rows("SELECT row FROM usable WHERE source = ? AND regexp_matches(prompt, ?) ORDER BY row", source, marks)
             if 0 < len(marked) < n:
@@ -396,9 +435,15 @@ class _Audit:
         found: list[Finding] = []
         lengths: dict[str, list[int]] = {"prompt": [], "completion": []}
         tokens = 0
-        for source in self._chat:
-            rows = self._all("SELECT row, prompt, completion FROM usable WHERE source = ? ORDER BY row", source)
-            counted = self._encoder.count_rows([(p, c) for _, p, c in rows], self._chat[source])
+        for source in self._sources:
+            rows = self._all("SELECT row, prompt, completion FROM usable WHERE source = ? AND NOT chat ORDER BY row", source)
+            counted = self._encoder.count_rows([(p, c) for _, p, c in rows])
+            chats, refused = self._chat_lengths(source)
+            rows, counted = [*rows, *((n, "", "") for n in chats)], [*counted, *chats.values()]
+            found += self._finding(
+                "refused", "error", source, list(refused), "rows that the base's chat template refuses, such as: "
+                + next(iter(refused.values()), ""), "they are rejected by id; give them another form, or choose another base", listed=True,
+            )  # fmt: skip
             prompt, completion = self._spec.prompt_window, self._spec.completion_window
             over = [r[0] for r, (p, c) in zip(rows, counted, strict=True) if p > prompt or c > completion]
             found += self._finding(
@@ -412,6 +457,17 @@ class _Audit:
                 tokens = sum(p + c for p, c in kept)
                 lengths = {"prompt": sorted(p for p, _ in counted), "completion": sorted(c for _, c in counted)}
         return {k: _quantiles(v) for k, v in lengths.items() if v}, tokens, found
+
+    def _chat_lengths(self, source: str) -> tuple[dict[int, tuple[int, int]], dict[int, str]]:
+        """Tokens of conversations' prompts and last answers by row, and the template's words on rows that it refuses."""
+        lengths, refused = {}, {}
+        for row, prompt, completion in self._all("SELECT row, prompt, completion FROM usable WHERE source = ? AND chat", source):
+            try:
+                encoded = self._encoder.row(json.loads(prompt), completion)
+                lengths[row] = encoded.n_prompt, encoded.n_completion
+            except InvalidPrompt as e:
+                refused[row] = str(e.fields["reason"])
+        return lengths, refused
 
     def _languages(self) -> dict[str, float]:
         """Share of the training prompts by language, the commonest first, told on at most LANGUAGE_ROWS of them."""
@@ -430,8 +486,8 @@ class _Audit:
         return {name: n / total for name, n in found.most_common() if n / total >= 0.01}
 
     def _context_columns(self) -> list[str]:
-        first = self._all("SELECT json_keys(context) FROM usable WHERE source = 'training' LIMIT 1")
-        return list(first[0][0]) if first else []
+        found = self._all("SELECT DISTINCT unnest(json_keys(context)) AS k FROM usable WHERE source = 'training' ORDER BY k")
+        return [name for (name,) in found if '"' not in name]
 
     def _groups(self, asked: Sequence[str]) -> tuple[Group, ...]:
         columns = self._context_columns()
@@ -466,9 +522,11 @@ class _Audit:
         """A finding with the SQL that mends it; none where no row has it. `listed`: the fix names the rows by what is in them."""
         if not rows:
             return
-        if listed or (self._chat[source] and (keep or replace)):
-            keep, replace = self._keep_by_content(source, rows), ()
         query = self._queries[source]
+        if not query:
+            keep, replace = "", ()
+        elif listed or (self._sources[source].has_lists and (keep or replace)):
+            keep, replace = self._keep_by_content(source, rows), ()
         fix = f"SELECT * REPLACE ({', '.join(f'{e} AS {c}' for c, e in replace)}) FROM ({query})" if replace else ""
         if keep:
             fix = _filtered(query, [keep])
@@ -479,7 +537,7 @@ class _Audit:
         """A condition that is false for these rows of the query; empty where they are too many to name."""
         if len(rows) > LISTED:
             return ""
-        if self._chat[source]:
+        if self._sources[source].has_lists:
             return f"row_number() OVER () NOT IN ({', '.join(map(str, rows))})"
         keys = self._all(f"SELECT DISTINCT {ROW_HASH} FROM usable WHERE source = ? AND row IN "
                          "(SELECT unnest(?::BIGINT[])) ORDER BY 1", source, list(rows))  # fmt: skip
@@ -489,6 +547,8 @@ class _Audit:
         """The training query with the fixes: rows left out first, then texts mended."""
         mine = [f for f in found if f.source == "training" and f.name not in ADVISORY and (f.severity != "note" or f.replace)]
         sql = self._queries["training"]
+        if not sql:
+            return ""
         conditions = list(dict.fromkeys(f.keep for f in mine if f.keep))
         if conditions:
             sql = _filtered(sql, conditions)

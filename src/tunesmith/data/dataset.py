@@ -1,36 +1,39 @@
 """The rows that a job owns: a frozen snapshot in three parts.
 
-*train* teaches; *validation* chooses checkpoint and stop; *verdict* chooses nothing. `snapshot` runs the user's queries on his own
-connection and writes what they gave as Parquet; rows that cannot be used are kept aside with the reason. Rows with the
-same prompt (spaces and case apart) never stand in two parts of one query.
+*train* teaches; *validation* chooses checkpoint and stop; *verdict* chooses nothing. `snapshot` reads what was given once and writes
+it as Parquet; rows that cannot be used are kept aside with the reason. Rows with the same prompt (spaces and case apart) never stand
+in two parts of one query, and neither do a conversation and one that it begins with.
 """
 
 import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 
 from tunesmith import durable
-from tunesmith.data.gate import check_query, quoted
-from tunesmith.errors import MissingColumns, NoSuchTable, NoUsableRows, QueryFailed, closest
-
-PARTS = ("train", "validation", "verdict")
-HELD_OUT_SHARE = 0.1  # of a table without a validation query: as much again for the verdict
-HELD_OUT_LIMIT = 500  # rows; more would cost time and hardly narrow an interval
-FEW_ROWS = 10  # below it nothing is held out, and the job warns
+from tunesmith.data import conversation, split
+from tunesmith.data.conversation import Message
+from tunesmith.data.given import Source
+from tunesmith.data.split import PARTS
+from tunesmith.data.text import INVALID, LIST, MISSING
+from tunesmith.errors import InvalidPrompt, NoUsableRows
 
 ROW_HASH = "md5(prompt || chr(31) || completion)"
 """SQL: what a row is known by, whatever query or table it came from."""
+NORMAL = r"lower(trim(regexp_replace({0}, '\s+', ' ', 'g')))"
+"""SQL: a text with its case and spaces taken out, by which duplicates are told."""
 
-Query = str
+Moved = Mapping[str, Mapping[str, Sequence[int]]]
+"""Rows of a part, by their numbers, that a job counts to another one: {from: {to: rows}}."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,17 @@ class Row:
     row: int
     """Position in the query that the row came from, from 1."""
     prompt: str
-    """The text, or the messages before the last one as JSON where `chat` is set."""
+    """The text, or the messages before the last answer as JSON where `chat` is set."""
     completion: str
     context: str
     """The other columns, as a JSON object."""
     chat: bool = False
+    draw: int = 0
+    """The place of its group of equal prompts in the drawn order of its query."""
 
     @property
-    def messages(self) -> list[dict[str, str]]:
+    def messages(self) -> list[Message]:
+        """What stands before the answer. An earlier answer of weight 0 is read and not learnt."""
         if self.chat:
             return json.loads(self.prompt)  # type: ignore[no-any-return]
         return [{"role": "user", "content": self.prompt}]
@@ -53,7 +59,7 @@ class Row:
     @property
     def question(self) -> str:
         """The last thing the user says: what a model that knows no chat is given."""
-        return self.messages[-1]["content"]
+        return str(self.messages[-1]["content"])
 
 
 @dataclass(frozen=True)
@@ -67,28 +73,51 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A published snapshot, opened for reading."""
+    """A published snapshot, opened for reading, as one job divides it."""
 
     folder: Path
     rows_per_part: Mapping[str, int]
-    chat: Mapping[str, bool]
+    """As frozen."""
+    source_of: Mapping[str, str]
+    """Which query the rows of a part came from."""
+    sources: tuple[str, ...] = ()
+    """The queries that were given."""
+    moved: Moved = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: Path, digest: str) -> "Dataset":
+    def open(cls, folder: Path, digest: str, moved: Moved | None = None) -> "Dataset":
         """DamagedFiles unless every byte is what it was at CREATE."""
         manifest = durable.verify(folder, digest)
-        return cls(folder, manifest["rows"], manifest["chat"])
+        return cls(folder, manifest["rows"], manifest["source_of"], tuple(manifest["sources"]), moved or {})
 
     def rows(self, part: str) -> Iterator[Row]:
+        """The rows of a part, in the order of the query."""
+        gone = {row for rows in self.moved.get(part, {}).values() for row in rows}
+        come = {origin: set(to[part]) for origin, to in self.moved.items() if part in to}
+        kept = (row for row in self._frozen(part) if row.row not in gone)
+        if not come:
+            yield from kept
+            return
+        joined = [row for origin, wanted in come.items() for row in self._frozen(origin) if row.row in wanted]
+        yield from sorted([*kept, *joined], key=lambda r: r.row)
+
+    def _frozen(self, part: str) -> Iterator[Row]:
         with duckdb.connect() as connection:
-            found = connection.execute(
-                "SELECT row, prompt, completion, context FROM read_parquet(?) ORDER BY row", [str(self.folder / f"{part}.parquet")]
-            )
+            sql = "SELECT row, prompt, completion, context, chat, draw FROM read_parquet(?) ORDER BY row"
+            found = connection.execute(sql, [str(self.folder / f"{part}.parquet")])
             while batch := found.fetchmany(4096):
-                yield from (Row(row, p, c, context, self.chat[part]) for row, p, c, context in batch)
+                yield from (Row(*values) for values in batch)
 
     def hashes(self, part: str) -> list[tuple[str, int]]:
         """The content hash and the row of every row of a part."""
+        gone = {row for rows in self.moved.get(part, {}).values() for row in rows}
+        come = {origin: set(to[part]) for origin, to in self.moved.items() if part in to}
+        found = [h for h in self._frozen_hashes(part) if h[1] not in gone]
+        for origin, wanted in come.items():
+            found += [h for h in self._frozen_hashes(origin) if h[1] in wanted]
+        return sorted(found, key=lambda h: h[1])
+
+    def _frozen_hashes(self, part: str) -> list[tuple[str, int]]:
         with duckdb.connect() as connection:
             sql = f"SELECT {ROW_HASH}, row FROM read_parquet(?) ORDER BY row"
             return connection.execute(sql, [str(self.folder / f"{part}.parquet")]).fetchall()
@@ -100,27 +129,28 @@ class Dataset:
             return [{"part": p, "row": r, "reason": why, "detail": "", "context": c} for p, r, why, c in found.fetchall()]
 
 
-def snapshot(connection: duckdb.DuckDBPyConnection, queries: Mapping[str, Query], final: Path, *, home: Path, seed: int) -> Snapshot:
-    """Freeze the rows of the training, validation and test query (those given) into the folder `final`."""
+def snapshot(connection: duckdb.DuckDBPyConnection, sources: Sequence[Source], final: Path, *, home: Path, seed: int) -> Snapshot:
+    """Freeze the rows of the training, validation and test data (those given) into the folder `final`."""
     with durable.staging(home) as outer, _scratch() as own:
         durable.check_space(outer, 0)
         staged = outer / "data"
         staged.mkdir()
-        chat = collect(connection, queries, own, outer)
-        rows = _split(own, set(chat), seed)
+        told = collect(connection, sources, own, outer)
+        plans = _split(own, seed)
+        counted = dict(own.execute("SELECT part, count(*) FROM parted GROUP BY part").fetchall())
+        rows = {part: counted.get(part, 0) for part in PARTS}
         rejected = _count(own, "SELECT count(*) FROM rows WHERE reason IS NOT NULL")
         for part in PARTS:
-            own.execute(f"COPY (SELECT row, prompt, completion, context FROM parted WHERE part = '{part}' ORDER BY row) "
+            own.execute(f"COPY (SELECT row, prompt, completion, context, chat, draw FROM parted WHERE part = '{part}' ORDER BY row) "
                         f"TO '{_quoted(staged / part)}.parquet' (FORMAT parquet)")  # fmt: skip
         own.execute(f"COPY (SELECT source AS part, row, reason, context FROM rows WHERE reason IS NOT NULL ORDER BY source, row) "
                     f"TO '{_quoted(staged / 'rejected')}.parquet' (FORMAT parquet)")  # fmt: skip
-        source_of = dict(own.execute("SELECT DISTINCT part, source FROM parted").fetchall())
         facts = {
-            "rows": rows, "rejected": rejected, "frozen_at": time.time(),
-            "chat": {part: chat.get(source_of.get(part, "training"), False) for part in PARTS},
+            "rows": rows, "rejected": rejected, "frozen_at": time.time(), "sources": [s.part for s in sources],
+            "source_of": dict(own.execute("SELECT DISTINCT part, source FROM parted ORDER BY part").fetchall()),
         }  # fmt: skip
         digest = durable.publish(staged, final, facts)
-    return Snapshot(digest, {**rows, "rejected": rejected}, tuple(_warnings(rows)))
+    return Snapshot(digest, {**rows, "rejected": rejected}, (*told, *split.warnings(rows, plans)))
 
 
 @contextmanager
@@ -142,106 +172,160 @@ def _instance(process: int) -> duckdb.DuckDBPyConnection:
 
 
 def collect(
-    connection: duckdb.DuckDBPyConnection, queries: Mapping[str, Query], own: duckdb.DuckDBPyConnection, folder: Path
-) -> dict[str, bool]:
-    """Run the user's queries once and make the table `rows` of the connection `own`; which of the queries gave messages."""
-    checked = {name: check_query(connection, sql, name) for name, sql in queries.items() if sql}
-    chat = {name: _freeze(connection, name, sql, folder / f"{name}.raw") for name, sql in checked.items()}
-    _classify(own, chat, folder)
-    for name in checked:
-        _must_have_rows(own, name)
-    return chat
+    connection: duckdb.DuckDBPyConnection, sources: Sequence[Source], own: duckdb.DuckDBPyConnection, folder: Path
+) -> list[str]:  # fmt: skip
+    """Read what was given once and make the table `rows` of the connection `own`: source, row, prompt, completion, context, chat,
+    key (what duplicates are told by) and the reason why a row cannot be used. Gives what must be told."""
+    own.execute("CREATE TABLE rows (source VARCHAR, row BIGINT, prompt VARCHAR, completion VARCHAR, context VARCHAR, chat BOOLEAN, "
+                "key VARCHAR, reason VARCHAR)")  # fmt: skip
+    own.execute("CREATE TABLE begins (source VARCHAR, key VARCHAR, begins_with VARCHAR)")
+    unread: dict[str, int] = {}
+    for source in sources:
+        file = folder / f"{source.part}.raw"
+        source.stage(connection, file)
+        values = {"source": source.part, "file": str(file)}
+        if not source.is_chat:
+            own.execute(_PAIRS, values)
+        _conversations(own, source, values, unread)
+    for source in sources:
+        _must_have_rows(own, source.part)
+    return [f"messages have the key {key}, which is not trained on ({n} row{'' if n == 1 else 's'})" for key, n in unread.items()]
 
 
-def _warnings(rows: Mapping[str, int]) -> Iterator[str]:
-    if sum(rows.values()) < FEW_ROWS:
-        yield f"only {sum(rows.values())} usable rows: a few hundred are a good start; below {FEW_ROWS} none is held out to measure on"
-    elif not rows["verdict"]:
-        yield "no verdict rows: the tuned model will not be compared with its base"
+_LISTS = f"prompt_is = '{LIST}' OR completion_is = '{LIST}'"
 
 
-def _freeze(connection: duckdb.DuckDBPyConnection, part: str, sql: str, file: Path) -> bool:
-    """Write what the user's query gives as Parquet; whether its rows are messages."""
+def _reasons(column: str) -> str:
+    return (f"WHEN {column}_is = '{MISSING}' THEN '{column} is missing' WHEN {column}_is = '{INVALID}' THEN '{column} is no valid Unicode' "
+            f"WHEN NOT regexp_matches({column}, '\\S') THEN '{column} is empty' ")  # fmt: skip
+
+
+_PAIRS = f"""
+INSERT INTO rows SELECT $source, row, prompt, completion, context, false, md5({NORMAL.format("prompt")}),
+    CASE {_reasons("prompt")} {_reasons("completion")} END
+FROM read_parquet($file) WHERE NOT ({_LISTS})
+"""
+
+
+def _conversations(own: duckdb.DuckDBPyConnection, source: Source, values: Mapping[str, str], unread: dict[str, int]) -> None:
+    """Rows with a list in them: messages, or a text after all."""
+    columns = "messages, messages_is, NULL, NULL" if source.is_chat else "prompt, prompt_is, completion, completion_is"
+    where = "true" if source.is_chat else _LISTS
+    query = f"SELECT row, {columns}, context FROM read_parquet($file) WHERE {where} ORDER BY row"
+    with own.cursor() as reading:
+        found = reading.execute(query, {"file": values["file"]})
+        while batch := found.fetchmany(8192):
+            source.has_lists = True
+            judged = [_judged(source, values, unread) for values in batch]
+            _insert(own, "rows", source.part, [(r, p, c, x, chat, key, why) for (r, p, c, x, chat, key, why), _ in judged])
+            _insert(own, "begins", source.part, [pair for _, pairs in judged for pair in pairs])
+
+
+_Judged = tuple[tuple[int, str | None, str | None, str, bool, str | None, str | None], list[tuple[str, str]]]
+
+
+def _judged(source: Source, values: tuple[Any, ...], unread: dict[str, int]) -> _Judged:
+    """A row of `rows` without its source, and what its conversation begins with that is learnt too, as pairs of keys."""
+    row, first, first_is, second, second_is, context = values
+    names = ("messages", "") if source.is_chat else ("prompt", "completion")
     try:
-        found = connection.sql(sql)
-        names = {c.lower(): (c, str(t)) for c, t in zip(found.columns, found.types, strict=True)}
-        chat = "messages" in names and not {"prompt", "completion"} <= set(names)
-        wanted = ("messages",) if chat else ("prompt", "completion")
-        missing = [w for w in wanted if w not in names]
-        if missing:
-            raise MissingColumns(part=part, missing=" and no column ".join(missing), found=found.columns,
-                                 nearest=[closest(m, found.columns) for m in missing])  # fmt: skip
-        values = ", ".join(f"{_as_text(*names[w])} AS {w}, {quoted(names[w][0])} IS NULL AS {w}_null" for w in wanted)
-        others = ", ".join(f"{_text(c)}: {_plain(c, t)}" for n, (c, t) in names.items() if n not in wanted)
-        context = f"to_json({{{others}}})::VARCHAR" if others else "'{}'"
-        rows = found.query("source_rows", f"SELECT row_number() OVER () AS row, {values}, {context} AS context FROM source_rows")
-        assert rows is not None  # a SELECT gives a relation
-        rows.write_parquet(str(file))
-    except duckdb.Error as e:
-        is_table = isinstance(e, duckdb.CatalogException) and "Table with name" in str(e)
-        raise (NoSuchTable if is_table else QueryFailed)(part=part, reason=_first_line(e), query=sql) from None
-    return chat
+        parsed = [_parsed(n, v, k, source.is_chat) for n, v, k in zip(names, (first, second), (first_is, second_is), strict=True) if n]
+        if not source.is_chat and not any(map(conversation.is_conversation, parsed)):
+            return (row, first, second, context, False, first, _empty(first, second)), []
+        if source.is_chat and (tools := next((t for t in ("tools", "functions") if json.loads(context).get(t)), "")):
+            raise InvalidPrompt(reason=f"the row has {tools}: tool calls are not supported")
+        messages = parsed[0] if source.is_chat else _joined(parsed, (first, second))
+        for key in conversation.unread_keys(messages):
+            unread[key] = unread.get(key, 0) + 1
+        turns = conversation.lesson(messages)
+    except InvalidPrompt as e:
+        return (row, None, None, context, False, None, str(e.fields["reason"])), []
+    before, answer = turns[:-1], turns[-1]["content"]
+    is_plain = len(before) == 1
+    prompt = before[0]["content"] if is_plain else json.dumps(before, ensure_ascii=False)
+    key = _key_of(before)
+    learnt = [n for n, m in enumerate(before) if m["role"] == "assistant" and "weight" not in m]
+    return (row, prompt, answer, context, not is_plain, key, None), [(key, _key_of(before[:n])) for n in learnt]
 
 
-def _classify(own: duckdb.DuckDBPyConnection, chat: Mapping[str, bool], folder: Path) -> None:
-    """The table `rows`: source, row, prompt, completion, context, and the reason why a row cannot be used."""
-    own.execute("CREATE TABLE rows (source VARCHAR, row BIGINT, prompt VARCHAR, completion VARCHAR, context VARCHAR, reason VARCHAR)")
-    for name, is_chat in chat.items():
-        own.execute(f"INSERT INTO rows {_MESSAGES if is_chat else _PAIRS}", {"source": name, "file": str(folder / f"{name}.raw")})
+def _parsed(name: str, text: str | None, kind: str, is_chat: bool) -> Any:
+    if kind == MISSING or text is None:
+        raise InvalidPrompt(reason=f"{name} is {'missing' if kind == MISSING else 'no valid Unicode'}")
+    if kind != LIST and not is_chat:
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise InvalidPrompt(reason=f"{name} is no JSON list of messages") from None
 
 
-_PAIRS = r"""
-SELECT $source, row, prompt, completion, context, CASE
-    WHEN prompt_null THEN 'prompt is null' WHEN completion_null THEN 'completion is null'
-    WHEN prompt IS NULL THEN 'prompt is not UTF-8' WHEN completion IS NULL THEN 'completion is not UTF-8'
-    WHEN NOT regexp_matches(prompt, '\S') THEN 'prompt is empty'
-    WHEN NOT regexp_matches(completion, '\S') THEN 'completion is empty' END
-FROM read_parquet($file)
-"""
-_MESSAGES = """
-WITH parsed AS (
-    SELECT *, TRY_CAST(messages AS JSON) AS j, json_type(j) = 'ARRAY' AND json_array_length(j) >= 2 AS ok,
-           list_transform(TRY_CAST(j AS JSON[]), lambda m: m ->> 'role') AS roles,
-           list_transform(TRY_CAST(j AS JSON[]), lambda m: m ->> 'content') AS contents
-    FROM read_parquet($file)
-)
-SELECT $source, row, CASE WHEN ok THEN to_json(TRY_CAST(j AS JSON[])[:-2])::VARCHAR END, contents[-1], context, CASE
-    WHEN messages_null THEN 'messages is null'
-    WHEN ok IS NOT TRUE THEN 'messages is not a list of two or more'
-    WHEN len(list_filter(roles, lambda r: r NOT IN ('system', 'user', 'assistant'))) > 0 OR len(list_filter(roles, lambda r: r IS NULL)) > 0
-        THEN 'a message has no role system, user or assistant'
-    WHEN len(list_filter(contents, lambda c: c IS NULL)) > 0 THEN 'a message has no content'
-    WHEN roles[-1] <> 'assistant' THEN 'the last message is not the assistant''s'
-    WHEN roles[-2] <> 'user' THEN 'the message before the answer is not the user''s'
-    WHEN NOT regexp_matches(contents[-1], '\\S') THEN 'completion is empty' END
-FROM parsed
-"""
+def _joined(parsed: Sequence[Any], texts: Sequence[str]) -> list[Any]:
+    """One conversation of prompt and completion, each messages or a text."""
+    sides = zip(parsed, texts, ("user", "assistant"), strict=True)
+    return [m for side, text, role in sides for m in (side if conversation.is_conversation(side) else [{"role": role, "content": text}])]
 
 
-def _split(own: duckdb.DuckDBPyConnection, sources: set[str], seed: int) -> dict[str, int]:
-    """The table `parted`: usable rows with their part. Whole groups of equal prompts move together."""
-    usable = dict(own.execute("SELECT source, count(*) FROM rows WHERE reason IS NULL GROUP BY source").fetchall())
-    plan = {"training": ("train", 0, 0), "validation": ("validation", 0, 0), "test": ("verdict", 0, 0)}
-    held_out = min(HELD_OUT_LIMIT, max(1, round(HELD_OUT_SHARE * usable.get("training", 0))))
-    if "validation" not in sources and usable.get("training", 0) >= FEW_ROWS:
-        plan["training"] = ("train", held_out, 0 if "test" in sources else held_out)
-    elif "test" not in sources:
-        plan["validation"] = ("validation", 0, usable.get("validation", 0) // 2)
-    own.execute("CREATE TABLE plan (source VARCHAR, rest VARCHAR, validation BIGINT, verdict BIGINT)")
-    own.executemany("INSERT INTO plan VALUES (?, ?, ?, ?)", [[s, *p] for s, p in plan.items()])
-    own.execute(r"""
-        CREATE TABLE parted AS
-        WITH keyed AS (
-            SELECT *, md5(lower(trim(regexp_replace(prompt, '\s+', ' ', 'g')))) AS key FROM rows WHERE reason IS NULL
-        ), groups AS (
-            SELECT source, key, sum(count(*)) OVER (PARTITION BY source ORDER BY md5(? || key), key) - count(*) AS before
-            FROM keyed GROUP BY source, key
-        )
-        SELECT keyed.*, CASE WHEN before < plan.verdict THEN 'verdict'
-                             WHEN before < plan.verdict + plan.validation THEN 'validation' ELSE plan.rest END AS part
-        FROM keyed JOIN groups USING (source, key) JOIN plan USING (source)""", [f"{seed}:"])  # fmt: skip
-    counted = dict(own.execute("SELECT part, count(*) FROM parted GROUP BY part").fetchall())
-    return {part: counted.get(part, 0) for part in PARTS}
+def _empty(prompt: str, completion: str) -> str | None:
+    return next((f"{name} is empty" for name, text in (("prompt", prompt), ("completion", completion)) if not text.strip()), None)
+
+
+def _key_of(messages: Sequence[Message]) -> str:
+    """The text by which duplicates are told: a single question's own, as for rows without messages."""
+    if len(messages) == 1:
+        return str(messages[0]["content"])
+    return json.dumps([[m["role"], m["content"]] for m in messages], ensure_ascii=False)
+
+
+def _insert(own: duckdb.DuckDBPyConnection, table: str, source: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    if not rows:
+        return
+    names = [f"c{i}" for i in range(len(rows[0]))]
+    own.register("arriving", {name: np.array(values, dtype=object) for name, values in zip(names, zip(*rows, strict=True), strict=True)})
+    values = "c0, c1, c2, c3, c4, md5({}), c6" if table == "rows" else "md5({}), md5({})"
+    keys = [NORMAL.format(f"CAST({k} AS VARCHAR)") for k in (["c5"] if table == "rows" else ["c0", "c1"])]
+    own.execute(f"INSERT INTO {table} SELECT ?, {values.format(*keys)} FROM arriving", [source])
+    own.unregister("arriving")
+
+
+def _split(own: duckdb.DuckDBPyConnection, seed: int) -> dict[str, split.Plan]:
+    """The table `parted`: usable rows with their part and their group's place in the drawn order. Whole groups move together."""
+    own.execute("CREATE TABLE joined (source VARCHAR, key VARCHAR, head VARCHAR)")
+    _join_beginnings(own)
+    own.execute("""
+        CREATE TABLE drawn AS SELECT rows.*, dense_rank() OVER (PARTITION BY rows.source ORDER BY md5(? || coalesce(head, rows.key)),
+        coalesce(head, rows.key)) AS draw FROM rows LEFT JOIN joined USING (source, key) WHERE reason IS NULL""", [f"{seed}:"])  # fmt: skip
+    usable = dict(own.execute("SELECT source, count(*) FROM drawn GROUP BY source").fetchall())
+    plans = split.plans(usable)
+    own.execute("CREATE TABLE parts (source VARCHAR, draw BIGINT, part VARCHAR)")
+    for source, plan in plans.items():
+        sizes = own.execute("SELECT draw, count(*) FROM drawn WHERE source = ? GROUP BY draw ORDER BY draw", [source]).fetchall()
+        _insert_parts(own, source, [d for d, _ in sizes], split.split([n for _, n in sizes], plan))
+    own.execute("CREATE TABLE parted AS SELECT drawn.*, part FROM drawn JOIN parts USING (source, draw)")
+    return plans
+
+
+def _insert_parts(own: duckdb.DuckDBPyConnection, source: str, draws: Sequence[int], parts: Sequence[str]) -> None:
+    own.register("arriving", {"draw": np.array(draws, dtype=np.int64), "part": np.array(parts, dtype=object)})
+    own.execute("INSERT INTO parts SELECT ?, draw, part FROM arriving", [source])
+    own.unregister("arriving")
+
+
+def _join_beginnings(own: duckdb.DuckDBPyConnection) -> None:
+    """A conversation learns its earlier answers too, so it is of one group with the rows that ask just that."""
+    pairs = own.execute("SELECT DISTINCT source, key, begins_with FROM begins WHERE EXISTS "
+                        "(FROM rows WHERE rows.source = begins.source AND rows.key = begins_with) ORDER BY ALL").fetchall()  # fmt: skip
+    head: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def find(node: tuple[str, str]) -> tuple[str, str]:
+        while (up := head.setdefault(node, node)) != node:
+            head[node] = node = head.setdefault(up, up)
+        return node
+
+    for source, key, beginning in pairs:
+        a, b = sorted((find((source, key)), find((source, beginning))))
+        head[b] = a
+    if head:
+        own.executemany("INSERT INTO joined VALUES (?, ?, ?)", [[*node, find(node)[1]] for node in head])
 
 
 def _must_have_rows(own: duckdb.DuckDBPyConnection, source: str) -> None:
@@ -252,30 +336,9 @@ def _must_have_rows(own: duckdb.DuckDBPyConnection, source: str) -> None:
         raise NoUsableRows(part=source, rows=sum(n for _, n in counted), reasons=reasons)
 
 
-def _as_text(column: str, kind: str) -> str:
-    """SQL that gives a column as text; NULL where bytes are not UTF-8."""
-    if kind == "BLOB":
-        return f"TRY(decode({quoted(column)}))"
-    if kind.endswith("]") or kind.startswith("STRUCT") or kind == "JSON":
-        return f"to_json({quoted(column)})::VARCHAR"
-    return f"CAST({quoted(column)} AS VARCHAR)"
-
-
-def _plain(column: str, kind: str) -> str:
-    return f"CAST({quoted(column)} AS VARCHAR)" if kind == "BLOB" else quoted(column)
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
-
-
 def _quoted(path: Path) -> str:
     return str(path).replace("'", "''")
 
 
 def _count(own: duckdb.DuckDBPyConnection, sql: str) -> int:
     return int(own.execute(sql).fetchall()[0][0])
-
-
-def _first_line(e: Exception) -> str:
-    return " ".join(line.strip() for line in str(e).splitlines()[:2] if not line.startswith("LINE"))

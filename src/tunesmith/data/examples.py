@@ -6,6 +6,7 @@ from typing import Any
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.dataset import Dataset, Row
 from tunesmith.data.template import Encoded, Encoder, Messages
+from tunesmith.errors import InvalidPrompt
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Example:
 
 @dataclass
 class Examples:
-    """The accepted rows of a part, and those that were too long."""
+    """The accepted rows of a part, and those that this base cannot take."""
 
     accepted: list[Example] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
@@ -35,35 +36,46 @@ class Examples:
         return sum(len(e.encoded.ids) for e in self.accepted)
 
 
-def encode(dataset: Dataset, part: str, encoder: Encoder, spec: ModelSpec, on_long: str) -> Examples:
-    """A part's rows as ids. The same rows are accepted whoever asks: prepare, trainer or evaluator. An answer is never cut."""
+def encode(dataset: Dataset, part: str, encoder: Encoder, spec: ModelSpec, on_long: str, learn: str = "last") -> Examples:
+    """A part's rows as ids. The same rows are accepted whoever asks: prepare, trainer or evaluator. An answer is never cut.
+
+    `learn`: which answers of a conversation, "all" or "last"; AnswersNotFound where the base's template does not allow "all".
+    """
     found = Examples()
     for row in dataset.rows(part):
-        example, detail = _fit(row, encoder, spec, on_long)
-        if example is not None:
-            found.accepted.append(example)
+        fit = _fit(row, encoder, spec, on_long, learn)
+        if isinstance(fit, Example):
+            found.accepted.append(fit)
         else:
-            found.rejected.append({"part": part, "row": row.row, "reason": "too long", "detail": detail, "context": row.context})
+            reason, detail = fit
+            found.rejected.append({"part": part, "row": row.row, "reason": reason, "detail": detail, "context": row.context})
     return found
 
 
-def _fit(row: Row, encoder: Encoder, spec: ModelSpec, on_long: str) -> tuple[Example | None, str]:
+TOO_LONG, REFUSED = "too long", "refused by the chat template"
+
+
+def _fit(row: Row, encoder: Encoder, spec: ModelSpec, on_long: str, learn: str) -> Example | tuple[str, str]:
+    """The example, or why there is none: the reason and its detail."""
     if encoder.surely_longer(row.completion, spec.completion_window):
-        return None, f"completion: {len(row.completion):,} characters, window {spec.completion_window} tokens"
+        return TOO_LONG, f"completion: {len(row.completion):,} characters, window {spec.completion_window} tokens"
     if encoder.surely_longer(row.prompt, spec.prompt_window) and on_long != "cut_prompt":
-        return None, f"prompt: {len(row.prompt):,} characters, window {spec.prompt_window} tokens"
+        return TOO_LONG, f"prompt: {len(row.prompt):,} characters, window {spec.prompt_window} tokens"
     messages = row.messages
-    encoded = encoder.row(messages, row.completion)
+    try:
+        encoded = encoder.row(messages, row.completion, learn)
+    except InvalidPrompt as e:
+        return REFUSED, str(e.fields["reason"])
     if encoded.n_completion > spec.completion_window:
-        return None, f"completion: {encoded.n_completion} tokens, window {spec.completion_window}"
+        return TOO_LONG, f"completion: {encoded.n_completion} tokens, window {spec.completion_window}"
     over = encoded.n_prompt - spec.prompt_window
     if over <= 0:
-        return Example(row, encoded), ""
+        return Example(row, encoded)
     if on_long == "cut_prompt":
         # cutting inside a text can change how its rest is tokenised, so look again
         for more in range(over, over + 8):
             kept = encoder.cut(messages, more)
-            cut = encoder.row(kept, row.completion)
+            cut = encoder.row(kept, row.completion, learn)
             if cut.n_prompt <= spec.prompt_window:
-                return Example(row, cut, kept), ""
-    return None, f"prompt: {encoded.n_prompt} tokens, window {spec.prompt_window}"
+                return Example(row, cut, kept)
+    return TOO_LONG, f"prompt: {encoded.n_prompt} tokens, window {spec.prompt_window}"

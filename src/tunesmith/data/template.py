@@ -22,14 +22,13 @@ from tokenizers.decoders import DecodeStream
 
 from tunesmith.catalog import read_json
 from tunesmith.data.render import LONGEST_SOURCE, Rendering
-from tunesmith.errors import DamagedFiles, InvalidPrompt, UnsafeBaseModel
+from tunesmith.errors import AnswersNotFound, DamagedFiles, InvalidPrompt, UnsafeBaseModel
 from tunesmith.safe_files import check_normalizer, check_regular, from_object, read_object
 
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
 _SLOT = re.compile("\ue000([0-9]{1,6})\ue001")  # private use characters: no honest template writes them
 FILE = "prompt_template.json"
 MOST_WORDS = 600_000  # of a tokenizer; the largest known have half of it, and the library takes seconds for a million
-ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -106,6 +105,11 @@ class PromptTemplate:
             raise InvalidPrompt(reason="the base's chat template writes a mark that stands for a message which is not there")
         return found
 
+    def begins_as_asked(self, messages: Messages, n: int) -> bool:
+        """Whether what stands before the answer messages[n] is what the model would have been asked then."""
+        asked = self.pieces(messages[:n])
+        return self.pieces(messages)[: len(asked)] == asked
+
     def _end_of_turn(self, added: Mapping[str, int]) -> str | None:
         """The special token that the chat template writes after an answer."""
         if not self.chat_template:
@@ -128,16 +132,33 @@ def _plain_pieces(bos: str, messages: Messages) -> list[str | int]:
     return pieces
 
 
+def _answers(messages: Messages) -> tuple[int, ...]:
+    """The places of the assistant's messages that are learnt."""
+    return tuple(n for n, m in enumerate(messages) if m["role"] == "assistant" and "weight" not in m)
+
+
 @dataclass(frozen=True)
 class Encoded:
     """A row as ids: the prompt, then (when training) the completion and the stop id."""
 
     ids: list[int]
     n_prompt: int
+    earlier: tuple[tuple[int, int], ...] = ()
+    """Where earlier answers that are learnt too begin and end among the ids, each with the token that ends it."""
 
     @property
     def n_completion(self) -> int:
+        """Tokens of the last answer, with the stop id."""
         return len(self.ids) - self.n_prompt
+
+    @property
+    def learnt(self) -> list[int]:
+        """The places of all ids that are learnt, in order."""
+        return [i for start, end in (*self.earlier, (self.n_prompt, len(self.ids))) for i in range(start, end)]
+
+    @property
+    def n_learnt(self) -> int:
+        return self.n_completion + sum(end - start for start, end in self.earlier)
 
 
 @contextmanager
@@ -172,19 +193,35 @@ class Encoder:
             ids += self._control_ids(piece) if isinstance(piece, str) else self.text(messages[piece]["content"])
         return ids
 
-    def row(self, messages: Messages, completion: str) -> Encoded:
-        """A training row: prompt, completion and the stop id."""
-        prompt = self.prompt(messages)
-        return Encoded([*prompt, *self.text(completion), self.template.end_id], len(prompt))
+    def row(self, messages: Messages, completion: str, learn: str = "last") -> Encoded:
+        """A training row: prompt, completion and the stop id. `learn`: "all" learns earlier answers too, but those of weight 0.
 
-    def count_rows(self, rows: Sequence[tuple[str, str]], chat: bool = False) -> list[tuple[int, int]]:
-        """Tokens of many rows' prompts and completions, as `row` would give them; a chat prompt is its messages as JSON."""
+        AnswersNotFound where the template does not write an earlier answer as it would have asked for it.
+        """
+        earlier: list[tuple[int, int]] = []
+        wanted = _answers(messages) if learn == "all" else ()
+        for n in wanted:
+            if not self.template.begins_as_asked(messages, n):
+                raise AnswersNotFound(message=n + 1)
+        ids: list[int] = []
+        pieces = self.template.pieces(messages)
+        for place, piece in enumerate(pieces):
+            start = len(ids)
+            ids += self._control_ids(piece) if isinstance(piece, str) else self.text(messages[piece]["content"])
+            if piece in wanted and isinstance(piece, int):
+                after = pieces[place + 1] if place + 1 < len(pieces) else ""
+                if not isinstance(after, str) or self._control_ids(after)[:1] != [self.template.end_id]:
+                    raise AnswersNotFound(message=piece + 1)
+                earlier.append((start, len(ids) + 1))
+        if len(earlier) != len(wanted):
+            raise AnswersNotFound(message=1 + max(wanted))
+        return Encoded([*ids, *self.text(completion), self.template.end_id], len(ids), tuple(earlier))
+
+    def count_rows(self, rows: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
+        """Tokens of many rows' prompts (texts) and completions, as `row` would give them."""
         completions = self._text.encode_batch([c for _, c in rows], add_special_tokens=False)
-        if chat:
-            prompts = [len(self.prompt(json.loads(p))) for p, _ in rows]
-        else:
-            frame = len(self.prompt([{"role": "user", "content": "x"}])) - len(self.text("x"))  # the same around every text
-            prompts = [frame + len(e.ids) for e in self._text.encode_batch([p for p, _ in rows], add_special_tokens=False)]
+        frame = len(self.prompt([{"role": "user", "content": "x"}])) - len(self.text("x"))  # the same around every text
+        prompts = [frame + len(e.ids) for e in self._text.encode_batch([p for p, _ in rows], add_special_tokens=False)]
         return [(p, len(c.ids) + 1) for p, c in zip(prompts, completions, strict=True)]
 
     def text(self, text: str) -> list[int]:
@@ -209,25 +246,6 @@ class Encoder:
         ids = self._text.encode(last, add_special_tokens=False)
         offset = ids.offsets[over][0] if over < len(ids.ids) else len(last)
         return [*map(dict, messages[:-1]), {"role": messages[-1]["role"], "content": last[offset:]}]
-
-
-def parse_messages(value: Any) -> list[dict[str, str]]:
-    """A prompt as COMPLETE takes it (a text, or messages) in one form; InvalidPrompt says what is wrong."""
-    if isinstance(value, str):
-        return [{"role": "user", "content": value}]
-    if not isinstance(value, list) or not value:
-        raise InvalidPrompt(reason=f"{value!r:.100} is neither a text nor a list of messages")
-    for n, message in enumerate(value):
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise InvalidPrompt(reason=f"message {n + 1} has no content")
-        role = message.setdefault("role", "user")
-        if role not in ROLES:
-            raise InvalidPrompt(reason=f"message {n + 1} has the role {role!r}")
-    turns = [m["role"] for m in value if m["role"] != "system"]
-    system = [n for n, m in enumerate(value) if m["role"] == "system"]
-    if system not in ([], [0]) or turns != [("user", "assistant")[i % 2] for i in range(len(turns))] or len(turns) % 2 == 0:
-        raise InvalidPrompt(reason="the roles are " + ", ".join(m["role"] for m in value))
-    return [{"role": m["role"], "content": m["content"]} for m in value]
 
 
 def _added_tokens(tokenizer: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> dict[str, int]:

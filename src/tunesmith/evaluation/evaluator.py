@@ -7,6 +7,7 @@ answers are a closed set, a linear model on words; the tuned model.
 import json
 import math
 import random
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,14 +44,17 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
     results = [a / RESULT for a in assignment.attempts if (a / RESULT).exists()]
     if not results:
         raise DamagedFiles(folder=assignment.folder, reason="no attempt of this job holds a finished model")
-    evaluation = _Evaluation(rows["train"], rows["verdict"], options.seed, options.swap_terms) if rows["verdict"] else None
+    doing = _Doing(report)
+    evaluation = _Evaluation(rows["train"], rows["verdict"], options.seed, options.swap_terms, doing) if rows["verdict"] else None
     probes = Probes.load(results[0])
 
     engine = Engine.load(TunedModel(name=spec.name, base=spec), assignment.device)
+    doing.begin("probes, base", len(probes.prompts))
     of_base = replay(engine.model, probes)
     if evaluation:
         evaluation.ask_base(engine)
     engine = Engine.load(TunedModel(name=spec.name, base=spec, method=options.method, folder=str(results[0])), assignment.device)
+    doing.begin("probes, tuned", len(probes.prompts))
     certificate = certify(
         "whole" if options.method in methods.WHOLE else "adapter", str(next(engine.model.parameters()).dtype).removeprefix("torch."),
         engine.model, probes, of_base, base_digest=catalog.fingerprint(spec), template_digest=template_digest(results[0]),
@@ -80,11 +84,33 @@ def warnings(verdict: Verdict) -> list[str]:
     return found
 
 
+TELL_S = 1.0  # between two words about how far an arm is
+
+
+class _Doing:
+    """Tells which arm answers, how many of its rows are done, and how long the rest will take."""
+
+    def __init__(self, report: child.Report) -> None:
+        self._report, self._told, self._last = report, 0.0, 0
+
+    def begin(self, what: str, of: int) -> None:
+        self._what, self._of, self._began, self._told, self._last = what, of, time.monotonic(), 0.0, -1
+        self.done(0)
+
+    def done(self, n: int) -> None:
+        now = time.monotonic()
+        if n == self._last or (now - self._told < TELL_S and n < self._of):
+            return
+        self._told, self._last = now, n
+        left = (self._of - n) * (now - self._began) / n if n else None
+        self._report("doing", what=self._what, done=n, of=self._of, left_s=left)
+
+
 class _Evaluation:
     """The arms' answers to the verdict rows, gathered arm by arm, then judged."""
 
-    def __init__(self, train: Sequence[Example], rows: Sequence[Example], seed: int, swap_terms: str) -> None:
-        self._train, self._rows, self._seed = train, rows, seed
+    def __init__(self, train: Sequence[Example], rows: Sequence[Example], seed: int, swap_terms: str, doing: _Doing) -> None:
+        self._train, self._rows, self._seed, self._doing = train, rows, seed, doing
         self._wanted = [e.row.completion for e in rows]
         self._sampling = Sampling(max_tokens=ROOM * max(e.encoded.n_completion for e in rows))
         self._always = commonest([e.row.completion for e in train])
@@ -101,29 +127,35 @@ class _Evaluation:
         return self._judge(metrics_for([e.row.completion for e in self._train]))
 
     def ask_base(self, engine: Engine) -> None:
-        self._answers["base"] = [c.text for c in self._complete(engine, [])]
+        self._answers["base"] = [c.text for c in self._complete(engine, [], "base")]
         examples = self._examples(engine)
         self._n_examples = sum(m["role"] == "assistant" for m in examples)
         if examples:
-            self._answers["examples"] = [c.text for c in self._complete(engine, examples)]
+            self._answers["examples"] = [c.text for c in self._complete(engine, examples, f"base with {self._n_examples} examples")]
         else:
             self._notes.append(f"the base was not asked with examples: its window holds fewer than {LEAST_EXAMPLES}")
         self._changed["base"] = self._share_changed(engine, "base")
-        self._losses["base"], self._retention["base"] = evaluate(engine.model, self._rows), retention(engine)
+        self._measure_losses(engine, "base")
 
     def ask_tuned(self, engine: Engine) -> None:
-        completions = self._complete(engine, [])
+        completions = self._complete(engine, [], "tuned")
         self._answers["tuned"] = [c.text for c in completions]
         self._stop_rate = sum(c.stopped for c in completions) / len(completions)
         self._changed["tuned"] = self._share_changed(engine, "tuned")
-        self._losses["tuned"], self._retention["tuned"] = evaluate(engine.model, self._rows), retention(engine)
+        self._measure_losses(engine, "tuned")
 
-    def _complete(self, engine: Engine, examples: Messages) -> list[Completion]:
-        return engine.generate([with_examples(e.messages, examples) for e in self._rows], self._sampling)
+    def _complete(self, engine: Engine, examples: Messages, arm: str) -> list[Completion]:
+        self._doing.begin(arm, len(self._rows))
+        return engine.generate([with_examples(e.messages, examples) for e in self._rows], self._sampling, self._doing.done)
+
+    def _measure_losses(self, engine: Engine, arm: str) -> None:
+        self._doing.begin(f"losses, {arm}", len(self._rows))
+        self._losses[arm], self._retention[arm] = evaluate(engine.model, self._rows), retention(engine)
 
     def _share_changed(self, engine: Engine, arm: str) -> float:
         """Of the rows that hold a word to exchange: how many are answered otherwise when it is exchanged."""
-        found = engine.generate(list(self._swapped.values()), self._sampling)
+        self._doing.begin(f"words exchanged, {arm}", len(self._swapped))
+        found = engine.generate(list(self._swapped.values()), self._sampling, self._doing.done)
         changed = [c.text != self._answers[arm][i] for i, c in zip(self._swapped, found, strict=True)]
         return sum(changed) / max(1, len(changed))
 
@@ -186,6 +218,7 @@ class _Evaluation:
         if not linear.is_installed():
             self._notes.append("the linear model on words was not measured: pip install 'tunesmith[audit]'")
             return
+        self._doing.begin("linear model", len(self._rows))
         model = linear.fit([question(e) for e in train], labels)
         self._answers["linear"] = [str(a) for a in model.predict([question(e) for e in self._rows])]
 

@@ -8,7 +8,7 @@ a batch. Models stay loaded as far as there is memory for them.
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -87,9 +87,12 @@ class Engine:
             adapters.usual = adapter
         return cls(adapters.model, encoder, tuned.name, tuned.base.context, adapters, adapter)
 
-    def generate(self, prompts: Sequence[Messages], sampling: Sampling) -> list[Completion]:
-        """One completion per prompt, in order. PromptTooLong or InvalidSchema before anything is computed."""
-        return generate_all([(self, p) for p in prompts], sampling)
+    def generate(self, prompts: Sequence[Messages], sampling: Sampling, told: Callable[[int], None] | None = None) -> list[Completion]:
+        """One completion per prompt, in order. PromptTooLong or InvalidSchema before anything is computed.
+
+        `told` hears, after every token, how many of the prompts are answered.
+        """
+        return generate_all([(self, p) for p in prompts], sampling, told)
 
     def stream(self, messages: Messages, sampling: Sampling) -> Iterator[Completion]:
         """The answer to one prompt as far as it is written, in whole characters, after every token; the last is what `generate` gives."""
@@ -111,7 +114,9 @@ class Engine:
         return ids
 
 
-def generate_all(asked: Sequence[tuple[Engine, Messages]], sampling: Sampling) -> list[Completion]:
+def generate_all(
+    asked: Sequence[tuple[Engine, Messages]], sampling: Sampling, told: Callable[[int], None] | None = None
+) -> list[Completion]:
     """One completion per prompt, in order; engines that share a loaded model answer together, each row with its own engine's adapter.
 
     PromptTooLong or InvalidSchema before anything is computed.
@@ -126,7 +131,8 @@ def generate_all(asked: Sequence[tuple[Engine, Messages]], sampling: Sampling) -
         by_model.setdefault(id(answer.engine.model), []).append(answer)
     for together in by_model.values():
         for _ in _write(together, sampling):
-            pass
+            if told:
+                told(sum(len(places) for a, places in zip(answers, wanted.values(), strict=True) if a.is_done))
     found = {i: completion for a, places in zip(answers, wanted.values(), strict=True) for completion in [a.completion()] for i in places}
     return [found[i] for i in range(len(asked))]
 

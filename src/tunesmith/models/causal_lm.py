@@ -114,7 +114,7 @@ def collate(rows: Sequence[Encoded], model: Model) -> Batch:
         n = len(row.ids)
         ids[b, :n] = torch.tensor(row.ids)
         mask[b, :n] = 1
-        supervised[b, row.n_prompt - 1 : n - 1] = True  # the position before each completion token predicts it
+        supervised[b, torch.tensor(row.learnt, dtype=torch.long) - 1] = True  # the position before each learnt token predicts it
     keep = supervised.any(0).nonzero().squeeze(1)
     b_N, k_N = supervised[:, keep].nonzero(as_tuple=True)
     targets, at = ids[b_N, keep[k_N] + 1], b_N * len(keep) + k_N
@@ -124,10 +124,10 @@ def collate(rows: Sequence[Encoded], model: Model) -> Batch:
 
 def _packed(rows: Sequence[Encoded], device: torch.device) -> Batch:
     made = packed.pack([r.ids for r in rows])
-    before = [p for places, r in zip(made.places, rows, strict=True) for p in places[r.n_prompt - 1 : -1]]
-    keep, at = torch.unique(torch.tensor(before), return_inverse=True)
-    targets = torch.tensor([i for r in rows for i in r.ids[r.n_prompt :]])
-    row_N = torch.tensor([b for b, r in enumerate(rows) for _ in range(r.n_completion)])
+    before = [places[i - 1] for places, r in zip(made.places, rows, strict=True) for i in r.learnt]
+    keep, at = torch.unique(torch.tensor(before, dtype=torch.long), return_inverse=True)
+    targets = torch.tensor([r.ids[i] for r in rows for i in r.learnt], dtype=torch.long)
+    row_N = torch.tensor([b for b, r in enumerate(rows) for _ in range(r.n_learnt)])
     keep, at, targets, row_N = (t.to(device) for t in (keep, at, targets, row_N))
     return Batch(packed.inputs(made.ids_T, made.positions_T, made.layout, device), keep, at, targets, row_N)
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -43,6 +43,7 @@ class Assignment:
     template: Mapping[str, Any]
     device: str
     threads: int
+    moved: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, job: Job, *, home: Path, job_folder: Path, device: str, threads: int) -> Self:
@@ -50,7 +51,7 @@ class Assignment:
             job_id=job.id, task=job.task, home=str(home), folder=str(job_folder / f"attempt-{job.attempt}"),
             data_folder=str(job_folder / "data"), data_digest=job.data_digest, options=job.options.to_json(),
             resolved=job.resolved.to_json() if job.resolved else None, base=dict(job.base), template=dict(job.template),
-            device=device, threads=threads,
+            device=device, threads=threads, moved=dict(job.moved),
         )  # fmt: skip
 
     @property
@@ -72,7 +73,7 @@ class Assignment:
         return sorted(found, key=lambda p: -int(p.name.removeprefix("attempt-")))
 
     def dataset(self) -> Dataset:
-        return Dataset.open(Path(self.data_folder), self.data_digest)
+        return Dataset.open(Path(self.data_folder), self.data_digest, self.moved)
 
     def encoder(self) -> Encoder:
         return Encoder(PromptTemplate.from_json(self.template), Path(self.spec.folder))

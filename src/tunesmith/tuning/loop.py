@@ -197,12 +197,12 @@ def accumulate(
     model: Model, rows: Sequence[Example], *, max_tokens: int = MICRO_TOKENS, max_rows: int | None = None
 ) -> tuple[float, list[tuple[float, int]]]:
     """Add the gradient of sum(token losses) / count(tokens of all rows) to the model, micro-batch by micro-batch."""
-    count = sum(r.encoded.n_completion for r in rows)
+    count = sum(r.encoded.n_learnt for r in rows)
     losses: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     for group in groups([r.encoded for r in rows], model, max_tokens, max_rows):
         per_row = _backward(model, [rows[i] for i in group], count)
         for i, value in zip(group, per_row, strict=True):
-            losses[i] = (value, rows[i].encoded.n_completion)
+            losses[i] = (value, rows[i].encoded.n_learnt)
     return sum(v for v, _ in losses) / count, losses
 
 
@@ -222,7 +222,7 @@ def evaluate(model: Model, rows: Sequence[Example], micro_tokens: int = MICRO_TO
         for group in groups([r.encoded for r in rows], model, micro_tokens):
             batch = collate([rows[i].encoded for i in group], model)
             for i, value in zip(group, _per_row(token_losses(model, batch), batch.row_N, len(group)), strict=True):
-                found[i] = (value, rows[i].encoded.n_completion)
+                found[i] = (value, rows[i].encoded.n_learnt)
     return found
 
 

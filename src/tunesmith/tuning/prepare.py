@@ -1,16 +1,19 @@
 """VALIDATING, in a child process of the worker: count the tokens, refuse rows by id, decide every `auto`. No torch."""
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tunesmith import catalog
 from tunesmith.catalog import ModelSpec
-from tunesmith.data.dataset import PARTS, Dataset
-from tunesmith.data.examples import encode
+from tunesmith.data import split
+from tunesmith.data.dataset import Dataset
+from tunesmith.data.examples import REFUSED, TOO_LONG, Example, Examples, encode
+from tunesmith.data.split import PARTS
 from tunesmith.data.template import Encoder
-from tunesmith.errors import BudgetTooSmall, NoUsableRows, RowsTooLong
+from tunesmith.errors import AnswersNotFound, BudgetTooSmall, NoUsableRows, RowsTooLong
 from tunesmith.jobs import Options, ResolvedOptions
 from tunesmith.tuning import child
 from tunesmith.tuning.batches import steps_within
@@ -23,7 +26,7 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
     report("rejections", rows=prepared.rejected)
     for warning in prepared.warnings:
         report("warning", message=warning)
-    report("prepared", resolved=prepared.resolved.to_json(), input_tokens=prepared.tokens, rows=prepared.rows)
+    report("prepared", resolved=prepared.resolved.to_json(), input_tokens=prepared.tokens, rows=prepared.rows, moved=prepared.moved)
 
 
 @dataclass(frozen=True)
@@ -35,42 +38,96 @@ class Prepared:
     """Of the accepted training rows, once."""
     rows: Mapping[str, int]
     rejected: list[dict[str, Any]]
+    moved: dict[str, dict[str, list[int]]]
+    """Rows that the job counts to another part than the frozen one: see Dataset."""
     warnings: list[str]
 
 
 def prepare(dataset: Dataset, encoder: Encoder, spec: ModelSpec, asked: Options, price: float) -> Prepared:
     """RowsTooLong, NoUsableRows or BudgetTooSmall where rows or budget (`price` in credits per token) do not allow training."""
-    parts = {part: encode(dataset, part, encoder, spec, asked.on_long) for part in PARTS}
-    too_long = [r for p in parts.values() for r in p.rejected]
+    frozen = replace(dataset, moved={})  # as often as this is done, it gives the same
+    parts, why_last = _encoded(frozen, encoder, spec, asked)
+    rejected = [r for p in parts.values() for r in p.rejected]
+    too_long = [r for r in rejected if r["reason"] == TOO_LONG]
     if too_long and asked.on_long == "fail":
         raise RowsTooLong(
             count=len(too_long), base_model=spec.name, window=spec.prompt_window, completion_window=spec.completion_window,
             rows=[f"{r['part']} {r['row']}" for r in too_long],
         )  # fmt: skip
-    rejected = dataset.rejected() + too_long
-    train = parts["train"].accepted
+    moved, told = _filled_again(frozen, parts) if rejected else ({}, [])
+    accepted = {part: _counted_to(part, parts, moved) for part in PARTS}
+    train = accepted["train"]
     if not train:
-        raise NoUsableRows(part="training", rows=len(too_long), reasons=f"{len(too_long)} x too long")
-    resolved = resolve(asked, Facts(spec, len(train)))
+        reasons = Counter(r["reason"] for r in rejected)
+        raise NoUsableRows(part="training", rows=len(rejected), reasons="; ".join(f"{n} x {reason}" for reason, n in reasons.items()))
+    resolved = resolve(asked, Facts(spec, len(train), learn=why_last))
     tokens, option = token_budget(resolved, price)
     if tokens and not steps_within([len(e.encoded.ids) for e in train], resolved.batch_size, resolved.seed, 1, tokens):
         raise BudgetTooSmall(name=option, tokens=tokens, batch_size=resolved.batch_size)
-    counts = {p: len(e.accepted) for p, e in parts.items()}
-    cut = sum(x.cut is not None for e in parts.values() for x in e.accepted)
-    told = warnings(spec, resolved.learning_rate, too_long)
-    return Prepared(resolved, parts["train"].tokens, {**counts, "rejected": len(rejected), "cut": cut}, rejected, told)
+    counts = {p: len(e) for p, e in accepted.items()}
+    cut = sum(e.cut is not None for examples in accepted.values() for e in examples)
+    rejected = dataset.rejected() + rejected
+    told += warnings(spec, resolved.learning_rate, rejected) + ([why_last] if why_last else [])
+    used = sum(len(e.encoded.ids) for e in train)
+    return Prepared(resolved, used, {**counts, "rejected": len(rejected), "cut": cut}, rejected, moved, told)
 
 
-def warnings(spec: ModelSpec, learning_rate: float, too_long: list[dict[str, Any]]) -> list[str]:
+def _encoded(dataset: Dataset, encoder: Encoder, spec: ModelSpec, asked: Options) -> tuple[dict[str, Examples], str]:
+    """The rows of each part as ids, and why only last answers are learnt where all were asked for."""
+    try:
+        return {part: encode(dataset, part, encoder, spec, asked.on_long, asked.learn) for part in PARTS}, ""
+    except AnswersNotFound as e:
+        why = (
+            f"only the last answer of each conversation is learnt: the base's chat template does not write an earlier one (message "
+            f"{e.fields['message']}) as it would have been asked for it"
+        )
+        return {part: encode(dataset, part, encoder, spec, asked.on_long, "last") for part in PARTS}, why
+
+
+def _filled_again(dataset: Dataset, parts: Mapping[str, Examples]) -> tuple[dict[str, dict[str, list[int]]], list[str]]:
+    """Which rows go to another part now that some were rejected, and what must be told about the parts' sizes."""
+    rows: dict[str, list[tuple[int, str, int]]] = {source: [] for source in dataset.sources}
+    for part, examples in parts.items():
+        for e in examples.accepted:
+            rows[dataset.source_of[part]].append((e.row.draw, part, e.row.row))
+    plans = split.plans({source: len(found) for source, found in rows.items() if found})
+    moved: dict[str, dict[str, list[int]]] = {}
+    counts = dict.fromkeys(PARTS, 0)
+    for source, found in rows.items():
+        if not found:
+            continue
+        sizes = sorted(Counter(draw for draw, *_ in found).items())
+        new = dict(zip((d for d, _ in sizes), split.split([n for _, n in sizes], plans[source]), strict=True))
+        for draw, part, row in sorted(found):
+            counts[new[draw]] += 1
+            if new[draw] != part:
+                moved.setdefault(part, {}).setdefault(new[draw], []).append(row)
+    return moved, list(split.warnings(counts, plans))
+
+
+def _counted_to(part: str, parts: Mapping[str, Examples], moved: Mapping[str, Mapping[str, list[int]]]) -> list[Example]:
+    gone = {row for rows in moved.get(part, {}).values() for row in rows}
+    kept = [e for e in parts[part].accepted if e.row.row not in gone]
+    for origin, to in moved.items():
+        wanted = set(to.get(part, ()))
+        kept += [e for e in parts[origin].accepted if e.row.row in wanted]
+    return sorted(kept, key=lambda e: e.row.row)
+
+
+def warnings(spec: ModelSpec, learning_rate: float, rejected: list[dict[str, Any]]) -> list[str]:
     found = []
     if spec.pretraining_rate and learning_rate > spec.pretraining_rate:
         found.append(
             f"learning_rate {learning_rate:g} is above the rate {spec.name} was pretrained with ({spec.pretraining_rate:g}): it will forget"
         )
-    if too_long:
+    reasons = Counter(r["reason"] for r in rejected)
+    if reasons[TOO_LONG]:
         found.append(
-            f"rows over the window, rejected: {len(too_long)}; tunesmith.rejections lists them, the option on_long changes the rule"
+            f"rows over the window, rejected: {reasons[TOO_LONG]}; tunesmith.rejections lists them, the option on_long changes the rule"
         )
+    if reasons[REFUSED]:
+        words = next(r["detail"] for r in rejected if r["reason"] == REFUSED)
+        found.append(f"rows that the base's chat template refuses, rejected: {reasons[REFUSED]} ({words}); tunesmith.rejections lists them")
     return found
 
 

@@ -18,8 +18,10 @@ class Facts:
     spec: ModelSpec
     rows: int
     """Accepted training rows."""
-    freezes: bool = False
-    """Whether an option was set that only frozen weights can have."""
+    only_for: tuple[tuple[str, str], ...] = ()
+    """Options that were set and that one method alone reads, each with that method."""
+    learn: str = ""
+    """Why only last answers can be learnt; empty where the template allows all."""
 
 
 def token_budget(options: ResolvedOptions, price: float) -> tuple[int, str]:
@@ -33,7 +35,8 @@ def token_budget(options: ResolvedOptions, price: float) -> tuple[int, str]:
 def resolve(options: Options, facts: Facts) -> ResolvedOptions:
     """Every option with its value: the user's, or by rule where he said `auto`."""
     decided: dict[str, Resolved] = {}
-    facts = replace(facts, freezes=options.precision != "full")
+    only_for = tuple((f.name, f.metadata["readers"][0]) for f in options.set_for_a_method())
+    facts = replace(facts, only_for=only_for)
     for f in fields(Options):
         value = getattr(options, f.name)
         if value == "auto":
@@ -43,12 +46,16 @@ def resolve(options: Options, facts: Facts) -> ResolvedOptions:
             decided[f.name] = Resolved(value, "default", "the default")
         else:
             decided[f.name] = Resolved(value, "user", "as asked")
+    if facts.learn and options.learn == "all":
+        decided["learn"] = Resolved("last", "measured", facts.learn)
     return ResolvedOptions(decided)
 
 
 def _method(facts: Facts, decided: dict[str, Resolved]) -> tuple[str, str]:
-    if facts.freezes:
-        return "lora", "the precision that was asked for is one of frozen weights"
+    if facts.only_for:
+        names = " and ".join(name for name, _ in facts.only_for)
+        method = facts.only_for[0][1]
+        return method, f"{names} {'is' if len(facts.only_for) == 1 else 'are'} set, which only {method} reads"
     if facts.spec.parameters < SMALL:
         return (
             "full",

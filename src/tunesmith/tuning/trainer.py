@@ -33,7 +33,7 @@ def begin(assignment: child.Assignment) -> tuple[Model, dict[str, list[Example]]
     torch.set_num_threads(assignment.threads)
     torch.manual_seed(options.seed)
     dataset, encoder = assignment.dataset(), assignment.encoder()
-    rows = {part: encode(dataset, part, encoder, spec, options.on_long).accepted for part in ("train", "validation")}
+    rows = {part: encode(dataset, part, encoder, spec, options.on_long, options.learn).accepted for part in ("train", "validation")}
     base = causal_lm.load_base(spec, causal_lm.device_of(assignment.device), options.precision)
     return methods.load(options.method).prepare(base, options), rows
 

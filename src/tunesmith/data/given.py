@@ -1,0 +1,383 @@
+"""What was given as data, frozen as one staged file of text: a query, files, rows in memory, a pandas or Arrow table.
+
+Queries run on the user's own connection, and nothing of ours is created there; all else is read on a connection of our own.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from tunesmith.data import files
+from tunesmith.data.gate import check_query, quoted
+from tunesmith.data.text import INVALID, MISSING, Broken, Raw, Value, kind_of, sql_kind, sql_text, value_of
+from tunesmith.errors import (
+    MissingColumns,
+    MissingExtra,
+    NoSuchTable,
+    NotADataSource,
+    OptionNotRead,
+    QueryFailed,
+    TwoColumns,
+    UnreadableFile,
+    UnreadableValue,
+    closest,
+)
+
+Data = Any
+"""Training data: a query; a file, a folder or a glob of files (Parquet, CSV, TSV, JSON; also as @path); rows as dictionaries; a
+pandas or Arrow table."""
+
+PAIR, CHAT = ("prompt", "completion"), ("messages",)
+BATCH = 20_000  # rows of a file held in memory at a time
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of the data are trained on, and which are the rows' context."""
+
+    wanted: Mapping[str, int]
+    """prompt and completion, or messages, each with its place."""
+    others: Mapping[str, int]
+
+    @property
+    def is_chat(self) -> bool:
+        return "messages" in self.wanted
+
+    @classmethod
+    def among(cls, part: str, found: Sequence[str]) -> "Columns":
+        """MissingColumns, or TwoColumns where a name that is wanted stands there twice."""
+        places: dict[str, list[int]] = {}
+        for i, name in enumerate(found):
+            places.setdefault(name.lower(), []).append(i)
+        is_chat = "messages" in places and not set(PAIR) <= set(places)
+        wanted = CHAT if is_chat else PAIR
+        missing = [w for w in wanted if w not in places]
+        if missing:
+            raise MissingColumns(part=part, missing=" and no column ".join(missing), found=list(found),
+                                 nearest=[closest(m, found) for m in missing])  # fmt: skip
+        for w in wanted:
+            if len(places[w]) > 1:
+                raise TwoColumns(part=part, name=w, columns=[found[i] for i in places[w]])
+        others = [i for i, name in enumerate(found) if name.lower() not in wanted]
+        names = files.distinct([found[i] for i in others])
+        return cls({w: places[w][0] for w in wanted}, dict(zip(names, others, strict=True)))
+
+
+@dataclass(frozen=True)
+class NotText:
+    """A column that was no text in the database, with its first value before and after."""
+
+    column: str
+    type: str
+    before: str
+    after: str
+
+
+@dataclass
+class Source:
+    """Data of one part. `stage` writes it into a file; what else is known of it is known from then on."""
+
+    part: str
+    sql: str = ""
+    """A query that gives the rows, for the audit's fixes; empty where there is none."""
+    not_text: list[NotText] = field(default_factory=list)
+    is_chat: bool = False
+    """Whether the rows are in a column `messages`."""
+    has_lists: bool = False
+    """Whether a row may be a conversation."""
+
+    def stage(self, connection: duckdb.DuckDBPyConnection, file: Path) -> None:
+        """Write the rows as Parquet: row, what is trained on as text with its kind, context as a JSON object."""
+        raise NotImplementedError
+
+
+@dataclass
+class Query(Source):
+    """One SELECT on the user's connection."""
+
+    def stage(self, connection: duckdb.DuckDBPyConnection, file: Path) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SET python_enable_replacements = false")  # a name in the query is never a variable of this program
+            self.sql = check_query(cursor, self.sql, self.part)
+            _stage_sql(cursor, self, file)
+
+
+@dataclass
+class ParquetFiles(Source):
+    paths: Sequence[Path] = ()
+
+    def stage(self, connection: duckdb.DuckDBPyConnection, file: Path) -> None:
+        listed = ", ".join(_text(str(p)) for p in self.paths)
+        self.sql = f"SELECT * FROM read_parquet([{listed}], union_by_name = true)"
+        try:
+            with duckdb.connect() as own:
+                _stage_sql(own, self, file)
+        except QueryFailed as e:
+            raise UnreadableFile(path=_listed(self.paths), where="", reason=e.fields["reason"]) from None
+
+
+@dataclass
+class TextFiles(Source):
+    paths: Sequence[Path] = ()
+    encoding: str = ""
+
+    def stage(self, connection: duckdb.DuckDBPyConnection, file: Path) -> None:
+        keys = _stage_records(self, (record for path in self.paths for record in files.records(path, self.encoding)), file)
+        self.sql = files.as_sql(self.paths, self.encoding, keys)
+
+
+@dataclass
+class Rows(Source):
+    """Rows as dictionaries."""
+
+    rows: Sequence[Any] = ()
+
+    def stage(self, connection: duckdb.DuckDBPyConnection, file: Path) -> None:
+        _stage_records(self, _records(self.part, self.rows), file)
+        self.sql = f"SELECT * FROM {self.part}_data"
+
+
+@dataclass
+class Frame(Source):
+    """A pandas or Arrow table, or whatever else DuckDB can register."""
+
+    frame: Any = None
+
+    def stage(self, connection: duckdb.DuckDBPyConnection, file: Path) -> None:
+        self.sql = f"SELECT * FROM {self.part}_data"
+        with duckdb.connect() as own:
+            try:
+                own.register(f"{self.part}_data", self.frame)
+            except Exception:
+                raise NotADataSource(value=repr(self.frame)[:300]) from None
+            _stage_sql(own, self, file)
+
+
+def source_of(part: str, data: Data, encoding: str = "") -> Source | None:
+    """What was given as the data of a part; None where nothing was. NotADataSource, NoSuchFile or UnreadableFile."""
+    if data is None or (isinstance(data, str) and not data):
+        return None
+    if isinstance(data, (str, os.PathLike)):
+        text = os.fspath(data)
+        if not isinstance(text, str):
+            raise NotADataSource(value=repr(data))
+        paths = files.named(text if isinstance(data, str) else f"@{text}")
+        if not paths:
+            return Query(part, text)
+        return ParquetFiles(part, paths=paths) if files.are_parquet(paths) else TextFiles(part, paths=paths, encoding=encoding)
+    if type(data).__module__.startswith("pandas."):
+        return _of_pandas(part, data)
+    if isinstance(data, Mapping):
+        raise NotADataSource(value=f"one dictionary with the keys {', '.join(map(str, data))}")
+    if isinstance(data, Iterable) and not hasattr(data, "__arrow_c_stream__") and not hasattr(data, "column_names"):
+        rows = list(data)
+        if not all(isinstance(r, Mapping) for r in rows):
+            n = next(n for n, r in enumerate(rows, 1) if not isinstance(r, Mapping))
+            raise NotADataSource(value=f"a list whose row {n} is {rows[n - 1]!r:.100}")
+        return Rows(part, rows=rows)
+    return Frame(part, frame=data)
+
+
+def sources_of(given: Mapping[str, Data], encoding: str = "") -> list[Source]:
+    """The data of those parts that were given; OptionNotRead where `encoding` is and no text file is among them."""
+    found = [
+        source for part, data in given.items() if (source := source_of(part, data, files.checked_encoding(encoding) if encoding else ""))
+    ]
+    if encoding and not any(isinstance(s, TextFiles) for s in found):
+        raise OptionNotRead(name="encoding", value=encoding, readers="text files named as data (CSV, TSV, JSON)", here="none was named")
+    return found
+
+
+def _of_pandas(part: str, frame: Any) -> Source:
+    """A frame as an Arrow table where every column has one type; else as rows, since DuckDB guesses the type of a mixed column."""
+    if not hasattr(frame, "columns"):
+        raise NotADataSource(value=f"a {type(frame).__name__} of pandas, not a DataFrame")
+    pyarrow = _pyarrow("tuning on a pandas frame")
+    names = [str(c) for c in frame.columns]
+    columns = [frame.iloc[:, i] for i in range(len(names))]
+    try:
+        arrays = [_arrow_of(pyarrow, column) for column in columns]
+    except (pyarrow.ArrowException, UnicodeError, TypeError, ValueError):
+        found = Columns.among(part, names)
+        named = {**found.others, **found.wanted}
+        lists = {name: columns[i].astype(object).tolist() for name, i in named.items()}
+        return Rows(part, rows=[dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)])
+    return Frame(part, frame=pyarrow.Table.from_arrays(arrays, names=names))
+
+
+def _arrow_of(pyarrow: Any, column: Any) -> Any:
+    """NaN, NaT and NA as missing, in object columns too. TypeError where values are of several types."""
+    if column.dtype == object:
+        kinds = {type(v) for v in column.tolist() if v is not None and v == v and type(v).__name__ not in ("NAType", "NaTType")}
+        if kinds - {str}:
+            raise TypeError("a column of Python objects")
+        return pyarrow.array(column.tolist(), pyarrow.string(), from_pandas=True)
+    return pyarrow.Array.from_pandas(column)
+
+
+def _pyarrow(what: str) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtra(what=what, extra="train") from None
+    return pyarrow
+
+
+# ---------------------------------------------------------------- from SQL
+
+
+def _stage_sql(connection: duckdb.DuckDBPyConnection, source: Source, file: Path) -> None:
+    """Run a query once and write what it gives; columns are named by their places, so that no name can meet another."""
+    try:
+        found = connection.sql(source.sql)
+        columns = Columns.among(source.part, found.columns)
+        source.is_chat = columns.is_chat
+        types = [str(t) for t in found.types]
+        values = ", ".join(f"{sql_text(f'#{i + 1}')} AS {w}, {sql_kind(f'#{i + 1}')} AS {w}_is" for w, i in columns.wanted.items())
+        others = ", ".join(f"{_text(name)}: {_plain(f'#{i + 1}', types[i])}" for name, i in columns.others.items())
+        context = f"to_json({{{others}}})::VARCHAR" if others else "'{}'"
+        odd = {w: i for w, i in columns.wanted.items() if types[i] != "VARCHAR" and not source.is_chat}
+        before = "".join(f", CAST(#{i + 1} AS VARCHAR) AS {w}_was" for w, i in odd.items())
+        found.project(f"row_number() OVER () AS row, {values}, {context} AS context{before}").write_parquet(str(file))
+        source.not_text = [_not_text(file, w, found.columns[i], types[i]) for w, i in odd.items()]
+        if odd:
+            texts = ", ".join(f"{sql_text(quoted(found.columns[i]))} AS {quoted(found.columns[i])}" for i in odd.values())
+            source.sql = f"SELECT * REPLACE ({texts}) FROM ({source.sql})"
+    except duckdb.Error as e:
+        is_table = isinstance(e, duckdb.CatalogException) and "Table with name" in str(e)
+        raise (NoSuchTable if is_table else QueryFailed)(part=source.part, reason=_first_line(e), query=source.sql) from None
+
+
+def _not_text(file: Path, wanted: str, column: str, kind: str) -> NotText:
+    with duckdb.connect() as own:
+        sql = f"SELECT {wanted}_was, {wanted} FROM read_parquet(?) ORDER BY {wanted}_was IS NOT DISTINCT FROM {wanted}, row LIMIT 1"
+        before, after = own.execute(sql, [str(file)]).fetchone() or ("", "")
+    return NotText(column, kind, str(before), str(after))
+
+
+def _plain(column: str, kind: str) -> str:
+    return f"CAST({column} AS VARCHAR)" if kind == "BLOB" else column
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    return str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+
+
+def _first_line(e: Exception) -> str:
+    """What DuckDB says, without the statement that it repeats."""
+    lines = [line.strip() for line in re.split(r"\n\s*LINE \d+:", str(e))[0].splitlines()]
+    return " ".join(line for line in lines if line)
+
+
+# ---------------------------------------------------------------- from records
+
+
+def _records(part: str, rows: Iterable[Mapping[Any, Any]]) -> Iterator[files.Record]:
+    for n, row in enumerate(rows, 1):
+        record: files.Record = {}
+        for key, value in row.items():
+            try:
+                record[str(key)] = value_of(value)
+            except UnreadableValue as e:
+                raise UnreadableValue(**{**e.fields, "where": f" in row {n}, column {key} of the {part} data"}) from None
+        yield record
+
+
+def _stage_records(source: Source, records: Iterable[files.Record], file: Path) -> list[str]:
+    """Write records, whose keys may differ from row to row: the columns are the union of the keys, which is given back."""
+    pyarrow = _pyarrow("reading files or rows in memory")
+    texts = [name for w in (*PAIR, *CHAT) for name in (w, f"{w}_is")]
+    schema = pyarrow.schema([("row", pyarrow.int64()), *((t, pyarrow.string()) for t in texts), ("context", pyarrow.string())])
+    spellings: dict[str, dict[str, str]] = {}
+    """For every set of keys seen: which of them is meant by each wanted name."""
+    keys: dict[str, None] = {}
+    with pyarrow.parquet.ParquetWriter(str(file) + ".part", schema) as writer:
+        batch: dict[str, list[Any]] = {name: [] for name in schema.names}
+        for n, record in enumerate(records, 1):
+            signature = "\0".join(record)
+            if signature not in spellings:
+                spellings[signature] = _spelling(source.part, record)
+                keys |= dict.fromkeys(record)
+            _append(batch, n, record, spellings[signature])
+            if n % BATCH == 0:
+                writer.write_table(pyarrow.table(batch, schema))
+                batch = {name: [] for name in schema.names}
+        writer.write_table(pyarrow.table(batch, schema))
+    columns = Columns.among(source.part, list(keys))
+    source.is_chat = columns.is_chat
+    _choose_columns(file, columns)
+    return list(keys)
+
+
+def _spelling(part: str, record: Mapping[str, Any]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key in record:
+        lower = key.lower()
+        if lower in (*PAIR, *CHAT):
+            if lower in found:
+                raise TwoColumns(part=part, name=lower, columns=[found[lower], key])
+            found[lower] = key
+    return found
+
+
+def _append(batch: dict[str, list[Any]], n: int, record: files.Record, spelling: Mapping[str, str]) -> None:
+    batch["row"].append(n)
+    for wanted in (*PAIR, *CHAT):
+        value = record.get(spelling[wanted]) if wanted in spelling else None
+        batch[wanted].append(None if isinstance(value, Broken) else value)
+        batch[f"{wanted}_is"].append(kind_of(value))
+    own = set(spelling.values())
+    batch["context"].append(_json_object({k: v for k, v in record.items() if k not in own}))
+
+
+def _json_object(values: Mapping[str, Value]) -> str:
+    if not values:
+        return "{}"
+    pairs = ", ".join(f"{json.dumps(k, ensure_ascii=False)}: {_json_value(v)}" for k, v in values.items())
+    return ("{" + pairs + "}").encode("utf-8", "replace").decode()
+
+
+_JSON_SCALAR = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?|true|false")
+
+
+def _json_value(value: Value) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, Broken):
+        return '"\N{REPLACEMENT CHARACTER}"'
+    if isinstance(value, Raw):
+        is_nested = value[:1] in "{[" and "NaN" not in value and "Infinity" not in value
+        if is_nested or _JSON_SCALAR.fullmatch(value):
+            return str(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _choose_columns(file: Path, columns: Columns) -> None:
+    """The staged file with the wanted columns alone; a wanted name that is not meant after all becomes context."""
+    wanted = CHAT if columns.is_chat else PAIR
+    extra = {name: name.lower() for name in columns.others if name.lower() in (*PAIR, *CHAT)}
+    context = "context"
+    if extra:
+        added = ", ".join(
+            f"{_text(name)}, CASE WHEN {low}_is = '{MISSING}' THEN NULL WHEN {low}_is = '{INVALID}' THEN '?' ELSE {low} END"
+            for name, low in extra.items()
+        )
+        context = f"CAST(json_merge_patch(CAST(context AS JSON), json_object({added})) AS VARCHAR)"
+    kept = ", ".join(f"{w}, {w}_is" for w in wanted)
+    part = f"{file}.part"
+    with duckdb.connect() as own:
+        own.execute(
+            f"COPY (SELECT row, {kept}, {context} AS context FROM read_parquet({_text(part)})) TO {_text(str(file))} (FORMAT parquet)"
+        )
+    Path(part).unlink()

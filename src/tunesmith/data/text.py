@@ -1,0 +1,169 @@
+"""One rule from a value to the text that a model sees: the same for training, audit and COMPLETE.
+
+| type | text |
+|---|---|
+| text, ENUM | as it is |
+| JSON | a string decoded, null as missing, all else as it is written |
+| STRUCT, MAP, LIST, ARRAY, UNION | as JSON, without spaces |
+| BLOB | decoded as UTF-8 |
+| numbers, decimals, booleans, dates, times, UUIDs, all others | as DuckDB casts them to VARCHAR |
+
+A list with an object that has a `role` or a `content` is a conversation (`conversation`). Python values follow the same table.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
+from typing import Any
+from uuid import UUID
+
+import duckdb
+
+from tunesmith.errors import UnreadableValue
+
+TEXT, LIST, MISSING, INVALID = "text", "list", "missing", "invalid"
+"""What a value is: a text; a list, as JSON, which may be a conversation; nothing; no valid Unicode."""
+
+
+def sql_text(x: str) -> str:
+    """A SQL expression for the text of the column or parameter `x`; NULL where it is missing or invalid. `x` is written several times."""
+    return (
+        f"CASE WHEN typeof({x}) = 'VARCHAR' THEN CAST({x} AS VARCHAR) "
+        f"WHEN typeof({x}) = 'JSON' THEN CASE json_type(CAST({x} AS VARCHAR)) WHEN 'VARCHAR' THEN CAST({x} AS VARCHAR) ->> '$' "
+        f"WHEN 'NULL' THEN NULL ELSE CAST({x} AS VARCHAR) END "
+        f"WHEN typeof({x}) = 'BLOB' THEN TRY(decode(TRY_CAST({x} AS BLOB))) "
+        f"WHEN json_type(to_json({x})) IN ('OBJECT', 'ARRAY') THEN CAST(to_json({x}) AS VARCHAR) ELSE CAST({x} AS VARCHAR) END"
+    )
+
+
+def sql_kind(x: str) -> str:
+    """The same for what it is: TEXT, LIST, MISSING or INVALID."""
+    return (
+        f"CASE WHEN {x} IS NULL THEN '{MISSING}' WHEN typeof({x}) = 'VARCHAR' THEN '{TEXT}' "
+        f"WHEN typeof({x}) = 'JSON' THEN "
+        f"CASE json_type(CAST({x} AS VARCHAR)) WHEN 'NULL' THEN '{MISSING}' WHEN 'ARRAY' THEN '{LIST}' ELSE '{TEXT}' END "
+        f"WHEN typeof({x}) = 'BLOB' THEN CASE WHEN TRY(decode(TRY_CAST({x} AS BLOB))) IS NULL THEN '{INVALID}' ELSE '{TEXT}' END "
+        f"WHEN json_type(to_json({x})) = 'ARRAY' THEN '{LIST}' ELSE '{TEXT}' END"
+    )
+
+
+def sql_cell(parameter: str) -> str:
+    """A SQL expression [kind, text] for a macro's parameter, which is computed once, whatever it is."""
+    return f"list_transform([{parameter}], lambda x: [{sql_kind('x')}, {sql_text('x')}])[1]"
+
+
+class Raw(str):
+    """A value that is no text, as JSON writes it: a number, a boolean, an object or a list."""
+
+
+class Broken:
+    """A value that is no valid Unicode."""
+
+
+Value = str | Raw | Broken | None
+"""A cell of a row: a text, JSON, nothing, or no valid Unicode."""
+
+
+def value_of(value: Any) -> Value:
+    """The cell of a Python value; UnreadableValue for a type that has no rule."""
+    if isinstance(value, str):
+        return value if is_unicode(value) else Broken()
+    if is_missing(value):
+        return None
+    value = _plain(value)
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return Broken()
+    if isinstance(value, (bool, int, float)):
+        return Raw(scalar(value))
+    if isinstance(value, (dict, list)):
+        text = to_json(value)
+        return Raw(text) if is_unicode(text) else Broken()
+    return scalar(value)
+
+
+def kind_of(value: Value) -> str:
+    if value is None:
+        return MISSING
+    if isinstance(value, Broken):
+        return INVALID
+    return LIST if isinstance(value, Raw) and value.startswith("[") else TEXT
+
+
+def scalar(value: Any) -> str:
+    """A number, boolean, date, … as text."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float, UUID)):
+        return str(value)
+    try:
+        return _cast(value, os.getpid())
+    except Exception:
+        raise UnreadableValue(value=repr(value)[:100], type=type(value).__name__, where="") from None
+
+
+@lru_cache(maxsize=10_000)
+def _cast(value: Any, process: int) -> str:
+    [(text,)] = _instance(process).execute("SELECT CAST(? AS VARCHAR)", [value]).fetchall()
+    return str(text)
+
+
+@cache
+def _instance(process: int) -> duckdb.DuckDBPyConnection:
+    """Of this process alone: a fork must not go on with its parent's threads."""
+    return duckdb.connect()
+
+
+def to_json(value: Any) -> str:
+    """A list or an object as JSON, as DuckDB's to_json writes it."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_for_json)
+
+
+def _for_json(value: Any) -> Any:
+    if is_missing(value):
+        return None
+    plain = _plain(value)
+    return plain if isinstance(plain, (list, dict, str, int, float, bool)) else scalar(plain)
+
+
+def _plain(value: Any) -> Any:
+    """Arrays, tuples and numbers of NumPy as Python's own; frozen mappings as dictionaries."""
+    if isinstance(value, Mapping):
+        return {str(k): v for k, v in value.items()}
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, (bytearray, memoryview)):
+        return bytes(value)
+    if hasattr(value, "tolist"):  # numpy arrays and scalars
+        return value.tolist()
+    if hasattr(value, "to_pydatetime"):
+        return value.to_pydatetime()
+    return value
+
+
+def is_missing(value: Any) -> bool:
+    """None, and what pandas and NumPy write for nothing: NaN, NaT, NA. A float that is no number is nothing, too."""
+    if value is None:
+        return True
+    if isinstance(value, (str, bytes, Mapping, Sequence)):
+        return False
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    try:
+        return bool(value != value)  # only what is no number differs from itself
+    except (TypeError, ValueError):
+        return False
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: half of a surrogate pair cannot."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
