@@ -66,10 +66,10 @@ def test_a_store_of_an_earlier_release_opens_and_its_jobs_go_on(fixture: Path, t
     store.close()
 
 
-SECOND = """
+THIRD = """
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision = "0002", "0001"
+revision, down_revision = "0003", "0002"
 def upgrade():
     op.add_column("jobs", sa.Column("colour", sa.String(), nullable=True))
     op.execute("UPDATE jobs SET name = upper(name)")
@@ -85,11 +85,11 @@ def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         folder = tmp_path / "migrations"
         (folder / "versions").mkdir(parents=True, exist_ok=True)
         ours = Path(store_module.__file__).parent / "migrations"
-        for name in ("env.py", "versions/0001_first.py"):
+        for name in ("env.py", *(f"versions/{f.name}" for f in (ours / "versions").glob("0*.py"))):
             (folder / name).write_text((ours / name).read_text())
-        (folder / "versions" / "0002_second.py").write_text(SECOND.format(then=then))
+        (folder / "versions" / "0003_third.py").write_text(THIRD.format(then=then))
         monkeypatch.setattr(store_module, "MIGRATIONS", str(folder))
-        monkeypatch.setattr(store_module, "REVISION", "0002")
+        monkeypatch.setattr(store_module, "REVISION", "0003")
 
     return release
 
@@ -114,10 +114,10 @@ def test_an_upgrade_happens_whole_or_not_at_all(url: str, next_release: Any) -> 
     next_release("raise RuntimeError('the power went')")
     with pytest.raises(RuntimeError, match="power"):
         JobStore(url)
-    assert columns(url) == ("0001", False, ["kept"]), "nothing of it stayed"
+    assert columns(url) == ("0002", False, ["kept"]), "nothing of it stayed"
     next_release("pass")
     JobStore(url).close()
-    assert columns(url) == ("0002", True, ["KEPT"])
+    assert columns(url) == ("0003", True, ["KEPT"])
 
 
 def test_a_newer_store_is_refused_and_left_alone(url: str) -> None:

@@ -288,6 +288,11 @@ class TemplateTooCostly(Invalid):
     chat_template.jinja in the base's folder. It begins with {template!r}."""
 
 
+class ReservedSchemaName(Invalid):
+    """The database has a schema named {name!r}, and so is a database of Tunesmith's own: neither could be named any more. Open it under
+    another name: tunesmith.connect(), then ATTACH the file AS mine, and query mine.{name}."""
+
+
 class ReservedDatabaseName(Invalid):
     """A database file named {name!r} hides the functions of the same name. Rename the file, for example to my_{name}.duckdb."""
 

@@ -522,7 +522,7 @@ def _messages(prompt: Any) -> Messages:
         return question(prompt)
     value = value_of(prompt)
     if value is None or isinstance(value, Broken):
-        raise InvalidPrompt(reason="it is missing" if value is None else "it is no valid Unicode (half of a surrogate pair)")
+        raise InvalidPrompt(reason="it is missing" if value is None else "it is no valid Unicode")
     return question(str(value))
 
 

@@ -547,7 +547,8 @@ def _job(row: Any) -> Job:
         step=row.step, total_steps=row.total_steps, rows=row.rows, input_tokens=row.input_tokens,
         trained_tokens=row.trained_tokens, training_loss=row.training_loss, validation_loss=row.validation_loss, stopped_by=row.stopped_by,
         quote=row.quote, used=row.used, certificate=row.certificate,
-        verdict=row.verdict, moved=row.moved or {}, doing=row.doing, warnings=tuple(row.warnings), error=row.error, created_at=row.created_at,
+        verdict=row.verdict, moved=row.moved or {}, doing=row.doing,
+        warnings=tuple(row.warnings), error=row.error, created_at=row.created_at,
         started_at=row.started_at, finished_at=row.finished_at, attempt=row.attempt, owner=row.owner,
         data_digest=row.data_digest, template=row.template, base=row.base,
     )  # fmt: skip

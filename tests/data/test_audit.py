@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tunesmith import catalog, demo
 from tunesmith.data.audit import AuditReport, Finding, audit, dependence, suspect_labels
+from tunesmith.data.given import sources_of
 from tunesmith.data.minhash import near_duplicates
 from tunesmith.data.personal import DETECTORS, is_card, is_iban
 from tunesmith.data.template import Encoder, PromptTemplate
@@ -48,7 +49,7 @@ def load(connection: duckdb.DuckDBPyConnection, name: str, rows: list[dict[str, 
 
 
 def report(connection: duckdb.DuckDBPyConnection, queries: Mapping[str, str], **more: Any) -> AuditReport:
-    return audit(connection, queries, ENCODER, SPEC, **more)
+    return audit(connection, sources_of(queries), ENCODER, SPEC, **more)
 
 
 def named(found: AuditReport, name: str) -> Finding | None:

@@ -9,7 +9,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tunesmith.data import dataset
-from tunesmith.data.dataset import PARTS, Dataset, snapshot
+from tunesmith.data.dataset import Dataset, snapshot
+from tunesmith.data.given import sources_of
+from tunesmith.data.split import PARTS
 from tunesmith.errors import DamagedFiles, MissingColumns, NoSuchTable, NoUsableRows, QueryFailed, TunesmithError
 
 
@@ -25,7 +27,7 @@ def connection() -> Any:
 def freeze(connection: duckdb.DuckDBPyConnection, home: Path, training: str = "SELECT * FROM t", seed: int = 0, **queries: str) -> Dataset:
     taken = len(list(home.glob("data-*")))
     final = home / f"data-{taken}"
-    found = snapshot(connection, {"training": training, **queries}, final, home=home, seed=seed)
+    found = snapshot(connection, sources_of({"training": training, **queries}), final, home=home, seed=seed)
     return Dataset.open(final, found.digest)
 
 
@@ -168,7 +170,7 @@ def test_a_validation_or_test_query_without_a_usable_row_is_told_too(connection:
 
 
 def test_few_rows_are_all_trained_on_and_warned_about(connection: Any, tmp_path: Path) -> None:
-    found = snapshot(connection, {"training": "SELECT * FROM t LIMIT 9"}, tmp_path / "d", home=tmp_path, seed=0)
+    found = snapshot(connection, sources_of({"training": "SELECT * FROM t LIMIT 9"}), tmp_path / "d", home=tmp_path, seed=0)
     assert found.rows["train"] == 9 and "only 9 usable rows" in found.warnings[0]
 
 
@@ -179,7 +181,7 @@ def test_the_snapshot_is_what_was_there_at_create(connection: Any, tmp_path: Pat
 
 
 def test_a_snapshot_that_was_changed_is_refused(connection: Any, tmp_path: Path) -> None:
-    found = snapshot(connection, {"training": "SELECT * FROM t"}, tmp_path / "d", home=tmp_path, seed=0)
+    found = snapshot(connection, sources_of({"training": "SELECT * FROM t"}), tmp_path / "d", home=tmp_path, seed=0)
     connection.execute(f"COPY (SELECT 1 AS row, 'x' AS prompt, 'x' AS completion, '' AS context) TO '{tmp_path}/d/train.parquet'")
     with pytest.raises(DamagedFiles, match=r"train\.parquet"):
         Dataset.open(tmp_path / "d", found.digest)
@@ -191,7 +193,7 @@ def test_a_snapshot_leaves_nothing_in_the_process_also_when_it_fails(tmp_path: P
             ["SELECT 'a' AS prompt, 'b' AS completion FROM range(20)", "SELECT 1 AS x", "SELECT * FROM no_such_table"]
         ):
             try:
-                snapshot(connection, {"training": query}, tmp_path / str(n), home=tmp_path / "home", seed=0)
+                snapshot(connection, sources_of({"training": query}), tmp_path / str(n), home=tmp_path / "home", seed=0)
             except TunesmithError:
                 assert n > 0
     with dataset._instance(os.getpid()).cursor() as own:

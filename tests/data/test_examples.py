@@ -6,6 +6,7 @@ import pytest
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.dataset import Dataset, snapshot
 from tunesmith.data.examples import encode
+from tunesmith.data.given import sources_of
 from tunesmith.data.template import Encoder, PromptTemplate
 
 SPEC = ModelSpec(name="b", prompt_window=20, completion_window=6)
@@ -18,7 +19,7 @@ def scene(tiny_base: Path, tmp_path: Path) -> tuple[Dataset, Encoder]:
     with duckdb.connect() as connection:
         connection.execute("CREATE TABLE t (prompt VARCHAR, completion VARCHAR)")
         connection.executemany("INSERT INTO t VALUES (?, ?)", rows)
-        found = snapshot(connection, {"training": "SELECT * FROM t"}, tmp_path / "d", home=tmp_path, seed=0)
+        found = snapshot(connection, sources_of({"training": "SELECT * FROM t"}), tmp_path / "d", home=tmp_path, seed=0)
     return Dataset.open(tmp_path / "d", found.digest), Encoder(PromptTemplate.of_base(tiny_base), tiny_base)
 
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from conftest import make_base
 from tunesmith import catalog
 from tunesmith.data import render, template
+from tunesmith.data.conversation import question
 from tunesmith.data.render import Rendering
-from tunesmith.data.template import Encoder, PromptTemplate, parse_messages
+from tunesmith.data.template import Encoder, PromptTemplate
 from tunesmith.errors import InvalidPrompt, TemplateTooCostly, UnsafeBaseModel
 
 ASK = [{"role": "user", "content": "hi"}]
@@ -160,10 +161,10 @@ BAD = [
 
 @pytest.mark.parametrize("value", GOOD)
 def test_prompts_may_be_texts_or_messages(value: object) -> None:
-    assert parse_messages(value)[-1]["role"] == "user"
+    assert question(value)[-1]["role"] == "user"
 
 
 @pytest.mark.parametrize("value", BAD)
 def test_other_prompts_are_refused_with_the_reason(value: object) -> None:
     with pytest.raises(InvalidPrompt, match="invalid prompt object"):
-        parse_messages(value)
+        question(value)

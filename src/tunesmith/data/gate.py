@@ -60,7 +60,7 @@ def check_top_level(connection: duckdb.DuckDBPyConnection, statement: str, verb:
 
 def syntax_tree(connection: duckdb.DuckDBPyConnection, text: str) -> dict[str, Any]:
     """DuckDB's syntax tree of a SELECT; ValueError with its reason for anything else."""
-    [(serialized,)] = connection.execute("SELECT json_serialize_sql(?)", [text]).fetchall()
+    [(serialized,)] = connection.execute("SELECT system.main.json_serialize_sql(?)", [text]).fetchall()
     tree: dict[str, Any] = json.loads(serialized)
     if tree["error"]:
         raise ValueError(str(tree.get("error_message", "it cannot be parsed")))

@@ -15,7 +15,7 @@ import duckdb
 
 from tunesmith.data import files
 from tunesmith.data.gate import check_query, quoted
-from tunesmith.data.text import INVALID, MISSING, Broken, Raw, Value, kind_of, sql_kind, sql_text, value_of
+from tunesmith.data.text import INVALID, MISSING, B, Broken, Raw, Value, kind_of, sql_kind, sql_text, value_of
 from tunesmith.errors import (
     MissingColumns,
     MissingExtra,
@@ -242,10 +242,10 @@ def _stage_sql(connection: duckdb.DuckDBPyConnection, source: Source, file: Path
         types = [str(t) for t in found.types]
         values = ", ".join(f"{sql_text(f'#{i + 1}')} AS {w}, {sql_kind(f'#{i + 1}')} AS {w}_is" for w, i in columns.wanted.items())
         others = ", ".join(f"{_text(name)}: {_plain(f'#{i + 1}', types[i])}" for name, i in columns.others.items())
-        context = f"to_json({{{others}}})::VARCHAR" if others else "'{}'"
+        context = f"{B}to_json({{{others}}})::VARCHAR" if others else "'{}'"
         odd = {w: i for w, i in columns.wanted.items() if types[i] != "VARCHAR" and not source.is_chat}
         before = "".join(f", CAST(#{i + 1} AS VARCHAR) AS {w}_was" for w, i in odd.items())
-        found.project(f"row_number() OVER () AS row, {values}, {context} AS context{before}").write_parquet(str(file))
+        found.project(f"{B}row_number() OVER () AS row, {values}, {context} AS context{before}").write_parquet(str(file))
         source.not_text = [_not_text(file, w, found.columns[i], types[i]) for w, i in odd.items()]
         if odd:
             texts = ", ".join(f"{sql_text(quoted(found.columns[i]))} AS {quoted(found.columns[i])}" for i in odd.values())

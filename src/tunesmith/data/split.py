@@ -11,6 +11,7 @@ PARTS = ("train", "validation", "verdict")
 HELD_OUT_SHARE = 0.1  # of a table without a validation query: as much again for the verdict
 HELD_OUT_LIMIT = 500  # rows; more would cost time and hardly narrow an interval
 FEW_ROWS = 10  # below it nothing is held out, and the job warns
+EXACT = 2000  # rows of a part that are chosen by every sum which the groups can give
 NEAR = 0.9  # of its share; a part with fewer rows is told
 
 
@@ -40,7 +41,10 @@ def plans(usable: Mapping[str, int]) -> dict[str, Plan]:
 def split(sizes: Sequence[int], plan: Plan) -> list[str]:
     """The part of each group, given in drawn order with its number of rows."""
     parts = [plan.rest] * len(sizes)
-    for part, share in (("verdict", plan.verdict), ("validation", plan.validation)):
+    wanted = plan.verdict + plan.validation
+    there = min(wanted, sum(size for size in sizes if size <= max(plan.verdict, plan.validation)))
+    verdict = plan.verdict * there // max(1, wanted)  # where rows are few, both parts have some
+    for part, share in (("verdict", verdict), ("validation", min(plan.validation, there - verdict))):
         free = [i for i, p in enumerate(parts) if p == plan.rest and part != plan.rest]
         for i in _fill([sizes[i] for i in free], share):
             parts[free[i]] = part
@@ -50,12 +54,18 @@ def split(sizes: Sequence[int], plan: Plan) -> list[str]:
 def _fill(sizes: Sequence[int], share: int) -> list[int]:
     """The groups, as early ones as possible, whose rows together come nearest to `share` without passing it.
 
-    `reached` holds, as bits, every sum that the groups up to here can give.
+    All but the last EXACT rows are taken as they come; from there on `reached` holds, as bits, every sum that the groups can give.
     """
+    taken, first = [], 0
+    while first < len(sizes) and share > EXACT:
+        if sizes[first] <= share - EXACT:
+            taken.append(first)
+            share -= sizes[first]
+        first += 1
     reached = [1]
     used: list[int] = []
     whole = (1 << (share + 1)) - 1
-    for i, size in enumerate(sizes):
+    for i, size in enumerate(sizes[first:], first):
         if reached[-1] >> share & 1:
             break
         if size <= share:
@@ -67,14 +77,15 @@ def _fill(sizes: Sequence[int], share: int) -> list[int]:
         if not reached[n] >> left & 1:  # only with this group
             found.append(used[n])
             left -= sizes[used[n]]
-    return found[::-1]
+    return taken + found[::-1]
 
 
 def warnings(counts: Mapping[str, int], found: Mapping[str, Plan]) -> Iterator[str]:
     """What must be told about the sizes of the parts."""
     total = sum(counts[p] for p in PARTS)
     if total < FEW_ROWS:
-        yield f"only {total} usable row{'' if total == 1 else 's'}: a few hundred are a good start; below {FEW_ROWS} none is held out to measure on"
+        rows = "row" if total == 1 else "rows"
+        yield f"only {total} usable {rows}: a few hundred are a good start; below {FEW_ROWS} none is held out to measure on"
         return
     for source, plan in found.items():
         for part, share in (("verdict", plan.verdict), ("validation", plan.validation)):

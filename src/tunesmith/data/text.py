@@ -26,31 +26,35 @@ TEXT, LIST, MISSING, INVALID = "text", "list", "missing", "invalid"
 """What a value is: a text; a list, as JSON, which may be a conversation; nothing; no valid Unicode."""
 
 
+B = "system.main."
+"""Before a function in SQL that runs on a user's connection: DuckDB's own one, whatever macros the user has."""
+
+
 def sql_text(x: str) -> str:
     """A SQL expression for the text of the column or parameter `x`; NULL where it is missing or invalid. `x` is written several times."""
     return (
-        f"CASE WHEN typeof({x}) = 'VARCHAR' THEN CAST({x} AS VARCHAR) "
-        f"WHEN typeof({x}) = 'JSON' THEN CASE json_type(CAST({x} AS VARCHAR)) WHEN 'VARCHAR' THEN CAST({x} AS VARCHAR) ->> '$' "
+        f"CASE WHEN {B}typeof({x}) = 'VARCHAR' THEN CAST({x} AS VARCHAR) "
+        f"WHEN {B}typeof({x}) = 'JSON' THEN CASE {B}json_type(CAST({x} AS VARCHAR)) WHEN 'VARCHAR' THEN CAST({x} AS VARCHAR) ->> '$' "
         f"WHEN 'NULL' THEN NULL ELSE CAST({x} AS VARCHAR) END "
-        f"WHEN typeof({x}) = 'BLOB' THEN TRY(decode(TRY_CAST({x} AS BLOB))) "
-        f"WHEN json_type(to_json({x})) IN ('OBJECT', 'ARRAY') THEN CAST(to_json({x}) AS VARCHAR) ELSE CAST({x} AS VARCHAR) END"
+        f"WHEN {B}typeof({x}) = 'BLOB' THEN TRY({B}decode(TRY_CAST({x} AS BLOB))) "
+        f"WHEN {B}json_type({B}to_json({x})) IN ('OBJECT', 'ARRAY') THEN CAST({B}to_json({x}) AS VARCHAR) ELSE CAST({x} AS VARCHAR) END"
     )
 
 
 def sql_kind(x: str) -> str:
     """The same for what it is: TEXT, LIST, MISSING or INVALID."""
     return (
-        f"CASE WHEN {x} IS NULL THEN '{MISSING}' WHEN typeof({x}) = 'VARCHAR' THEN '{TEXT}' "
-        f"WHEN typeof({x}) = 'JSON' THEN "
-        f"CASE json_type(CAST({x} AS VARCHAR)) WHEN 'NULL' THEN '{MISSING}' WHEN 'ARRAY' THEN '{LIST}' ELSE '{TEXT}' END "
-        f"WHEN typeof({x}) = 'BLOB' THEN CASE WHEN TRY(decode(TRY_CAST({x} AS BLOB))) IS NULL THEN '{INVALID}' ELSE '{TEXT}' END "
-        f"WHEN json_type(to_json({x})) = 'ARRAY' THEN '{LIST}' ELSE '{TEXT}' END"
+        f"CASE WHEN {x} IS NULL THEN '{MISSING}' WHEN {B}typeof({x}) = 'VARCHAR' THEN '{TEXT}' "
+        f"WHEN {B}typeof({x}) = 'JSON' THEN "
+        f"CASE {B}json_type(CAST({x} AS VARCHAR)) WHEN 'NULL' THEN '{MISSING}' WHEN 'ARRAY' THEN '{LIST}' ELSE '{TEXT}' END "
+        f"WHEN {B}typeof({x}) = 'BLOB' THEN CASE WHEN TRY({B}decode(TRY_CAST({x} AS BLOB))) IS NULL THEN '{INVALID}' ELSE '{TEXT}' END "
+        f"WHEN {B}json_type({B}to_json({x})) = 'ARRAY' THEN '{LIST}' ELSE '{TEXT}' END"
     )
 
 
 def sql_cell(parameter: str) -> str:
     """A SQL expression [kind, text] for a macro's parameter, which is computed once, whatever it is."""
-    return f"list_transform([{parameter}], lambda x: [{sql_kind('x')}, {sql_text('x')}])[1]"
+    return f"{B}list_transform([{parameter}], lambda x: [{sql_kind('x')}, {sql_text('x')}])[1]"
 
 
 class Raw(str):
@@ -67,6 +71,8 @@ Value = str | Raw | Broken | None
 
 def value_of(value: Any) -> Value:
     """The cell of a Python value; UnreadableValue for a type that has no rule."""
+    if isinstance(value, Broken):
+        return value
     if isinstance(value, str):
         return value if is_unicode(value) else Broken()
     if is_missing(value):

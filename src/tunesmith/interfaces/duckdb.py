@@ -8,6 +8,7 @@ Every argument crosses as JSON text, which makes texts, lists, objects and NULLs
 import atexit
 import json
 import os
+import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,11 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from tunesmith.data.conversation import is_conversation
 from tunesmith.data.dataset import ROW_HASH
 from tunesmith.data.gate import check_top_level
-from tunesmith.errors import InvalidCall, InvalidOptions, ReservedDatabaseName, TunesmithError
+from tunesmith.data.text import INVALID, LIST, MISSING, B, Broken, sql_cell
+from tunesmith.errors import InvalidCall, InvalidOptions, ReservedDatabaseName, ReservedSchemaName, TunesmithError
 from tunesmith.interfaces.contract import cancelled, completion_object, description, listing
 from tunesmith.jobs import Options
 from tunesmith.service import Tunesmith
@@ -37,8 +40,29 @@ def connect(
         raise ReservedDatabaseName(name=Path(os.fspath(database)).name)
     connection = duckdb.connect(os.fspath(database), **options)
     _close_at_exit(connection)
+    try:
+        _must_not_hide_schemas(connection)
+    except ReservedSchemaName:
+        connection.close()
+        raise
     _Functions(connection, Tunesmith(connection, home=home)).register()
     return connection
+
+
+def _must_not_hide_schemas(connection: duckdb.DuckDBPyConnection) -> None:
+    """ReservedSchemaName where the user has a schema that is named like one of our databases: both would be ambiguous."""
+    sql = "SELECT schema_name FROM duckdb_schemas() WHERE database_name = current_database() AND schema_name IN ('snowflake', 'tunesmith')"
+    for (name,) in connection.execute(sql).fetchall():
+        raise ReservedSchemaName(name=name)
+
+
+def _users_own(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    """Those of our short names that macros of the user have: they keep them, and are told."""
+    sql = "SELECT DISTINCT lower(function_name) FROM duckdb_functions() WHERE database_name = current_database() AND NOT internal"
+    taken = {name for (name,) in connection.execute(sql).fetchall()} & set(MACROS)
+    for name in sorted(taken):
+        warnings.warn(f"{name}() is a macro of this database and stays that; ours is SNOWFLAKE.CORTEX.{name.upper()}", stacklevel=4)
+    return taken
 
 
 def _close_at_exit(connection: duckdb.DuckDBPyConnection) -> None:
@@ -68,11 +92,14 @@ class _Functions:
 
         scalar("tunesmith_finetune", self._finetune, None, "VARCHAR")
         scalar("tunesmith_table", self._table, 1, "VARCHAR")
-        scalar("tunesmith_audit", self._audit, 4, "VARCHAR")
+        scalar("tunesmith_audit", self._audit, 5, "VARCHAR")
         scalar("tunesmith_count_tokens", self._count_tokens, 2, "BIGINT")
-        scalar("tunesmith_complete", self._complete, 5, "VARCHAR", "arrow")
-        scalar("tunesmith_try_complete", self._try_complete, 5, "VARCHAR", "arrow")
-        for statement in _macros():
+        for name, function in (("complete", self._complete), ("try_complete", self._try_complete)):
+            self._connection.create_function(  # type: ignore[call-overload]
+                f"tunesmith_{name}", function, ["VARCHAR", "VARCHAR[]", "VARCHAR", "VARCHAR", "VARCHAR"], "VARCHAR", type="arrow",
+                null_handling="special", side_effects=True,
+            )  # fmt: skip
+        for statement in _macros(_users_own(self._connection)):
             self._connection.execute(statement)
 
     # ------------------------------------------------------------ FINETUNE
@@ -111,17 +138,18 @@ class _Functions:
         return self._answer((model, prompt, options, response_format, details), strict=False)
 
     def _answer(self, columns: Any, *, strict: bool) -> Any:
-        """One vector: model, prompt, options, response_format and details as JSON. Rows of the same options go together, whatever model."""
+        """One vector: model, prompt as its kind and text, options, response_format and details as JSON. Rows of the same options go
+        together, whatever model."""
         import pyarrow
 
         rows = list(zip(*(c.to_pylist() for c in columns), strict=True))
         answers: list[str | None] = [None] * len(rows)
         groups: dict[tuple[Any, ...], list[int]] = {}
         for i, (model, prompt, *asked) in enumerate(rows):
-            if model is not None and prompt is not None and prompt != "null":
+            if model is not None and prompt is not None and prompt[0] != MISSING:
                 groups.setdefault(tuple(asked), []).append(i)
         for (options, response_format, details), places in groups.items():
-            pairs = [(str(rows[i][0]), json.loads(rows[i][1])) for i in places]
+            pairs = [(str(rows[i][0]), _prompt(*rows[i][1])) for i in places]
             found = self._ask(pairs, (options, response_format), details == "true", strict)
             for i, answer in zip(places, found, strict=True):
                 answers[i] = answer
@@ -152,12 +180,22 @@ class _Functions:
 
     # ------------------------------------------------------------ tables
 
-    def _audit(self, training: str, validation: str | None, test: str | None, base_model: str) -> str:
-        report = self._service.audit(training, validation, test_data=test, base_model=base_model)
+    def _audit(self, training: str, validation: str | None, test: str | None, base_model: str, encoding: str) -> str:
+        report = self._service.audit(training, validation, test_data=test, base_model=base_model, encoding=encoding)
         return json.dumps([{k: getattr(f, k) for k in AUDIT_COLUMNS} for f in report.findings])
 
     def _table(self, name: str) -> str:
         return json.dumps([TABLES[name][1](row) for row in self._service.rows(TABLES[name][0])], default=str)
+
+
+def _prompt(kind: str, text: str | None) -> Any:
+    """A prompt as training would see it: its text, or the messages that it holds."""
+    if kind == INVALID:
+        return Broken()
+    if kind == LIST and text is not None:
+        found = json.loads(text)
+        return found if is_conversation(found) else text
+    return text
 
 
 def completion_options(options: str | None, response_format: str | None) -> dict[str, Any]:
@@ -181,18 +219,21 @@ def parse_object(text: str | None) -> dict[str, Any]:
     return {str(k).lower(): v for k, v in value.items()}
 
 
-def _macros() -> list[str]:
-    """The statements that give the functions their public names."""
+def _macros(taken: set[str]) -> list[str]:
+    """The statements that give the functions their public names; the short ones but those that are taken."""
     made = ["ATTACH ':memory:' AS snowflake", "CREATE SCHEMA snowflake.cortex", "CREATE SCHEMA snowflake.account_usage",
             "ATTACH ':memory:' AS tunesmith"]  # fmt: skip
     for kind, place in (("MACRO", "snowflake.cortex."), ("TEMP MACRO", "")):
         for name, overloads in MACROS.items():
+            if not place and name in taken:
+                continue
             made.append(f"CREATE {kind} {place}{name} " + ", ".join(overloads))
     made.append(
-        "CREATE MACRO tunesmith.main.audit(training_data, validation_data := NULL, test_data := NULL, base_model := 'tunesmith-tiny') "
-        f"AS TABLE {_rows_of('tunesmith_audit(training_data, validation_data, test_data, base_model)', AUDIT_COLUMNS)}"
+        "CREATE MACRO tunesmith.main.audit(training_data, validation_data := NULL, test_data := NULL, base_model := 'tunesmith-tiny', "
+        "encoding := '') "
+        f"AS TABLE {_rows_of('tunesmith_audit(training_data, validation_data, test_data, base_model, encoding)', AUDIT_COLUMNS)}"
     )
-    made.append(f"CREATE MACRO tunesmith.main.row_hash(prompt, completion) AS {ROW_HASH}")
+    made.append(f"CREATE MACRO tunesmith.main.row_hash(prompt, completion) AS {B}{ROW_HASH.replace('chr(', B + 'chr(')}")
     for name, (_, _, columns) in TABLES.items():
         made.append(f"CREATE VIEW tunesmith.main.{name} AS {_view(name, columns)}")
     made.append(f"CREATE VIEW snowflake.account_usage.cortex_fine_tuning_usage_history AS {_USAGE_HISTORY}")
@@ -200,7 +241,10 @@ def _macros() -> list[str]:
 
 
 def _json(name: str) -> str:
-    return f"to_json({name})::VARCHAR"
+    return f"{B}to_json({name})::VARCHAR"
+
+
+_PROMPT = sql_cell("prompt")
 
 
 def _overload(parameters: list[str], body: str) -> str:
@@ -210,22 +254,22 @@ def _overload(parameters: list[str], body: str) -> str:
 _FINETUNE_ARGUMENTS = ["verb", "name", "base_model", "training_data", "validation_data", "options"]
 _COMPLETE = {
     name: [
-        _overload(["model", "prompt"], f"{function}(model, {_json('prompt')}, NULL, NULL, 'false')"),
-        _overload(["model", "prompt", "options"], f"{function}(model, {_json('prompt')}, {_json('options')}, NULL, 'true')"),
+        _overload(["model", "prompt"], f"{function}(model, {_PROMPT}, NULL, NULL, 'false')"),
+        _overload(["model", "prompt", "options"], f"{function}(model, {_PROMPT}, {_json('options')}, NULL, 'true')"),
     ]
-    for name, function in (("complete", "tunesmith_complete"), ("try_complete", "tunesmith_try_complete"))
+    for name, function in (("complete", f"{B}tunesmith_complete"), ("try_complete", f"{B}tunesmith_try_complete"))
 }
 MACROS: dict[str, list[str]] = {
     "finetune": [
-        _overload(_FINETUNE_ARGUMENTS[:n], f"tunesmith_finetune(current_query(), {', '.join(map(_json, _FINETUNE_ARGUMENTS[:n]))})")
+        _overload(_FINETUNE_ARGUMENTS[:n], f"{B}tunesmith_finetune({B}current_query(), {', '.join(map(_json, _FINETUNE_ARGUMENTS[:n]))})")
         for n in range(1, 7)
     ],
     **_COMPLETE,
     "ai_complete": [_overload(
         ["model", "prompt", "model_parameters := NULL", "response_format := NULL", "show_details := false"],
-        f"tunesmith_complete(model, {', '.join(map(_json, ('prompt', 'model_parameters', 'response_format', 'show_details')))})",
+        f"{B}tunesmith_complete(model, {_PROMPT}, {', '.join(map(_json, ('model_parameters', 'response_format', 'show_details')))})",
     )],
-    "count_tokens": [_overload(["model", "content"], "tunesmith_count_tokens(model, content)")],
+    "count_tokens": [_overload(["model", "content"], f"{B}tunesmith_count_tokens(model, {sql_cell('content')}[2])")],
 }  # fmt: skip
 
 
@@ -248,7 +292,8 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]], dict[st
         "total_steps": "BIGINT", "input_tokens": "BIGINT", "trained_tokens": "BIGINT", "training_loss": "DOUBLE",
         "validation_loss": "DOUBLE", "stopped_by": "VARCHAR", "quote": "JSON", "used": "JSON", "certificate": "JSON",
         "training_data": "VARCHAR", "validation_data": "VARCHAR", "options": "JSON", "resolved": "JSON", "rows": "JSON", "verdict": "JSON",
-        "warnings": "JSON", "error": "VARCHAR", "created_at": "TIMESTAMP", "started_at": "TIMESTAMP", "finished_at": "TIMESTAMP",
+        "moved": "JSON", "doing": "JSON", "warnings": "JSON", "error": "VARCHAR",
+        "created_at": "TIMESTAMP", "started_at": "TIMESTAMP", "finished_at": "TIMESTAMP",
         "attempt": "BIGINT", "owner": "VARCHAR",
     }),
     "metrics": ("metrics", dict, {
@@ -260,7 +305,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]], dict[st
         "method": "VARCHAR", "job_id": "VARCHAR", "verdict": "JSON",
         "created_at": "TIMESTAMP", "owner": "VARCHAR",
     }),
-    "rejections": ("rejections", dict, {
+    "rejections": ("rejections", lambda r: {**r, "context": json.loads(r["context"] or "{}")}, {
         "job_id": "VARCHAR", "part": "VARCHAR", "row": "BIGINT", "reason": "VARCHAR", "detail": "VARCHAR", "context": "JSON",
     }),
     "row_losses": ("row_losses", dict, {
@@ -295,7 +340,7 @@ def _view(name: str, columns: dict[str, str]) -> str:
 def _rows_of(call: str, columns: dict[str, str]) -> str:
     """A SELECT of the rows that a function gives as a JSON list of objects."""
     shape = json.dumps([columns]).replace("'", "''")
-    return f"SELECT r.* FROM (SELECT unnest(from_json({call}, '{shape}')) AS r)"
+    return f"SELECT r.* FROM (SELECT unnest({B}from_json({B}{call}, '{shape}')) AS r)"
 
 
 # Snowflake, account-usage/cortex_fine_tuning_usage_history: training only, by base model and the hour in which jobs ended.
