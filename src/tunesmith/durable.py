@@ -14,6 +14,7 @@ import re
 import shutil
 import stat
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,10 @@ FORMAT = 1
 MOST_FILES = 2000  # of a published folder
 RESERVE_MB = 64  # kept free, so that the store itself can still be written
 FULL = {errno.ENOSPC, errno.EDQUOT}
-FAILED = {errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE}
+FAILED = {
+    errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.EEXIST,
+}  # fmt: skip
 """What a disk, or the limits of this process, can say at any write. A sync that failed is never tried again: its folder is abandoned."""
 
 
@@ -44,8 +48,8 @@ def open_home(home: Path) -> None:
 
 def make_folder(folder: Path, mode: int = 0o700) -> None:
     """Make a folder and those above it, known to their parents after a power cut too; by default for their owner alone."""
-    missing = [p for p in (folder, *folder.parents) if not p.exists()]
     with typed_errors(folder):
+        missing = [p for p in (folder, *folder.parents) if not p.exists()]
         for new in reversed(missing):
             _about_to("make", new)
             new.mkdir(mode, exist_ok=True)
@@ -180,7 +184,7 @@ def write_json(path: Path, value: Any) -> None:
 def replace_text(path: Path, text: str) -> None:
     """The same for a text."""
     make_folder(path.parent)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     with typed_errors(path):
         _write_synced(part, text)
         _about_to("replace", path)

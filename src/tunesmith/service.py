@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+import threading
 import time
 import uuid
 import warnings
@@ -76,14 +78,16 @@ class Tunesmith:
         self.settings = Settings.read(home)
         self._database = database
         self._store: JobStore | None = None
+        self._process, self._opening = os.getpid(), threading.Lock()
         self._encoders: dict[Path, Encoder] = {}
         self._warned: set[str] = set()
 
     @property
     def store(self) -> JobStore:
-        if self._store is None:
-            self._store = JobStore(self.settings.store_url)
-        return self._store
+        with self._opening:
+            if self._store is None or self._process != os.getpid():  # a forked child must not go on with its parent's connections
+                self._store, self._process = JobStore(self.settings.store_url), os.getpid()
+            return self._store
 
     # ------------------------------------------------------------ jobs
 
@@ -532,7 +536,21 @@ def _inference() -> Any:
         from tunesmith.inference import engine
     except ImportError as e:
         raise MissingExtra(what=f"answering ({e.name})", extra="train") from None
+    if _is_forked:
+        engine.use_one_thread()
     return engine
+
+
+_is_forked = False
+
+
+def _note_fork() -> None:
+    """A child forked beside torch has none of its parent's threads, which torch would wait for: it answers with one of its own."""
+    global _is_forked
+    _is_forked = "torch" in sys.modules
+
+
+os.register_at_fork(after_in_child=_note_fork)
 
 
 _LIMITS = {"temperature": (0.0, 1.0), "top_p": (0.0, 1.0), "max_tokens": (1, 8192)}

@@ -1,8 +1,15 @@
 """Where things are and on what they run: read from the environment once, at the door."""
 
+import math
 import os
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from tunesmith.errors import InvalidSetting
 
 
 @dataclass(frozen=True)
@@ -12,7 +19,7 @@ class Settings:
     store_url: str
     """SQLAlchemy URL of the job store (TUNESMITH_STORE, default SQLite inside the home)."""
     device: str
-    """Torch device to train and answer on: auto, cpu, cuda (TUNESMITH_DEVICE, default auto)."""
+    """Torch device to train and answer on: auto, cpu, cuda, cuda:1 (TUNESMITH_DEVICE, default auto)."""
 
     threads: int
     """Threads of the trainer and the evaluator (TUNESMITH_THREADS, default: the processors this process may use)."""
@@ -22,12 +29,13 @@ class Settings:
 
     @classmethod
     def read(cls, home: str | os.PathLike[str] | None = None) -> "Settings":
-        """`home` beats the environment, the environment beats the default."""
+        """`home` beats the environment, the environment beats the default. InvalidSetting for a value that cannot be one."""
         folder = Path(home or os.environ.get("TUNESMITH_HOME") or "~/.tunesmith").expanduser().absolute()
-        store_url = os.environ.get("TUNESMITH_STORE") or f"sqlite:///{folder / 'state.db'}"
+        store_url = os.environ.get("TUNESMITH_STORE") or f"sqlite:///{quote(str(folder / 'state.db'))}"
         return cls(
-            home=folder, store_url=store_url, device=os.environ.get("TUNESMITH_DEVICE") or "auto",
-            threads=int(os.environ.get("TUNESMITH_THREADS") or processors()), idle_s=float(os.environ.get("TUNESMITH_IDLE_S") or 60),
+            home=folder, store_url=store_url, device=_read("DEVICE", "auto", _device, "auto, cpu, cuda, cuda:0, … or mps"),
+            threads=_read("THREADS", str(processors()), _threads, f"a whole number from 1 to {MOST_THREADS}"),
+            idle_s=_read("IDLE_S", "60", _seconds, "a number of seconds from 0"),
         )  # fmt: skip
 
     def job_folder(self, job_id: str) -> Path:
@@ -39,6 +47,35 @@ class Settings:
             "TUNESMITH_HOME": str(self.home), "TUNESMITH_STORE": self.store_url, "TUNESMITH_DEVICE": self.device,
             "TUNESMITH_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
         }  # fmt: skip
+
+
+MOST_THREADS = 1024
+
+
+def _read(name: str, default: str, kind: Callable[[str], Any], allowed: str) -> Any:
+    text = os.environ.get(f"TUNESMITH_{name}") or default
+    try:
+        return kind(text.strip())
+    except ValueError:
+        raise InvalidSetting(name=f"TUNESMITH_{name}", value=text, allowed=f"it is {allowed}") from None
+
+
+def _threads(text: str) -> int:
+    if not 1 <= (n := int(text)) <= MOST_THREADS:
+        raise ValueError(text)
+    return n
+
+
+def _seconds(text: str) -> float:
+    if not math.isfinite(seconds := float(text)) or seconds < 0:
+        raise ValueError(text)
+    return seconds
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|(cuda|mps)(:[0-9]+)?", text):
+        raise ValueError(text)
+    return text
 
 
 def processors() -> int:

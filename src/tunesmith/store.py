@@ -23,9 +23,11 @@ from sqlalchemy.engine import Connection
 from tunesmith import catalog, durable
 from tunesmith.errors import (
     IdempotencyConflict,
+    InvalidSetting,
     JobAlreadyFinished,
     JobNotInState,
     LeaseLost,
+    MissingExtra,
     StoreTooNew,
     StoreUnavailable,
     UnknownJob,
@@ -183,9 +185,16 @@ class DatabaseClock:
 
 class JobStore:
     def __init__(self, url: str, clock: BootClock | DatabaseClock | None = None, wall: Callable[[], float] = time.time) -> None:
-        if url.startswith("sqlite:///"):
-            durable.make_folder(Path(url.removeprefix("sqlite:///")).parent)
-        self._engine = sa.create_engine(url)
+        try:
+            parsed = sa.make_url(url)
+            if parsed.get_backend_name() == "sqlite" and parsed.database:
+                durable.make_folder(Path(parsed.database).parent)
+            self._engine = sa.create_engine(parsed)
+        except sa.exc.ArgumentError:
+            allowed = "it is a URL such as postgresql+psycopg://user@host/name"
+            raise InvalidSetting(name="TUNESMITH_STORE", value=url, allowed=allowed) from None
+        except ModuleNotFoundError:
+            raise MissingExtra(what="a store in PostgreSQL", extra="postgresql") from None
         on_one_machine = self._engine.dialect.name == "sqlite"
         self._clock, self._wall = clock or (BootClock() if on_one_machine else DatabaseClock()), wall
         sa.event.listen(self._engine, "handle_error", self._unavailable)

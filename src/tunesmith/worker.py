@@ -54,11 +54,17 @@ VALIDATE: _Phase = ("validating", "tunesmith.tuning.prepare")
 TRAIN: _Phase = ("training", "tunesmith.tuning.trainer")
 EVALUATE: _Phase = ("evaluating", "tunesmith.evaluation.evaluator")
 
+_starting = threading.Lock()
 _started: dict[Path, subprocess.Popen[bytes]] = {}  # by home; kept, so that a worker that ended is reaped with its parent
 
 
 def ensure(settings: Settings, store: JobStore) -> None:
     """Start a detached worker if there is work and none is alive on this machine."""
+    with _starting:
+        _ensure(settings, store)
+
+
+def _ensure(settings: Settings, store: JobStore) -> None:
     started = _started.get(settings.home)
     if started is not None and started.poll() is None:  # it may not hold the lock yet
         return

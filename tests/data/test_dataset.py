@@ -85,7 +85,7 @@ def test_unusable_rows_are_rejected_by_position_with_the_reason(connection: Any,
     dataset = freeze(connection, tmp_path, query)
     assert len(rows_of(dataset, "train")) == 2
     assert [(r["row"], r["reason"]) for r in dataset.rejected()] == [
-        (2, "prompt is null"), (3, "completion is null"), (4, "prompt is empty"), (5, "completion is empty"), (6, "prompt is empty"),
+        (2, "prompt is missing"), (3, "completion is missing"), (4, "prompt is empty"), (5, "completion is empty"), (6, "prompt is empty"),
     ]  # fmt: skip
     assert json.loads(dataset.rejected()[0]["context"]) == {"id": 2}
 
@@ -94,7 +94,7 @@ def test_bytes_that_are_no_utf8_are_rejected_and_good_ones_read(connection: Any,
     query = r"SELECT * FROM (VALUES ('\xC3\xA9'::BLOB, 'x'), ('\xFF\xFE'::BLOB, 'x')) v(prompt, completion)"
     dataset = freeze(connection, tmp_path, query)
     assert rows_of(dataset, "train") == ["é"]
-    assert [(r["row"], r["reason"]) for r in dataset.rejected()] == [(2, "prompt is not UTF-8")]
+    assert [(r["row"], r["reason"]) for r in dataset.rejected()] == [(2, "prompt is no valid Unicode")]
 
 
 def test_a_file_in_another_encoding_is_an_error_that_names_it(connection: Any, tmp_path: Path) -> None:
@@ -118,17 +118,17 @@ def test_chat_messages_become_a_prompt_and_the_last_answer(connection: Any, tmp_
     bad = {
         "messages is not a list of two or more": chat(("user", "a")),
         "the last message is not the assistant's": chat(("user", "a"), ("user", "b")),
-        "a message has no role system, user or assistant": chat(("tool", "a"), ("assistant", "b")),
-        "a message has no content": chat(("user", None), ("assistant", "b")),
-        "completion is empty": chat(("user", "a"), ("assistant", " ")),
-        "messages is null": None,
+        "message 1 has the role 'tool', which is none of system, user, assistant": chat(("tool", "a"), ("assistant", "b")),
+        "message 1 has no content": chat(("user", None), ("assistant", "b")),
+        "message 2 is empty": chat(("user", "a"), ("assistant", " ")),
+        "messages is missing": None,
     }
     connection.execute("CREATE TABLE c (messages VARCHAR)")
     connection.executemany("INSERT INTO c VALUES (?)", [[v] for v in (good, *bad.values(), "no json")])
     dataset = freeze(connection, tmp_path, "SELECT * FROM c")
     [row] = dataset.rows("train")
     assert row.completion == "d" and row.messages == json.loads(good)[:-1]
-    assert [r["reason"] for r in dataset.rejected()] == [*bad, "messages is not a list of two or more"]
+    assert [r["reason"] for r in dataset.rejected()] == [*bad, "messages is no JSON list of messages"]
 
 
 def test_messages_may_be_a_list_of_structs(connection: Any, tmp_path: Path) -> None:

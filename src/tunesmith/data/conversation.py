@@ -49,9 +49,9 @@ def lesson(value: Sequence[Any]) -> list[Message]:
     if not isinstance(value, list) or len(value) < 2:
         raise InvalidPrompt(reason="messages is not a list of two or more")
     messages = [_message(n, m) for n, m in enumerate(value, 1)]
-    _must_take_turns(messages)
     if messages[-1]["role"] != "assistant":
         raise InvalidPrompt(reason="the last message is not the assistant's")
+    _must_take_turns(messages)
     learnt = [n for n, m in enumerate(messages) if m["role"] == "assistant" and "weight" not in m]
     if not learnt:
         raise InvalidPrompt(reason="every answer has weight 0: nothing to learn")

@@ -7,6 +7,7 @@ in two parts of one query, and neither do a conversation and one that it begins 
 
 import json
 import os
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -157,12 +158,17 @@ def snapshot(connection: duckdb.DuckDBPyConnection, sources: Sequence[Source], f
 def _scratch() -> Iterator[duckdb.DuckDBPyConnection]:
     """An empty database in memory, inside one that this process opens once: opening one takes longer than all that is done in it."""
     name = f"scratch_{uuid.uuid4().hex}"
-    with _instance(os.getpid()).cursor() as own:
+    with _one_at_a_time:
+        cursor = _instance(os.getpid()).cursor()
+    with cursor as own:
         own.execute(f"ATTACH ':memory:' AS {name}; USE {name}")
         try:
             yield own
         finally:
             own.execute(f"USE memory; DETACH {name}")
+
+
+_one_at_a_time = threading.Lock()
 
 
 @cache

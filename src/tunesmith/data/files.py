@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from tunesmith.data.text import Broken, Raw, Value, is_unicode
-from tunesmith.errors import InvalidOptionValue, NoSuchFile, UnreadableFile
+from tunesmith.errors import InvalidOptionValue, NoSuchFile, UnreadableFile, UnreadableInput
 
 Record = dict[str, Value]
 
@@ -142,6 +142,17 @@ def _unpacked(path: Path) -> Iterator[Any]:
     opener: Any = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}.get(kind, open)
     with opener(path, "rb") as f:
         yield f if kind in ("", "gzip") else io.BufferedReader(f)
+
+
+def decoded(data: bytes, encoding: str = "") -> str:
+    """What stood in standard input; UnreadableInput names the first byte that cannot be decoded, and its line."""
+    codec = next((codec for mark, codec in _MARKS if data.startswith(mark)), "") or checked_encoding(encoding)
+    try:
+        return data.decode(codec)
+    except UnicodeDecodeError as e:
+        line = data.count(b"\n", 0, e.start) + 1
+        reason = f"the byte 0x{data[e.start]:02X} is not {codecs.lookup(e.encoding).name}; say its encoding, for example --encoding latin-1"
+        raise UnreadableInput(where=f"line {line}: ", reason=reason) from None
 
 
 def checked_encoding(encoding: str) -> str:

@@ -7,7 +7,9 @@ import sqlite3
 import time
 from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import duckdb
 
@@ -41,7 +43,8 @@ _Rows = Iterator[tuple[str, list[str], Iterator[list[tuple[Any, ...]]]]]
 
 
 def _sqlite(url: str, relations: Collection[str], deadline: float) -> _Rows:
-    with closing(sqlite3.connect(f"file:{url.removeprefix('sqlite:///')}?mode=ro", uri=True, isolation_level=None)) as c:
+    file = Path(unquote(url.removeprefix("sqlite:///"))).absolute().as_uri()
+    with closing(sqlite3.connect(f"{file}?mode=ro", uri=True, isolation_level=None)) as c:
         c.set_progress_handler(lambda: time.monotonic() > deadline, 1000)
         c.execute("PRAGMA query_only=ON")
         c.execute("PRAGMA trusted_schema=OFF")  # a view may call no function with effects

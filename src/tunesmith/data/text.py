@@ -13,6 +13,7 @@ A list with an object that has a `role` or a `content` is a conversation (`conve
 
 import json
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Any
@@ -113,8 +114,12 @@ def scalar(value: Any) -> str:
 
 @lru_cache(maxsize=10_000)
 def _cast(value: Any, process: int) -> str:
-    [(text,)] = _instance(process).execute("SELECT CAST(? AS VARCHAR)", [value]).fetchall()
+    with _one_at_a_time:
+        [(text,)] = _instance(process).execute("SELECT CAST(? AS VARCHAR)", [value]).fetchall()
     return str(text)
+
+
+_one_at_a_time = threading.Lock()
 
 
 @cache

@@ -7,6 +7,7 @@ a batch. Models stay loaded as far as there is memory for them.
 
 import hashlib
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -253,12 +254,24 @@ def choose(logits_BV: Tensor, sampling: Sampling, u_B: Tensor | None) -> Tensor:
     return index.gather(-1, place_B).squeeze(-1)
 
 
+def use_one_thread() -> None:
+    """In a forked child: more would wait for the parent's threads for ever."""
+    if torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+
+
+_loading = threading.Lock()
 _loaded: OrderedDict[tuple[str, ...], Engine] = OrderedDict()
 _bases: WeakValueDictionary[tuple[str, ...], Adapters] = WeakValueDictionary()
 
 
 def engine_for(tuned: TunedModel, device: str) -> Engine:
     """The engine of a model, loaded when first asked and kept while the weights of all fit into `LOADED_SHARE` of the memory."""
+    with _loading:
+        return _engine_for(tuned, device)
+
+
+def _engine_for(tuned: TunedModel, device: str) -> Engine:
     of_base = tuned.base.name, tuned.base.folder
     key = (*of_base, tuned.folder, tuned.digest)
     if key not in _loaded:

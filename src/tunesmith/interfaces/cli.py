@@ -5,6 +5,7 @@ Data goes to stdout, talk to stderr; `--json` gives machines a stable form. Exit
 """
 
 import inspect
+import io
 import json
 import os
 import sys
@@ -39,6 +40,9 @@ JobId = Annotated[str, typer.Argument(help="Id of a job (ft_…).")]
 
 def main() -> None:
     """The console script: errors become one sentence and an exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character shows its number
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(standalone_mode=True)
     except TunesmithError as e:
@@ -104,12 +108,15 @@ def init(
 
 @app.command()
 def audit(
-    training: Annotated[str, typer.Argument(help="A query with prompt and completion, or a .parquet, .csv or .jsonl file.")],
+    training: Annotated[
+        str, typer.Argument(help="A query with prompt and completion; or a file, folder or glob: Parquet, CSV, TSV, JSON.")
+    ],
     validation: Annotated[str, typer.Option("--validation", help="A query or file whose prompts must not be in training.")] = "",
     test: Annotated[str, typer.Option("--test", help="Likewise, for the rows that will judge the model.")] = "",
     base: Annotated[str, typer.Option("--base", "-b", help="Base model that counts the tokens.")] = "tunesmith-tiny",
     group: Annotated[list[str] | None, typer.Option("--group", help="A column whose values are groups; may be repeated.")] = None,
     database: Database = ":memory:",
+    encoding: Annotated[str, typer.Option("--encoding", help="Of text files; default: by their byte-order mark, else UTF-8.")] = "",
     write_view: Annotated[str, typer.Option("--write-view", help="Make a view of the training query with the fixes.")] = "",
     html: Annotated[bool, typer.Option("--html", help="Print one self-contained HTML page.")] = False,
     as_json: Json = False,
@@ -118,7 +125,7 @@ def audit(
     from tunesmith.interfaces.pages import audit_html, audit_text
 
     service = _service(database)
-    report = service.audit(training, validation or None, test_data=test or None, base_model=base, groups=group or ())
+    report = service.audit(training, validation or None, test_data=test or None, base_model=base, groups=group or (), encoding=encoding)
     rows = service.write_view(write_view, report.clean_sql) if write_view else 0
     print(json.dumps(report.to_json()) if as_json else audit_html(report) if html else audit_text(report))
     if write_view:
@@ -126,7 +133,9 @@ def audit(
 
 
 def _quote(
-    training: Annotated[str, typer.Argument(help="A query with prompt and completion, or a .parquet, .csv or .jsonl file.")],
+    training: Annotated[
+        str, typer.Argument(help="A query with prompt and completion; or a file, folder or glob: Parquet, CSV, TSV, JSON.")
+    ],
     base: Annotated[list[str] | None, typer.Option("--base", "-b", help="Base model; may be repeated. Default: all that are here.")] = None,
     validation: Annotated[str, typer.Option("--validation", help="A query or file; default: a share of the training rows.")] = "",
     database: Database = ":memory:",
@@ -146,7 +155,9 @@ def _quote(
 
 
 def _tune(
-    training: Annotated[str, typer.Argument(help="A query with prompt and completion, or a .parquet, .csv or .jsonl file.")],
+    training: Annotated[
+        str, typer.Argument(help="A query with prompt and completion; or a file, folder or glob: Parquet, CSV, TSV, JSON.")
+    ],
     name: Annotated[str, typer.Option("--name", "-n", help="Name of the tuned model.")],
     base: Annotated[str, typer.Option("--base", "-b", help="Base model: a name, a folder or organisation/name.")] = "tunesmith-tiny",
     validation: Annotated[str, typer.Option("--validation", help="A query or file; default: a share of the training rows.")] = "",
@@ -273,7 +284,7 @@ def job_facts(job: Job) -> dict[str, Any]:
         "id": job.id, "name": job.name, "base_model": job.base_model, "task": job.task, "status": job.status.value,
         "progress": job.progress, "step": job.step, "total_steps": job.total_steps, "rows": dict(job.rows),
         "input_tokens": job.input_tokens, "trained_tokens": job.trained_tokens, "training_loss": job.training_loss,
-        "validation_loss": job.validation_loss, "stopped_by": job.stopped_by, "quote": job.quote, "used": job.used,
+        "validation_loss": job.validation_loss, "stopped_by": job.stopped_by, "doing": job.doing, "quote": job.quote, "used": job.used,
         "certificate": job.certificate, "verdict": job.verdict, "warnings": list(job.warnings), "error": job.error,
         "training_data": job.training_data, "validation_data": job.validation_data, "options": job.options.to_json(),
         "resolved": job.resolved.to_json() if job.resolved else None, "created_at": job.created_at, "started_at": job.started_at,
@@ -290,6 +301,10 @@ def job_page(job: Job) -> str:
     lines += [f"warning: {w}" for w in job.warnings]
     if job.rows:
         lines.append("rows: " + ", ".join(f"{n} {part}" for part, n in job.rows.items()))
+    from tunesmith.interfaces.progress import doing_text
+
+    if doing := doing_text(job):
+        lines.append(f"evaluating: {doing}")
     if job.total_steps:
         why = {"": "", "max_epochs": "", "patience": ", stopped by patience: validation no longer fell"}.get(
             job.stopped_by, f", stopped by {job.stopped_by}"
@@ -419,22 +434,38 @@ def complete(
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this share; 0: all.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 4096,
+    encoding: Annotated[str, typer.Option(help="Of standard input; default: by its byte-order mark, else UTF-8.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Answer each prompt, one line each; on a terminal a single answer appears as it is written."""
-    asked = prompts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    """Answer each prompt, one line each; on a terminal a single answer appears as it is written. An empty line is answered by one."""
+    asked = prompts or _lines_of_input(encoding)
     options: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
     if len(asked) == 1 and sys.stdout.isatty() and not as_json:
         for piece in _service().stream(model, asked[0], **options):
             print(piece, end="", flush=True)
         print()
         return
-    found = _service().complete(model, asked, **options)
+    answers = iter(_service().complete(model, [p for p in asked if p.strip()], **options))
+    nothing: dict[str, Any] = {"text": "", "prompt_tokens": 0, "completion_tokens": 0, "stopped": True, "ids": ()}
+    found = [asdict(next(answers)) if p.strip() else nothing for p in asked]
     if as_json:
-        print(json.dumps([{"prompt": p, **asdict(c)} for p, c in zip(asked, found, strict=True)], ensure_ascii=False))
+        _print_json([{"prompt": p, **c} for p, c in zip(asked, found, strict=True)])
         return
     for c in found:
-        print(c.text.replace("\n", "\\n") if len(asked) > 1 else c.text)
+        print(c["text"].replace("\r", "\\r").replace("\n", "\\n") if len(asked) > 1 else c["text"])
+
+
+def _lines_of_input(encoding: str) -> list[str]:
+    from tunesmith.data.files import decoded
+
+    lines = decoded(sys.stdin.buffer.read(), encoding).split("\n")
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
+def _print_json(value: Any) -> None:
+    """In characters that standard output has."""
+    is_unicode = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
+    print(json.dumps(value, ensure_ascii=not is_unicode))
 
 
 @app.command()

@@ -6,7 +6,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from tunesmith.jobs import Job
+from tunesmith.jobs import Job, JobStatus
 from tunesmith.service import Tunesmith
 
 LINE_S = 5.0  # between two lines when piped
@@ -44,12 +44,13 @@ class _Rate:
 
 class _Lines:
     def __init__(self, service: Tunesmith, rate: _Rate) -> None:
-        self._service, self._rate, self._told, self._status = service, rate, 0.0, ""
+        self._service, self._rate, self._told, self._state = service, rate, 0.0, ""
 
     def __call__(self, job: Job) -> None:
         now = time.monotonic()
-        if job.status != self._status or now - self._told >= LINE_S:
-            self._told, self._status = now, job.status
+        state = f"{job.status} {(job.doing or {}).get('what', '')}"  # an arm of the evaluation is a change too
+        if state != self._state or (now - self._told >= LINE_S and job.status is not JobStatus.EVALUATING):
+            self._told, self._state = now, state
             print(
                 f"{job.status.value:<11} {100 * job.progress:3.0f} %  {_text(self._service, job, self._rate)}".rstrip(),
                 file=sys.stderr,
@@ -57,7 +58,21 @@ class _Lines:
             )
 
 
+def doing_text(job: Job) -> str:
+    """Which arm of the evaluation answers, how many of how many rows are done, and how long this arm still takes."""
+    if job.status is not JobStatus.EVALUATING or not job.doing:
+        return ""
+    what, done, of, left = (job.doing.get(k) for k in ("what", "done", "of", "left_s"))
+    return f"{what}: {done} of {of} row{'' if of == 1 else 's'}" + (f"  {_clock(left)} left" if left else "")
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
 def _text(service: Tunesmith, job: Job, rate: _Rate) -> str:
+    if doing := doing_text(job):
+        return doing
     if not job.total_steps:
         return ""
     metric = service.store.last_metric(job.id)
@@ -66,5 +81,5 @@ def _text(service: Tunesmith, job: Job, rate: _Rate) -> str:
     if metric is not None and metric["training_loss"] is not None:
         parts += [f"loss {metric['training_loss']:.3f}", f"{metric['tokens_per_second']:,.0f} tokens/s"]
     if left is not None and not job.status.is_final:
-        parts.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
+        parts.append(f"{_clock(left)} left")
     return "  ".join(parts)

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from tunesmith import safe_files
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.template import Encoded
-from tunesmith.errors import DamagedFiles
+from tunesmith.errors import DamagedFiles, InvalidSetting
 from tunesmith.models import head, packed, quantized, trim
 from tunesmith.models.layout import micro_batches
 from tunesmith.models.methods import Model
@@ -29,6 +29,8 @@ transformers_logging.disable_progress_bar()
 def device_of(setting: str) -> torch.device:
     if setting == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if setting.startswith("cuda") and not torch.cuda.is_available():
+        raise InvalidSetting(name="TUNESMITH_DEVICE", value=setting, allowed="torch finds no GPU here, so it is auto or cpu")
     return torch.device(setting)
 
 
