@@ -15,7 +15,7 @@ LAYERS = [
     ["models"],
     ["data"],
     ["registry", "access", "store", "durable"],
-    ["catalog", "jobs", "settings", "safe_files", "errors"],
+    ["catalog", "jobs", "settings", "safe_files", "errors", "words"],
 ]
 ALONE = {"demo", "bases", "migrations", "__init__"}
 TORCH = {"tuning", "inference", "evaluation", "models"}

@@ -11,6 +11,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+from tunesmith.words import field_of
+
 
 class TunesmithError(Exception):
     """Something went wrong in Tunesmith: {reason}"""
@@ -20,7 +22,7 @@ class TunesmithError(Exception):
 
     def __init__(self, **fields: Any) -> None:
         self.fields = fields
-        super().__init__(" ".join((type(self).__doc__ or "").split()).format_map({k: _shown(v) for k, v in fields.items()}))
+        super().__init__(" ".join((type(self).__doc__ or "").split()).format_map({k: field_of(_shown(v)) for k, v in fields.items()}))
 
     def __init_subclass__(cls) -> None:
         cls.code = "".join("_" + c.lower() if c.isupper() else c for c in cls.__name__).lstrip("_")
@@ -221,12 +223,12 @@ class AnswersNotFound(Invalid):
 
 
 class NoUsableRows(Invalid):
-    """No usable row in the {part} query: {rows} rows, all rejected ({reasons}). Every row needs a non-empty prompt
+    """No usable row in the {part} query: {rows:row}, all rejected ({reasons}). Every row needs a non-empty prompt
     and a non-empty completion."""
 
 
 class TooManyRows(Invalid):
-    """{rows} training rows are more than {base_model} takes: {limit} at {epochs} epochs. Sample the query (a few hundred
+    """{rows:training row}, more than {base_model} takes: {limit} at {epochs} epochs. Sample the query (a few hundred
     good rows often do), or lower max_epochs."""
 
 
@@ -261,22 +263,22 @@ class InvalidPrompt(Invalid):
 
 
 class PromptTooLong(Invalid):
-    """max tokens of {window} exceeded: the prompt has {tokens} tokens, {model!r} takes {window} with its answer.
+    """max tokens of {window} exceeded: the prompt has {tokens:token}, {model!r} takes {window} with its answer.
     Shorten the prompt ({prompt!r})."""
 
 
 class UnfinishedAnswer(Invalid):
-    """{count} answers of {model!r} did not end within their tokens, so they are no whole JSON; the first: {answer!r}. Raise max_tokens
+    """{count:answer} of {model!r} did not end within their tokens, so they are no whole JSON; the first: {answer!r}. Raise max_tokens
     ({max_tokens}), or limit what the schema allows (enum, maxLength, maxItems). TRY_COMPLETE gives NULL for them."""
 
 
 class RowsTooLong(Invalid):
-    """{count} rows are longer than {base_model} takes when tuning ({window} prompt tokens, {completion_window} completion tokens), and
+    """{count:row} over what {base_model} takes when tuning ({window} prompt tokens, {completion_window} completion tokens), and
     on_long is 'fail': rows {rows}. Shorten them, or say on_long = 'reject' or 'cut_prompt'."""
 
 
 class BudgetTooSmall(Invalid):
-    """{name} allows {tokens} tokens, less than the first optimizer step of {batch_size} rows: raise it, or lower batch_size."""
+    """{name} allows {tokens:token}, less than the first optimizer step of {batch_size:row}: raise it, or lower batch_size."""
 
 
 class UnsafeBaseModel(Invalid):
@@ -355,12 +357,12 @@ class DamagedFiles(Failed):
 
 
 class ChildDied(Failed):
-    """The {phase} process of job {id} died {times} times without getting further (last: {reason}). The end of its log:
+    """The {phase} process of job {id} died {times:time} without getting further (last: {reason}). The end of its log:
     {log}"""
 
 
 class TooManyAttempts(Failed):
-    """Job {id} was given up after {attempts} attempts: whatever ran it ended each time. worker.log in the home folder says how;
+    """Job {id} was given up after {attempts:attempt}: whatever ran it ended each time. worker.log in the home folder says how;
     create the job again when the cause is gone."""
 
 

@@ -366,7 +366,8 @@ class Job:
         facts = {
             "status": self.status, "base model": self.base_model, "progress": f"{100 * self.progress:.0f} %",
             "trained tokens": f"{self.trained_tokens:,}", "training loss": self.training_loss,
-            "validation loss": self.validation_loss, "evaluating": (self.doing or {}).get("what"), "error": (self.error or {}).get("message"),
+            "validation loss": self.validation_loss, "evaluating": (self.doing or {}).get("what"),
+            "error": (self.error or {}).get("message"),
         }  # fmt: skip
         for arm, score in (self.verdict or {}).get("arms", {}).items():
             facts[f"{arm}, n = {self.verdict['n'] if self.verdict else 0}"] = f"{100 * score:.1f} %"

@@ -54,6 +54,7 @@ from tunesmith.store import JobStore
 from tunesmith.tuning import child
 from tunesmith.tuning.prepare import prepare
 from tunesmith.tuning.quote import Measured, Quote
+from tunesmith.words import counted
 
 if TYPE_CHECKING:
     import pyarrow
@@ -330,7 +331,9 @@ class Tunesmith:
         messages, began = [_messages(p) for p in prompts], time.time()
         names = [name] * len(messages) if isinstance(name, str) else list(name)
         if len(names) != len(messages):
-            raise InvalidOptionValue(name="name", value=f"{len(names)} models", allowed=f"one, or one for each of {len(messages)} prompts")
+            raise InvalidOptionValue(
+                name="name", value=counted(len(names), "model"), allowed=f"one, or one for each of {counted(len(messages), 'prompt')}"
+            )
         tuned = {n: self._usable(n) for n in ([name] if isinstance(name, str) else dict.fromkeys(names))}
         inference, sampling = _inference(), _sampling(options)
         found: dict[int, Completion] = {}

@@ -24,6 +24,7 @@ from tunesmith.data.minhash import near_duplicates
 from tunesmith.data.personal import DETECTORS
 from tunesmith.data.template import Encoder
 from tunesmith.errors import InvalidPrompt, UnknownGroup, closest
+from tunesmith.words import agreed, counted
 
 ROWS_SHOWN = 1000  # row ids kept with a finding
 LISTED = 5000  # rows that a fix may name one by one
@@ -179,7 +180,7 @@ class _Audit:
             reasons = Counter(r for _, r in found)
             yield from self._finding(
                 "unusable", "error", source, [n for n, _ in found],
-                "rows that cannot be used: " + "; ".join(f"{n} x {r}" for r, n in reasons.most_common()),
+                "[row|rows] that cannot be used: " + "; ".join(f"{n} x {r}" for r, n in reasons.most_common()),
                 "these rows are rejected at CREATE; fill them in or leave them out",
                 keep=r"regexp_matches(CAST(prompt AS VARCHAR), '\S') AND regexp_matches(CAST(completion AS VARCHAR), '\S')",
             )  # fmt: skip
@@ -204,7 +205,7 @@ class _Audit:
             rows = self._rows("""SELECT row FROM usable WHERE source = ?
                                  QUALIFY row_number() OVER (PARTITION BY p, c ORDER BY row) > 1 ORDER BY row""", source)  # fmt: skip
             yield from self._finding(
-                "duplicates", "warning", source, rows, "rows that repeat an earlier row, spaces and case apart",
+                "duplicates", "warning", source, rows, "[row that repeats|rows that repeat] an earlier row, spaces and case apart",
                 "a repeated row counts as often as it is repeated; keep one of each",
                 keep=f"row_number() OVER (PARTITION BY {NORMAL.format('prompt')}, {NORMAL.format('completion')}) = 1",
             )  # fmt: skip
@@ -215,7 +216,8 @@ class _Audit:
             groups = near_duplicates([prompt for _, prompt in rows])
             again = sorted(row for group in groups for i in group[1:] for row in rows[i][0])
             yield from self._finding(
-                "near_duplicates", "warning", source, again, "prompts that nearly equal an earlier one (MinHash, similarity 0.8 or more)",
+                "near_duplicates", "warning", source, again,
+                "[prompt that nearly equals|prompts that nearly equal] an earlier one (MinHash, similarity 0.8 or more)",
                 "look at them: variants of one text teach less than their number promises", listed=True,
             )  # fmt: skip
 
@@ -230,7 +232,7 @@ class _Audit:
                          f"(SELECT {NORMAL.format('prompt')} FROM ({self._queries[other]}) WHERE prompt IS NOT NULL)"
                          if self._queries[other] else "")  # fmt: skip
             yield from self._finding(
-                "leakage", "error", "training", equal, f"training prompts that are also in the {other} query",
+                "leakage", "error", "training", equal, f"training [prompt that is|prompts that are] also in the {other} query",
                 f"the {other} score would reward memory; take them out of training", keep=condition,
             )  # fmt: skip
             both = self._all("SELECT source, list(row), any_value(prompt) FROM usable WHERE source IN ('training', ?) GROUP BY source, p "
@@ -241,7 +243,7 @@ class _Audit:
                     near |= {row for i in group if both[i][0] == "training" for row in both[i][1]}
             yield from self._finding(
                 "near_leakage", "warning", "training", sorted(near - set(equal)),
-                f"training prompts nearly equal to one of the {other} query",
+                f"training [prompt|prompts] nearly equal to one of the {other} query",
                 f"look at them; where they are the same text, take them out of training or out of the {other} query", listed=True,
             )  # fmt: skip
 
@@ -250,7 +252,7 @@ class _Audit:
             rows = self._rows("""SELECT row FROM usable WHERE source = $1 AND p IN (SELECT p FROM usable WHERE source = $1
                                  GROUP BY p HAVING count(DISTINCT c) > 1) ORDER BY row""", source)  # fmt: skip
             yield from self._finding(
-                "conflicts", "error" if self._classes else "note", source, rows, "rows whose prompt has another completion elsewhere",
+                "conflicts", "error" if self._classes else "note", source, rows, "[row|rows] whose prompt has another completion elsewhere",
                 "decide which answer is right; until then leave these rows out" if self._classes
                 else "fine where several answers are good; else leave these rows out",
                 keep=f"count(DISTINCT {NORMAL.format('completion')}) OVER (PARTITION BY {NORMAL.format('prompt')}) = 1",
@@ -268,7 +270,8 @@ class _Audit:
     def _spaces(self) -> Iterator[Finding]:
         return self._where(
             r"regexp_matches(prompt, '^\s|\s$') OR regexp_matches(completion, '^\s|\s$')",
-            "outer_spaces", "note", "prompts or completions with spaces at an end", "the model learns to write them; trim both columns",
+            "outer_spaces",
+                "note", "[row|rows] with spaces at an end of prompt or completion", "the model learns to write them; trim both columns",
             replace=tuple((c, rf"regexp_replace(regexp_replace({c}, '^\s+', ''), '\s+$', '')") for c in TEXTS),
         )  # fmt: skip
 
@@ -276,7 +279,7 @@ class _Audit:
         pattern = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\x{FFFD}|\x{200B}|\x{FEFF}"
         return self._where(
             f"regexp_matches(prompt, '{pattern}') OR regexp_matches(completion, '{pattern}')",
-            "control_characters", "warning", "rows with control, zero-width or replacement characters",
+            "control_characters", "warning", "[row|rows] with control, zero-width or replacement characters",
             "they come from a broken import; take them out",
             replace=tuple((c, f"regexp_replace({c}, '{pattern}', '', 'g')") for c in TEXTS),
         )  # fmt: skip
@@ -298,7 +301,7 @@ class _Audit:
                 chain = {c: f"replace({e}, {_text(run)}, {_text(mended[run])})" for c, e in chain.items()}
             yield from self._finding(
                 "mojibake", "warning", source, rows,
-                "rows in the wrong encoding, such as " + ", ".join(f"{k!r} for {v!r}" for k, v in list(mended.items())[:3]),
+                "[row|rows] in the wrong encoding, such as " + ", ".join(f"{k!r} for {v!r}" for k, v in list(mended.items())[:3]),
                 "read the source as UTF-8, or replace the broken runs",
                 replace=tuple(chain.items()),
             )  # fmt: skip
@@ -306,7 +309,8 @@ class _Audit:
     def _echoes(self) -> Iterator[Finding]:
         p, c = NORMAL.format("prompt"), NORMAL.format("completion")
         return self._where(
-            "length(p) >= 12 AND starts_with(c, p)", "echoes", "warning", "completions that begin with their whole prompt",
+            "length(p) >= 12 AND starts_with(c, p)", "echoes",
+                "warning", "[completion that begins with its|completions that begin with their] whole prompt",
             "the model would learn to repeat the question; keep only the answer",
             keep=f"NOT (length({p}) >= 12 AND starts_with({c}, {p}))",
         )  # fmt: skip
@@ -347,7 +351,8 @@ class _Audit:
         if few:
             names = ", ".join(map(repr, list(few)[:5])) + (", …" if len(few) > 5 else "")
             yield Finding("few_rows_per_class", "warning", len(few), "training", (),
-                          f"{len(few)} of {k} answers have fewer than {FEW_PER_CLASS} rows: {names}",
+                          f"{len(few)} of {counted(k, 'answer')} {'has' if len(few) == 1 else 'have'} fewer than "
+                          f"{FEW_PER_CLASS} rows: {names}",
                           "what is seen so rarely is hardly learnt: add rows, or join these answers into one")  # fmt: skip
 
     def _personal_data(self) -> Iterator[Finding]:
@@ -362,7 +367,7 @@ class _Audit:
                 rows = [n for n, p, c in likely if d.find(p) or d.find(c)]
                 mask = f"[{d.kind}]"
                 yield from self._finding(
-                    "personal_data", "warning", source, rows, f"rows with personal data: {d.kind}",
+                    "personal_data", "warning", source, rows, f"[row|rows] with personal data: {d.kind}",
                     "a tuned model can repeat it to anyone who asks; mask it",
                     replace=tuple((c, f"regexp_replace({c}, {_text(d.pattern)}, '{mask}', 'g')") for c in TEXTS),
                 )  # fmt: skip
@@ -375,7 +380,8 @@ class _Audit:
             marked = self._rows("SELECT row FROM usable WHERE source = ? AND regexp_matches(prompt, ?) ORDER BY row", source, marks)
             if 0 < len(marked) < n:
                 yield from self._finding(
-                    "prompt_templates", "warning", source, marked, f"of {n} prompts carry a template of their own (such as [INST])",
+                    "prompt_templates", "warning", source, marked,
+                f"of {n} prompts [carries|carry] a template of their own (such as [INST])",
                     "the base's template is added to every row; bring all prompts to one form", listed=True,
                 )  # fmt: skip
             prefix = self._common_prefix(source, n)
@@ -385,7 +391,7 @@ class _Audit:
             if others:
                 yield from self._finding(
                     "prompt_prefix", "warning", source, others,
-                    f"prompts do not begin with {prefix[:60]!r} as the other {n - len(others)} do",
+                    f"[prompt does|prompts do] not begin with {prefix[:60]!r} as the other {n - len(others)} do",
                     "a model asked in another form than it learnt answers worse; bring all prompts to one form",
                     keep=f"starts_with(prompt, {_text(prefix)})",
                 )  # fmt: skip
@@ -417,7 +423,8 @@ class _Audit:
         suspects = suspect_labels([p for _, p, _ in rows], [c for *_, c in rows])
         found = sorted(rows[i][0] for i in suspects)
         yield from self._finding(
-            "suspect_labels", "warning", "training", found, "answers that a linear model trained on the other rows holds for wrong",
+            "suspect_labels", "warning", "training", found,
+                "[answer|answers] that a linear model trained on the other rows holds for wrong",
             "look at them first: they are where mislabelled rows gather", listed=True,
         )  # fmt: skip
 
@@ -441,14 +448,14 @@ class _Audit:
             chats, refused = self._chat_lengths(source)
             rows, counted = [*rows, *((n, "", "") for n in chats)], [*counted, *chats.values()]
             found += self._finding(
-                "refused", "error", source, list(refused), "rows that the base's chat template refuses, such as: "
+                "refused", "error", source, list(refused), "[row|rows] that the base's chat template refuses, such as: "
                 + next(iter(refused.values()), ""), "they are rejected by id; give them another form, or choose another base", listed=True,
             )  # fmt: skip
             prompt, completion = self._spec.prompt_window, self._spec.completion_window
             over = [r[0] for r, (p, c) in zip(rows, counted, strict=True) if p > prompt or c > completion]
             found += self._finding(
                 "too_long", "error", source, over,
-                f"rows over the windows of {self._spec.name} ({prompt} tokens of prompt, {completion} of completion)",
+                f"[row|rows] over the windows of {self._spec.name} ({prompt} tokens of prompt, {completion} of completion)",
                 "they are rejected by id; shorten them, choose a base with a larger window, or set on_long to cut_prompt", listed=True,
             )  # fmt: skip
             if source == "training":
@@ -530,7 +537,7 @@ class _Audit:
         fix = f"SELECT * REPLACE ({', '.join(f'{e} AS {c}' for c, e in replace)}) FROM ({query})" if replace else ""
         if keep:
             fix = _filtered(query, [keep])
-        yield Finding(name, severity, len(rows), source, tuple(rows[:ROWS_SHOWN]), f"{len(rows)} {message}" if rows else message, advice,
+        yield Finding(name, severity, len(rows), source, tuple(rows[:ROWS_SHOWN]), f"{len(rows)} {_agreed(len(rows), message)}", advice,
                       fix, keep, replace)  # fmt: skip
 
     def _keep_by_content(self, source: str, rows: Sequence[int]) -> str:
@@ -627,7 +634,8 @@ def _group_findings(group: Group) -> Iterator[Finding]:
     small = {g: k for g, k in group.counts.items() if k < FEW_PER_CLASS}
     if small:
         name, k = min(small.items(), key=lambda x: x[1])
-        yield Finding("small_group", "note", len(small), "training", (), f"the smallest group of {group.column} is {name!r} with {k} rows",
+        told = f"the smallest group of {group.column} is {name!r} with {counted(k, 'row')}"
+        yield Finding("small_group", "note", len(small), "training", (), told,
                       "its score will have a wide interval; add rows before reading anything into it")  # fmt: skip
 
 
@@ -655,6 +663,12 @@ def _filtered(query: str, conditions: Sequence[str]) -> str:
     where, qualify = ([c for c in conditions if over[c] is window] for window in (False, True))
     sql = f"SELECT * FROM ({query})" + (" WHERE " + " AND ".join(where) if where else "")
     return sql + (" QUALIFY " + " AND ".join(qualify) if qualify else "")
+
+
+def _agreed(n: int, message: str) -> str:
+    """The beginning of a message is ours, what follows a quote or a colon may be the user's."""
+    ours = min((message.find(c) for c in ":'" if c in message), default=len(message))
+    return agreed(n, message[:ours]) + message[ours:]
 
 
 def _text(value: str) -> str:

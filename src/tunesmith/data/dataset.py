@@ -27,6 +27,7 @@ from tunesmith.data.given import Source
 from tunesmith.data.split import PARTS
 from tunesmith.data.text import INVALID, LIST, MISSING
 from tunesmith.errors import InvalidPrompt, NoUsableRows
+from tunesmith.words import counted
 
 ROW_HASH = "md5(prompt || chr(31) || completion)"
 """SQL: what a row is known by, whatever query or table it came from."""
@@ -195,7 +196,7 @@ def collect(
         _conversations(own, source, values, unread)
     for source in sources:
         _must_have_rows(own, source.part)
-    return [f"messages have the key {key}, which is not trained on ({n} row{'' if n == 1 else 's'})" for key, n in unread.items()]
+    return [f"messages have the key {key}, which is not trained on ({counted(n, 'row')})" for key, n in unread.items()]
 
 
 _LISTS = f"prompt_is = '{LIST}' OR completion_is = '{LIST}'"

@@ -7,6 +7,7 @@ from tunesmith.catalog import ModelSpec
 from tunesmith.data.dataset import Dataset, Row
 from tunesmith.data.template import Encoded, Encoder, Messages
 from tunesmith.errors import InvalidPrompt
+from tunesmith.words import counted
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def _fit(row: Row, encoder: Encoder, spec: ModelSpec, on_long: str, learn: str) 
     except InvalidPrompt as e:
         return REFUSED, str(e.fields["reason"])
     if encoded.n_completion > spec.completion_window:
-        return TOO_LONG, f"completion: {encoded.n_completion} tokens, window {spec.completion_window}"
+        return TOO_LONG, f"completion: {counted(encoded.n_completion, 'token')}, window {spec.completion_window}"
     over = encoded.n_prompt - spec.prompt_window
     if over <= 0:
         return Example(row, encoded)
@@ -78,4 +79,4 @@ def _fit(row: Row, encoder: Encoder, spec: ModelSpec, on_long: str, learn: str) 
             cut = encoder.row(kept, row.completion, learn)
             if cut.n_prompt <= spec.prompt_window:
                 return Example(row, cut, kept)
-    return TOO_LONG, f"prompt: {encoded.n_prompt} tokens, window {spec.prompt_window}"
+    return TOO_LONG, f"prompt: {counted(encoded.n_prompt, 'token')}, window {spec.prompt_window}"

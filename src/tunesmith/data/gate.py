@@ -12,6 +12,7 @@ from typing import Any
 import duckdb
 
 from tunesmith.errors import CreateNotTopLevel, QueryRefused
+from tunesmith.words import counted
 
 _QUERY_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "CTE_NODE", "RECURSIVE_CTE_NODE"}
 _ACTING = {"finetune", "tunesmith_finetune", "nextval"}
@@ -27,7 +28,7 @@ def check_query(connection: duckdb.DuckDBPyConnection, sql: str, part: str) -> s
     except ValueError as e:
         raise QueryRefused(part=part, reason=str(e), query=sql) from None
     if len(tree["statements"]) != 1:
-        raise QueryRefused(part=part, reason=f"it holds {len(tree['statements'])} statements", query=sql)
+        raise QueryRefused(part=part, reason=f"it holds {counted(len(tree['statements']), 'statement')}", query=sql)
     for node in _nodes(tree):
         kind = str(node.get("type", ""))
         if kind.endswith("_NODE") and kind not in _QUERY_NODES:

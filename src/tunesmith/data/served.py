@@ -25,6 +25,7 @@ import duckdb
 
 from tunesmith.data.gate import quoted, syntax_tree
 from tunesmith.errors import QueryFailed, QueryRefused
+from tunesmith.words import counted
 
 if TYPE_CHECKING:
     import pyarrow
@@ -81,7 +82,7 @@ def check(sql: str, granted: Collection[str], *, part: str = "training", catalog
             raise ValueError(f"it is empty, longer than {LONGEST:,} characters or has more than {MOST_BRACKETS} brackets")
         tree = syntax_tree(_parser(), text)
         if len(tree["statements"]) != 1:
-            raise ValueError(f"it holds {len(tree['statements'])} statements")
+            raise ValueError(f"it holds {counted(len(tree['statements']), 'statement')}")
         gate = _Gate(known, home)
         gate.walk(tree["statements"][0]["node"], frozenset())
     except (ValueError, TypeError, RecursionError, duckdb.Error) as e:

@@ -7,6 +7,8 @@ groups allow, and never over it: a group larger than a part stays with the rest.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from tunesmith.words import counted
+
 PARTS = ("train", "validation", "verdict")
 HELD_OUT_SHARE = 0.1  # of a table without a validation query: as much again for the verdict
 HELD_OUT_LIMIT = 500  # rows; more would cost time and hardly narrow an interval
@@ -84,8 +86,7 @@ def warnings(counts: Mapping[str, int], found: Mapping[str, Plan]) -> Iterator[s
     """What must be told about the sizes of the parts."""
     total = sum(counts[p] for p in PARTS)
     if total < FEW_ROWS:
-        rows = "row" if total == 1 else "rows"
-        yield f"only {total} usable {rows}: a few hundred are a good start; below {FEW_ROWS} none is held out to measure on"
+        yield f"only {counted(total, 'usable row')}: a few hundred are a good start; below {FEW_ROWS} none is held out to measure on"
         return
     for source, plan in found.items():
         for part, share in (("verdict", plan.verdict), ("validation", plan.validation)):

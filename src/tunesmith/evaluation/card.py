@@ -9,6 +9,7 @@ from typing import Any
 
 from tunesmith.evaluation.verdict import sentence
 from tunesmith.models.certificate import Certificate
+from tunesmith.words import counted
 
 HUB_LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "bsd-3-clause", "gemma", "llama3", "llama3.1")
 CURVE = "curve.svg"
@@ -67,7 +68,7 @@ def _worth(facts: Facts) -> str:
     if not v:
         return "No verdict: there were no rows to measure on, or the model came from elsewhere."
     rows = "".join(f"| {arm} | {score:.1%} |\n" for arm, score in v["arms"].items())
-    return f"{sentence(v)}.\n\n| on the same {v['n']} rows, which chose nothing | {v['metric']} |\n|---|---|\n{rows}".rstrip()
+    return f"{sentence(v)}.\n\n| on the same {counted(v['n'], 'row')}, which chose nothing | {v['metric']} |\n|---|---|\n{rows}".rstrip()
 
 
 def _proof(c: Certificate) -> str:

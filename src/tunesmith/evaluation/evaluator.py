@@ -29,6 +29,7 @@ from tunesmith.registry import TunedModel
 from tunesmith.tuning import child
 from tunesmith.tuning.loop import evaluate, mean_loss
 from tunesmith.tuning.trainer import RESULT
+from tunesmith.words import counted
 
 ROOM = 2  # an answer may be this many times as long as the longest wanted one before it is cut
 LEAST_EXAMPLES, MOST_EXAMPLES = 3, 16  # in the prompt; more cost time in proportion, whatever they bring
@@ -163,7 +164,7 @@ class _Evaluation:
         found, not_measured = gaps([json.loads(e.row.context) for e in self._rows], scores["base"], scores["tuned"])
         n = len(self._swapped)
         if n < LEAST_SWAPPED:
-            not_measured.append(f"words exchanged: {n} verdict rows hold one (option swap_terms), {LEAST_SWAPPED} are needed")
+            not_measured.append(f"words exchanged: {counted(n, 'verdict row')} with one (option swap_terms), {LEAST_SWAPPED} are needed")
         return Bias(tuple(found), Swapped(n, self._changed["base"], self._changed["tuned"]) if n >= LEAST_SWAPPED else None,
                     tuple(not_measured))  # fmt: skip
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tunesmith.evaluation.bias import Bias, by_value
+from tunesmith.words import counted
 
 RESAMPLES = 4000
 FEW_ROWS, FEW_ROWS_MARGIN = 100, 0.05  # below so many rows the whole interval must lie beyond this margin
@@ -175,7 +176,8 @@ def sentence(verdict: Mapping[str, Any]) -> str:
         "base": "the base as it is", "examples": f"the base with {v.examples} examples in its prompt",
         "commonest": f"always answering {v.commonest_answer!r:.40}",
     }.get(v.against, v.against)  # fmt: skip
-    figures = f"{100 * v.difference:+.1f} points on {v.n} rows (95 % interval {100 * v.low:+.1f} to {100 * v.high:+.1f}), against {against}"
+    interval = f"95 % interval {100 * v.low:+.1f} to {100 * v.high:+.1f}"
+    figures = f"{100 * v.difference:+.1f} points on {counted(v.n, 'row')} ({interval}), against {against}"
     return {
         Word.HELPED: f"HELPED: tuning gained {figures}",
         Word.NO_EVIDENCE: f"NO EVIDENCE that tuning helped: {figures}",

@@ -17,6 +17,7 @@ import typer
 
 from tunesmith.errors import TunesmithError
 from tunesmith.jobs import Job, JobStatus, Options, allowed_values
+from tunesmith.words import counted
 
 if TYPE_CHECKING:
     from tunesmith.registry import TunedModel
@@ -129,7 +130,7 @@ def audit(
     rows = service.write_view(write_view, report.clean_sql) if write_view else 0
     print(json.dumps(report.to_json()) if as_json else audit_html(report) if html else audit_text(report))
     if write_view:
-        print(f"view {write_view}: {rows:,} of {report.rows['training']:,} rows", file=sys.stderr)
+        print(f"view {write_view}: {rows:,} of {counted(report.rows['training'], 'row')}", file=sys.stderr)
 
 
 def _quote(
@@ -258,7 +259,7 @@ def job_verify_resume(id: JobId, as_json: Json = False) -> None:
         print(json.dumps(asdict(found)))
     else:
         print(
-            f"{found.steps} steps in one go; the same with a kill, resumed from the checkpoint of step {found.resumed_from}: "
+            f"{counted(found.steps, 'step')} in one go; the same with a kill, resumed from the checkpoint of step {found.resumed_from}: "
             f"{found.tensors} trained tensors, {len(found.different)} differ"
         )
     if found.different:

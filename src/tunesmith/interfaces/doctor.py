@@ -73,7 +73,7 @@ def _places(settings: Settings) -> Iterator[Check]:
         return
     yield Check("store", True, _store_words(settings.store_url))
     apart = list(mismatches(settings, store, read=False))
-    yield Check("files", not apart, f"{len(apart)} rows and folders do not belong together" if apart else "every row has its folder",
+    yield Check("files", not apart, f"{len(apart)} of the rows and folders do not belong together" if apart else "every row has its folder",
                 "tunesmith doctor --repair says which, and mends it" if apart else "")  # fmt: skip
     own = settings.home / "prices.toml"
     yield Check(

@@ -8,6 +8,7 @@ from typing import Any
 from tunesmith.data.audit import ROWS_SHOWN, AuditReport, Finding
 from tunesmith.evaluation.verdict import sentence
 from tunesmith.tuning.quote import Quote
+from tunesmith.words import counted
 
 MARKS = {"error": "✗", "warning": "!", "note": "·"}
 CLASSES_SHOWN, ROWS_NAMED = 12, 8
@@ -27,7 +28,7 @@ def verdict_text(verdict: Mapping[str, Any] | None, base: str, name: str) -> lis
     if not verdict:
         return []
     words = {"base": base, "name": name, "examples": verdict["examples"], "always": verdict["commonest_answer"]}
-    lines = [sentence(verdict), f"{METRIC_WORDS[verdict['metric']]} on {verdict['n']} verdict rows, which chose nothing:"]
+    lines = [sentence(verdict), f"{METRIC_WORDS[verdict['metric']]} on {counted(verdict['n'], 'verdict row')}, which chose nothing:"]
     lines += [f"  {100 * score:5.1f} %  {ARMS[arm].format(**words)}" for arm, score in verdict["arms"].items()]
     won, lost, losses, kept = len(verdict["won"]), len(verdict["lost"]), verdict["losses"], verdict["retention"]
     lines.append(
@@ -46,7 +47,7 @@ def _bias_lines(bias: Mapping[str, Any] | None) -> Iterator[str]:
             f"{g['base_worst_score']:.1%}); best to worst {100 * g['tuned']:.1f} points (base {100 * g['base']:.1f})"
         )
     if s := bias["swapped"]:
-        yield f"words for groups exchanged in {s['rows']} prompts: {s['tuned']:.1%} of the answers change (base {s['base']:.1%})"
+        yield f"words for groups exchanged in {counted(s['rows'], 'prompt')}: {s['tuned']:.1%} of the answers change (base {s['base']:.1%})"
     for what in bias["not_measured"]:
         yield f"bias cannot be measured: {what}"
 
@@ -54,14 +55,15 @@ def _bias_lines(bias: Mapping[str, Any] | None) -> Iterator[str]:
 def quote_text(quote: Quote) -> str:
     minutes = [quote.epochs * s / 60 for s in (quote.seconds_per_epoch, quote.low, quote.high)]
     words = "" if quote.linear is None else (
-        f"\nwithout  a linear model on words is right on {quote.linear:.1%} of {quote.linear_rows:,} validation rows, in seconds: "
+        f"\nwithout  a linear model on words is right on {quote.linear:.1%} of {counted(quote.linear_rows, 'validation row')}, in seconds: "
         "if that is enough, you need no language model"
     )  # fmt: skip
     return (
-        f"{quote.base_model}, {quote.method}: {quote.tokens_per_epoch:,} tokens an epoch, at most {quote.epochs} epochs of "
-        f"{quote.steps // quote.epochs:,} steps\n"
+        f"{quote.base_model}, {quote.method}: {counted(quote.tokens_per_epoch, 'token')} an epoch, at most "
+        f"{counted(quote.epochs, 'epoch')} of "
+        f"{counted(quote.steps // quote.epochs, 'step')}\n"
         f"time     {minutes[0]:.1f} minutes ({minutes[1]:.1f} to {minutes[2]:.1f}); {quote.seconds_per_epoch:.1f} s an epoch on "
-        f"{quote.threads} threads; patience may end it earlier\n"
+        f"{counted(quote.threads, 'thread')}; patience may end it earlier\n"
         f"memory   {quote.memory_mb:,} MB at its peak; the saved model takes {quote.model_mb:,.1f} MB\n"
         f"price    {quote.credits:.6g} credits by your price table{words}"
     )
@@ -93,7 +95,7 @@ def audit_text(report: AuditReport) -> str:
 
 def _facts(report: AuditReport) -> Iterator[str]:
     parts = [f"{n:,} {source}" for source, n in report.rows.items()]
-    yield f"rows: {', '.join(parts)}; {report.tokens or 0:,} tokens an epoch by {report.base_model}"
+    yield f"rows: {', '.join(parts)}; {counted(report.tokens or 0, 'token')} an epoch by {report.base_model}"
     for part, q in report.lengths.items():
         yield f"{part}: {q['median']} tokens in the middle, {q['p95']} at 95 %, {q['longest']} at most"
     if report.classes:
@@ -129,7 +131,7 @@ def audit_html(report: AuditReport) -> str:
     groups = "".join(_group_html(g.column, g.counts, g.by_answer) for g in report.groups)
     not_measured = "".join(f"<p>Not measured: {escape(t)}</p>" for t in report.not_measured)
     return _PAGE.format(
-        title=f"Audit: {sum(report.rows.values()):,} rows",
+        title=f"Audit: {counted(sum(report.rows.values()), 'row')}",
         body="".join(f"<p>{escape(line)}</p>" for line in _facts(report))
         + f"<h2>{len(report.findings)} findings</h2>{findings}{not_measured}"
         + (f"<h2>Answers</h2><table class=bars>{bars}</table>" if bars else "") + (f"<h2>Groups</h2>{groups}" if groups else "")

@@ -8,6 +8,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from tunesmith.jobs import Job, JobStatus
 from tunesmith.service import Tunesmith
+from tunesmith.words import counted
 
 LINE_S = 5.0  # between two lines when piped
 
@@ -62,8 +63,8 @@ def doing_text(job: Job) -> str:
     """Which arm of the evaluation answers, how many of how many rows are done, and how long this arm still takes."""
     if job.status is not JobStatus.EVALUATING or not job.doing:
         return ""
-    what, done, of, left = (job.doing.get(k) for k in ("what", "done", "of", "left_s"))
-    return f"{what}: {done} of {of} row{'' if of == 1 else 's'}" + (f"  {_clock(left)} left" if left else "")
+    what, done, of, left = (job.doing[k] for k in ("what", "done", "of", "left_s"))
+    return f"{what}: {done} of {counted(of, 'row')}" + (f"  {_clock(left)} left" if left else "")
 
 
 def _clock(seconds: float) -> str:

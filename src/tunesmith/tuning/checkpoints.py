@@ -34,6 +34,8 @@ class Position:
     epoch_nats: float = 0.0
     """Sum of the token losses of the epoch so far."""
     epoch_tokens: int = 0
+    first_loss: float | None = None
+    """Loss of the first step's rows before anything was learnt: what a run that diverges is told by."""
     training_loss: float | None = None
     """Mean token loss of the last whole epoch, each row as it was when its turn came."""
     validation_loss: float | None = None

@@ -163,7 +163,8 @@ def _stopped_by(at: Position, total: int, planned: int, per_epoch: int, out_of_t
 
 def _count(at: Position, step: Step) -> Position:
     nats, tokens = sum(v for v, _ in step.row_losses), sum(n for _, n in step.row_losses)
-    return replace(at, epoch_nats=at.epoch_nats + nats, epoch_tokens=at.epoch_tokens + tokens)
+    first = step.loss if at.first_loss is None else at.first_loss
+    return replace(at, epoch_nats=at.epoch_nats + nats, epoch_tokens=at.epoch_tokens + tokens, first_loss=first)
 
 
 def _tell(step: Step, at: Position, epoch: int, was_validated: bool, run: Run) -> None:
@@ -303,6 +304,21 @@ def _go_back(
         "warning", message=f"{NON_FINITE_LIMIT} non-finite steps in a row: back to step {found.position.step} at half the learning rate"
     )
     return replace(checkpoints.restore(found, trained, optimizer), rate_scale=0.5)
+
+
+DIVERGED = 1.5  # times the loss before training: above it a run has unlearnt
+
+
+def diverged(at: Position, rate: float, usual: float) -> str:
+    """What to say of a run whose loss rose instead of falling, with the rate to try; empty for any other. `usual`: the rule's rate."""
+    if at.first_loss is None or at.training_loss is None or not at.training_loss > DIVERGED * at.first_loss:
+        return ""
+    kept = f" The weights of step {at.best_step} are kept (validation loss {at.best_loss:.3g})." if at.best_loss is not None else ""
+    return (
+        f"training diverged: the loss of its rows rose from {at.first_loss:.3g} to {at.training_loss:.3g}. The "
+        f"learning_rate of {rate:g} is "
+        f"too high; try {min(rate / 10, usual):g}.{kept}"
+    )
 
 
 def _take_best(at: Position, trained: dict[str, nn.Parameter], run: Run) -> Position:

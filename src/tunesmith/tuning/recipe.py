@@ -7,6 +7,7 @@ from typing import Any
 
 from tunesmith.catalog import ModelSpec
 from tunesmith.jobs import Options, Resolved, ResolvedOptions
+from tunesmith.words import counted
 
 SMALL = 50_000_000  # weights; below it tuning the whole model is cheap, and a low rank holds it back
 
@@ -66,30 +67,37 @@ def _method(facts: Facts, decided: dict[str, Resolved]) -> tuple[str, str]:
 
 def _batch_size(facts: Facts, decided: dict[str, Resolved]) -> tuple[int, str]:
     size = 8 if facts.rows < 2000 else 16
-    return size, f"{facts.rows} rows: enough steps per epoch, and a gradient that is not all noise"
+    return size, f"{counted(facts.rows, 'row')}: enough steps per epoch, and a gradient that is not all noise"
 
 
 def _max_epochs(facts: Facts, decided: dict[str, Resolved]) -> tuple[int, str]:
     steps = math.ceil(facts.rows / _known(decided, "batch_size", facts))
     wanted = 1000 if _known(decided, "method", facts) == "full" else 500
     epochs = min(10, max(3, math.ceil(wanted / steps)))
-    return epochs, f"{steps} steps an epoch: 3 epochs, or up to 10 where that gives fewer than {wanted} steps; the best epoch is kept"
+    return (
+        epochs,
+        f"{counted(steps, 'step')} an epoch: 3 epochs, or up to 10 where that gives fewer than {wanted} steps; the best epoch is kept",
+    )
 
 
 def _learning_rate(facts: Facts, decided: dict[str, Resolved]) -> tuple[float, str]:
-    method = _known(decided, "method", facts)
-    millions = max(1.0, facts.spec.parameters / 1e6)
+    return usual_rate(facts.spec, _known(decided, "method", facts))
+
+
+def usual_rate(spec: ModelSpec, method: str) -> tuple[float, str]:
+    """The rate of the rule for a base and a method, and the rule in words."""
+    millions = max(1.0, spec.parameters / 1e6)
     if method == "full":
         rate = 1e-3 / math.sqrt(millions / 3) if millions < 50 else 2e-5
-        return _capped(facts, rate), f"whole model of {millions:,.0f}M weights: 1e-3 at 3M, falling with the square root; 2e-5 from 50M on"
+        return _capped(spec, rate), f"whole model of {millions:,.0f}M weights: 1e-3 at 3M, falling with the square root; 2e-5 from 50M on"
     rate = 3e-3 if millions < 50 else 5e-4 if millions < 1000 else 2e-4
     reason = "3e-3 below 50M, 5e-4 below a billion, 2e-4 above; never over pretraining's"
-    return _capped(facts, rate), f"LoRA on {millions:,.0f}M weights: {reason}"
+    return _capped(spec, rate), f"LoRA on {millions:,.0f}M weights: {reason}"
 
 
-def _capped(facts: Facts, rate: float) -> float:
+def _capped(spec: ModelSpec, rate: float) -> float:
     """Two digits are enough, and no rule goes above the rate that the base was pretrained with."""
-    return min(float(f"{rate:.1e}"), facts.spec.pretraining_rate or 1.0)
+    return min(float(f"{rate:.1e}"), spec.pretraining_rate or 1.0)
 
 
 def _rank(facts: Facts, decided: dict[str, Resolved]) -> tuple[int, str]:

@@ -17,10 +17,11 @@ from tunesmith.models.certificate import LEAST_PROBES
 from tunesmith.models.methods import Model
 from tunesmith.models.probes import Probes, record
 from tunesmith.tuning import child
-from tunesmith.tuning.loop import Budget, Run, evaluate, mean_loss, train
+from tunesmith.tuning.loop import Budget, Run, diverged, evaluate, mean_loss, train
 from tunesmith.tuning.quote import Quote
-from tunesmith.tuning.recipe import token_budget
+from tunesmith.tuning.recipe import token_budget, usual_rate
 from tunesmith.tuning.rehearsal import memory_mb, rehearse
+from tunesmith.words import counted
 
 RESULT = "result"  # the finished model inside the attempt's folder
 PRECISION_ROWS = 64  # on which the loss by a lower precision is measured
@@ -60,6 +61,8 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
     }  # fmt: skip
     where = Run(assignment.attempts, home, bound_to, report, micro_tokens)
     at = train(model, rows["train"], rows["validation"], options, where, budget(assignment))
+    if told := diverged(at, options.learning_rate, usual_rate(spec, options.method)[0]):
+        report("warning", message=told)
     with durable.staging(home) as outer:
         staged = outer / RESULT
         staged.mkdir()
@@ -84,7 +87,8 @@ def _what_precision_costs(assignment: child.Assignment, model: Model, rows: Sequ
     reduced = mean_loss(evaluate(model, some, micro_tokens))
     full = mean_loss(evaluate(causal_lm.load_base(assignment.spec, causal_lm.device_of(assignment.device)), some, micro_tokens))
     return (
-        f"frozen weights in {assignment.decided.precision}: the base's loss on {len(some)} rows is {reduced:.4f} in it, {full:.4f} in full "
+        f"frozen weights in {assignment.decided.precision}: the base's loss on {counted(len(some), 'row')} is "
+        f"{reduced:.4f} in it, {full:.4f} in full "
         f"precision ({reduced - full:+.4f}); the tuned model answers with its base in full precision"
     )
 
