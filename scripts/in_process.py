@@ -8,6 +8,7 @@ import duckdb
 
 from tunesmith import catalog
 from tunesmith.data.dataset import Dataset, snapshot
+from tunesmith.data.given import sources_of
 from tunesmith.data.template import Encoder, PromptTemplate
 from tunesmith.evaluation import evaluator
 from tunesmith.jobs import Options
@@ -26,13 +27,9 @@ def run_job(
 
     `parts` are training, validation and test rows of these columns; `home` is an empty folder.
     """
+    sources = sources_of({name: [dict(zip(columns, row, strict=True)) for row in rows] for name, rows in parts.items()})
     with duckdb.connect() as connection:
-        for name, rows in parts.items():
-            connection.execute(f"CREATE TABLE {name}_rows ({', '.join(f'{c} VARCHAR' for c in columns)})")
-            connection.executemany(f"INSERT INTO {name}_rows VALUES ({', '.join('?' * len(columns))})", [list(r) for r in rows])
-        frozen = snapshot(
-            connection, {n: f"SELECT * FROM {n}_rows" for n in parts}, home / "data", home=home, seed=int(asked.get("seed", 0))
-        )
+        frozen = snapshot(connection, sources, home / "data", home=home, seed=int(asked.get("seed", 0)))
     spec = catalog.find(base, home)
     template = PromptTemplate.of_base(Path(spec.folder))
     encoder = Encoder(template, Path(spec.folder))
@@ -43,7 +40,7 @@ def run_job(
     assignment = child.Assignment(
         job_id="in-process", task="causal_lm", home=str(home), folder=str(home / "attempt-1"), data_folder=str(home / "data"),
         data_digest=frozen.digest, options=dict(asked), resolved=prepared.resolved.to_json(), base=spec.to_json(),
-        template=template.to_json(), device="cpu", threads=threads,
+        template=template.to_json(), device="cpu", threads=threads, moved=prepared.moved,
     )  # fmt: skip
     told: dict[str, dict[str, Any]] = {}
     for phase in phases:

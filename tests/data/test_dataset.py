@@ -165,7 +165,7 @@ def test_without_a_usable_row_there_is_no_job(connection: Any, tmp_path: Path, q
 
 @pytest.mark.parametrize("part", ["validation", "test"])
 def test_a_validation_or_test_query_without_a_usable_row_is_told_too(connection: Any, tmp_path: Path, part: str) -> None:
-    with pytest.raises(NoUsableRows, match=f"in the {part} query: 1 rows"):
+    with pytest.raises(NoUsableRows, match=f"in the {part} query: 1 row,"):
         freeze(connection, tmp_path, **{part: "SELECT 'a' AS prompt, NULL AS completion"})
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from tunesmith.data.text import Broken, Raw, Value, is_unicode
-from tunesmith.errors import InvalidOptionValue, NoSuchFile, UnreadableFile, UnreadableInput
+from tunesmith.errors import InvalidOptionValue, NoSuchFile, TwoColumns, UnreadableFile, UnreadableInput
 
 Record = dict[str, Value]
 
@@ -99,8 +99,8 @@ def _start(path: Path) -> bytes:
 
 def records(path: Path, encoding: str = "") -> Iterator[Record]:
     """The rows of a text file. UnreadableFile names the line."""
-    with _opened(path, encoding) as text:
-        try:
+    try:
+        with _opened(path, encoding) as text:
             start = _first(text)
             if start == "":
                 raise UnreadableFile(path=str(path), where="", reason="it is empty")
@@ -108,16 +108,16 @@ def records(path: Path, encoding: str = "") -> Iterator[Record]:
                 yield from _json_rows(path, text)
             else:
                 yield from _csv_rows(path, text)
-        except UnicodeDecodeError as e:
-            raise _undecodable(path, encoding, e) from None
-        except UnicodeError as e:  # a UTF-16 without the mark that the codec asks for
-            raise UnreadableFile(path=str(path), where="", reason=f"it cannot be decoded ({e})") from None
-        except (EOFError, OSError, lzma.LZMAError) as e:
+    except UnicodeDecodeError as e:
+        raise _undecodable(path, encoding, e) from None
+    except UnicodeError as e:  # a UTF-16 without the mark that the codec asks for
+        raise UnreadableFile(path=str(path), where="", reason=f"it cannot be decoded ({e})") from None
+    except (EOFError, OSError, lzma.LZMAError) as e:
+        raise UnreadableFile(path=str(path), where="", reason=str(e)) from None
+    except Exception as e:
+        if type(e).__module__.startswith("zlib"):
             raise UnreadableFile(path=str(path), where="", reason=str(e)) from None
-        except Exception as e:
-            if type(e).__module__.startswith("zlib"):
-                raise UnreadableFile(path=str(path), where="", reason=str(e)) from None
-            raise
+        raise
 
 
 @contextmanager
@@ -211,7 +211,11 @@ def _csv_rows(path: Path, text: io.TextIOWrapper) -> Iterator[Record]:
     reader = csv.reader(text, delimiter=delimiter, strict=True)
     ragged: list[int] = []
     try:
-        names = distinct(next(row for row in reader if row))
+        header = next(row for row in reader if row)
+        for wanted in _WANTED:
+            if header.count(wanted) > 1:
+                raise TwoColumns(part=path.name, name=wanted, columns=[name for name in header if name.lower() == wanted])
+        names = distinct(header)
         for row in reader:
             if len(row) == len(names):
                 if not ragged:
@@ -266,12 +270,9 @@ def _json_rows(path: Path, text: io.TextIOWrapper) -> Iterator[Record]:
     for number, line in enumerate(_lines(text), 1):
         if line and not line.isspace():
             try:
-                record, end = _object(line, _after_space(line, 0))
-                if _after_space(line, end) != len(line):
-                    raise ValueError("something stands behind the object")
+                yield _flat(line) or _whole_line(line)
             except (ValueError, RecursionError) as e:
                 raise UnreadableFile(path=str(path), where=f"line {number}: ", reason=f"no JSON object: {_why(e)}") from None
-            yield record
 
 
 def _lines(text: io.TextIOWrapper) -> Iterator[str]:
@@ -283,6 +284,30 @@ def _lines(text: io.TextIOWrapper) -> Iterator[str]:
             yield held
             held = ""
     yield held
+
+
+_pairs: Any = json.JSONDecoder(object_pairs_hook=tuple, parse_int=Raw, parse_float=Raw, parse_constant=Raw)
+_FLAT = {str, Raw, bool, type(None)}
+_BOOL = {True: Raw("true"), False: Raw("false")}
+
+
+def _flat(line: str) -> Record | None:
+    """The object of a line at the library's own speed, where it has neither lists nor objects in it, nor anything odd; else None."""
+    try:
+        pairs = _pairs.decode(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(pairs, tuple) or not {type(v) for _, v in pairs} <= _FLAT:
+        return None
+    found: Record = {k: v if isinstance(v, str) or v is None else _BOOL[v] for k, v in pairs}
+    return found if len(found) == len(pairs) and is_unicode(line) and "\\u" not in line else None
+
+
+def _whole_line(line: str) -> Record:
+    record, end = _object(line, _after_space(line, 0))
+    if _after_space(line, end) != len(line):
+        raise ValueError("something stands behind the object")
+    return record
 
 
 def _json_whole(path: Path, text: str) -> Iterator[Record]:

@@ -344,10 +344,11 @@ def _append(batch: dict[str, list[Any]], n: int, record: files.Record, spelling:
 def _json_object(values: Mapping[str, Value]) -> str:
     if not values:
         return "{}"
-    pairs = ", ".join(f"{json.dumps(k, ensure_ascii=False)}: {_json_value(v)}" for k, v in values.items())
+    pairs = ", ".join(f"{_quote(k)}: {_json_value(v)}" for k, v in values.items())
     return ("{" + pairs + "}").encode("utf-8", "replace").decode()
 
 
+_quote = json.JSONEncoder(ensure_ascii=False).encode
 _JSON_SCALAR = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?|true|false")
 
 
@@ -360,7 +361,7 @@ def _json_value(value: Value) -> str:
         is_nested = value[:1] in "{[" and "NaN" not in value and "Infinity" not in value
         if is_nested or _JSON_SCALAR.fullmatch(value):
             return str(value)
-    return json.dumps(value, ensure_ascii=False)
+    return _quote(str(value))
 
 
 def _choose_columns(file: Path, columns: Columns) -> None:

@@ -5,16 +5,19 @@ It saves memory, not time: a layer's weights are unpacked whenever they are used
 
 import warnings
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tunesmith.errors import MissingExtra
+from tunesmith.errors import InvalidOptionValue, MissingExtra
 
 BLOCK = 64  # weights with one scale
 
 
 def to_nf4(model: PreTrainedModel) -> None:
-    """Every linear layer of the decoder, in place; embeddings, norms and the head stay. MissingExtra without bitsandbytes."""
+    """Every linear layer of the decoder, in place; embeddings, norms, the head, and layers that the library does not give back as it
+    should (on some processors: of widths that are no multiple of BLOCK) stay. MissingExtra without bitsandbytes; InvalidOptionValue
+    where no layer can be packed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that an optional package for GPUs is missing
@@ -23,6 +26,7 @@ def to_nf4(model: PreTrainedModel) -> None:
         raise MissingExtra(what=f"nf4 ({e.name})", extra="quant") from None
     head = model.get_output_embeddings()
     linear = [(name, m) for name, m in model.named_modules() if type(m) is nn.Linear and m is not head]
+    packed = 0
     for name, layer in linear:
         made = bnb.nn.Linear4bit(
             layer.in_features, layer.out_features, bias=layer.bias is not None, compute_dtype=layer.weight.dtype, quant_type="nf4",
@@ -33,5 +37,26 @@ def to_nf4(model: PreTrainedModel) -> None:
         )
         if layer.bias is not None:
             made.bias = layer.bias
-        parent, _, own = name.rpartition(".")
-        setattr(model.get_submodule(parent), own, made.to(layer.weight.device))
+        made.support_avx512bf16_for_cpu = False  # its other form for answering rounds scales to bfloat16, and fails on narrow layers
+        made = made.to(layer.weight.device)
+        if gives_back(layer.weight.data, bnb.functional.dequantize_4bit(made.weight.data, made.weight.quant_state)):
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, made)
+            packed += 1
+    if linear and not packed:
+        allowed = f"full or bfloat16 for this base: none of its layers survives in four bits here (widths should be multiples of {BLOCK})"
+        raise InvalidOptionValue(name="precision", value="nf4", allowed=allowed)
+
+
+HALF_GAP = 0.1520  # half of the widest gap between two levels of NF4 (Dettmers et al. 2023, appendix E), of a block's largest weight
+SCALE_ERROR = 0.02  # of the largest scale: scales have eight bits themselves, dynamic ones (Dettmers et al. 2022, arXiv 2110.02861)
+
+
+def gives_back(weight: Tensor, unpacked: Tensor) -> bool:
+    """Whether every weight came back within what rounding to NF4 can change."""
+    flat = weight.float().flatten()
+    size = -(-len(flat) // BLOCK) * BLOCK
+    w_BN, u_BN = (F.pad(x.float().flatten(), (0, size - len(flat))).view(-1, BLOCK) for x in (weight, unpacked))
+    scale_B = w_BN.abs().amax(1)
+    most_B = (HALF_GAP + 0.001) * scale_B + SCALE_ERROR * scale_B.max()
+    return bool(((w_BN - u_BN).abs().amax(1) <= most_B).all())
