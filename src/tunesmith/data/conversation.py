@@ -63,7 +63,8 @@ def lesson(value: Sequence[Any]) -> list[Message]:
 
 def unread_keys(value: Any) -> set[str]:
     """Keys of messages that mean nothing here, such as a name or a time: they are not trained on."""
-    return {str(k) for m in value if isinstance(m, Mapping) for k, v in m.items() if v is not None} - _KNOWN
+    messages = value if isinstance(value, list) else []
+    return {str(k) for m in messages if isinstance(m, Mapping) for k, v in m.items() if v is not None} - _KNOWN
 
 
 def _message(n: int, m: Any) -> Message:
