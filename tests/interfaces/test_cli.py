@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -199,3 +200,35 @@ def test_a_page_shows_what_users_wrote_as_text() -> None:
     rows = "SELECT '<b>' || i || '</b> how are you' AS prompt, '<script>x' || (i % 2) AS completion FROM range(40) r(i)"
     page = call("audit", rows, "--html").stdout
     assert "&lt;script&gt;x0" in page and "<script" not in page and "<b>3" not in page
+
+
+INPUT = {
+    "plain": b"alpha\nbeta\n", "no last newline": b"alpha\nbeta", "a mark": b"\xef\xbb\xbfalpha\nbeta\n", "CRLF": b"alpha\r\nbeta\r\n",
+    "UTF-16": "alpha\nbeta\n".encode("utf-16"), "an empty line": b"alpha\n\nbeta\n", "empty ones around": b"\nalpha\n \nbeta\n\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", INPUT)
+def test_standard_input_keeps_line_and_answer_together(home: Path, kind: str) -> None:
+    asked = subprocess.run([sys.executable, "-m", "tunesmith.interfaces.cli", "complete", "tunesmith-tiny", "--max-tokens", "3"],
+                           input=INPUT[kind], capture_output=True)  # fmt: skip
+    assert asked.returncode == 0, asked.stderr
+    lines = INPUT[kind].decode("utf-16" if kind == "UTF-16" else "utf-8-sig").replace("\r", "").removesuffix("\n").split("\n")
+    answers = {w: Tunesmith().complete("tunesmith-tiny", [w], max_tokens=3)[0].text for w in ("alpha", "beta")}
+    assert asked.stdout.decode().split("\n")[:-1] == [answers.get(line.strip(), "") for line in lines]
+
+
+def test_an_encoding_that_is_not_utf8_is_named_and_can_be_said(home: Path) -> None:
+    command = [sys.executable, "-m", "tunesmith.interfaces.cli", "complete", "tunesmith-tiny", "--max-tokens", "2"]
+    refused = subprocess.run(command, input=b"a\ncaf\xe9\n", capture_output=True)
+    assert refused.returncode == 2 and b"line 2: the byte 0xE9 is not utf-8" in refused.stderr and b"--encoding" in refused.stderr
+    found = subprocess.run([*command, "--encoding", "latin-1", "--json"], input=b"caf\xe9\n", capture_output=True)
+    assert [c["prompt"] for c in json.loads(found.stdout)] == ["café"]
+
+
+@pytest.mark.parametrize("flag", ["--json", ""])
+def test_a_terminal_without_the_characters_gets_their_numbers(home: Path, flag: str) -> None:
+    command = [sys.executable, "-m", "tunesmith.interfaces.cli", "complete", "tunesmith-tiny", "Zürich 😀", "--max-tokens", "2"]
+    found = subprocess.run([*command, *([flag] if flag else [])], capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert found.returncode == 0 and found.stdout.isascii()
+    assert not flag or json.loads(found.stdout)[0]["prompt"] == "Zürich 😀"

@@ -9,8 +9,10 @@ import duckdb
 import pytest
 
 import tunesmith
-from tunesmith import worker
-from tunesmith.errors import ReservedDatabaseName
+from conftest import next_word_rows
+from tunesmith import Tunesmith, connect, worker
+from tunesmith.errors import ReservedDatabaseName, ReservedSchemaName
+from tunesmith.interfaces.duckdb import TABLES
 
 ROWS = "SELECT message AS prompt, team AS completion FROM t"
 
@@ -275,3 +277,76 @@ def test_the_audit_is_a_table_of_findings_and_their_sql_runs(connection: duckdb.
     assert one(connection, leaks) == 2
     with pytest.raises(duckdb.Error, match="nosuch"):
         connection.execute("SELECT * FROM tunesmith.audit('SELECT * FROM nosuch')").fetchall()
+
+
+OWN = [
+    "CREATE MACRO decode(a, b) AS 'mine'", "CREATE MACRO to_json(a) AS 'mine'", "CREATE MACRO typeof(a) AS 'mine'", "CREATE MACRO md5(a) AS 'mine'",
+    "CREATE MACRO list_transform(a, b) AS 'mine'", "CREATE MACRO current_query() AS 'mine'", "CREATE MACRO from_json(a, b) AS 'mine'",
+    "CREATE MACRO tunesmith_complete(a, b, c, d, e) AS 'mine'", "CREATE MACRO tunesmith_table(a) AS 'mine'", "CREATE TABLE source_rows (x INT)",
+    "CREATE TABLE training_data (x INT)", "CREATE TABLE tunesmith_training (x INT)", "CREATE TABLE arriving (x INT)", "CREATE TABLE rows (x INT)",
+    "CREATE TABLE complete (x INT)", "CREATE VIEW jobs AS SELECT 'mine' AS id",
+]  # fmt: skip
+
+
+def test_no_name_of_ours_meets_one_of_the_users(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables, views and macros of the user under the names that the product uses, and columns under those of its own files."""
+    monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
+    with duckdb.connect(str(tmp_path / "own.duckdb")) as c:
+        for statement in OWN:
+            c.execute(statement)
+        columns = ("row", "context", "source", "reason", "key", "chat", "draw", "prompt_is", "completion_is", "prompt_was", "part")
+        c.execute(
+            "CREATE TABLE t AS SELECT 'q ' || i AS prompt, i AS completion, "
+            + ", ".join(f"i AS {n}" for n in columns)
+            + " FROM range(20) r(i)"
+        )
+    with connect(tmp_path / "own.duckdb") as c:
+        [(created,)] = c.execute("SELECT SNOWFLAKE.CORTEX.FINETUNE('CREATE', 'm', 'tunesmith-tiny', 'SELECT * FROM t')").fetchall()
+        assert c.execute("SELECT id, rows ->> 'train' FROM tunesmith.jobs").fetchall() == [(created, "16")]
+        assert c.execute("SELECT id FROM jobs").fetchall() == [("mine",)] and c.execute("SELECT decode(1, 2)").fetchall() == [("mine",)]
+        assert c.execute("SELECT SNOWFLAKE.CORTEX.COMPLETE('tunesmith-tiny', 'hi') <> 'mine'").fetchall() == [(True,)]
+        assert c.execute("SELECT count(*) FROM tunesmith.audit('SELECT * FROM t')").fetchall()[0][0] > 0
+        file = next((home / "jobs").rglob("train.parquet"))
+        assert set(json.loads(c.execute(f"SELECT context FROM '{file}' LIMIT 1").fetchall()[0][0])) == set(columns)
+        missing = "SELECT SNOWFLAKE.CORTEX.FINETUNE('CREATE', 'm', 'tunesmith-tiny', 'SELECT * FROM {}')"
+        for variable in ("sql", "part", "source", "connection", "cursor", "self"):  # of this program's, on its way to the database
+            with pytest.raises(duckdb.Error, match=f"NoSuchTable.*{variable} does not exist"):
+                c.execute(missing.format(variable))
+
+
+def test_a_macro_of_the_user_keeps_its_name_and_is_told(home: Path, tmp_path: Path) -> None:
+    with duckdb.connect(str(tmp_path / "own.duckdb")) as c:
+        c.execute("CREATE MACRO complete(x) AS 'mine'")
+    with pytest.warns(UserWarning, match=r"complete\(\) is a macro of this database"), connect(tmp_path / "own.duckdb") as c:
+        assert c.execute("SELECT complete(1)").fetchall() == [("mine",)]
+        assert c.execute("SELECT TRY_COMPLETE('tunesmith-tiny', NULL), COUNT_TOKENS('tunesmith-tiny', 'hi') > 0").fetchall() == [
+            (None, True)
+        ]
+
+
+@pytest.mark.parametrize("name", ["snowflake", "tunesmith"])
+def test_a_schema_that_would_be_ambiguous_is_refused_with_the_way_out(home: Path, tmp_path: Path, name: str) -> None:
+    with duckdb.connect(str(tmp_path / "own.duckdb")) as c:
+        c.execute(f"CREATE SCHEMA {name}; CREATE TABLE {name}.orders AS SELECT 'a' AS prompt, 'b' AS completion")
+    with pytest.raises(ReservedSchemaName, match=f"mine.{name}"):
+        connect(tmp_path / "own.duckdb")
+    with connect() as c:
+        c.execute(f"ATTACH '{tmp_path / 'own.duckdb'}' AS mine")
+        assert c.execute(f"SELECT count(*) FROM mine.{name}.orders").fetchall() == [(1,)]
+        assert c.execute("SELECT count(*) FROM tunesmith.jobs").fetchall() == [(0,)]
+
+
+def test_every_json_column_can_be_read_with_its_arrow(home: Path, tuned_base: Path) -> None:
+    rows = [*next_word_rows(3), {"prompt": "x" * 500, "completion": "y", "id": 7}]
+    with connect() as c:
+        job = Tunesmith().create("m", str(tuned_base), rows, learning_rate=1e-2, max_epochs=1).wait(timeout_s=200)
+        assert job.status.value == "SUCCEEDED", job.error
+        read = 0
+        for table, (_, _, columns) in TABLES.items():
+            for column in [n for n, kind in columns.items() if kind == "JSON"]:
+                kinds = {k for (k,) in c.execute(f"SELECT DISTINCT json_type({column}) FROM tunesmith.{table}").fetchall()}
+                assert kinds <= {"OBJECT", "ARRAY", None}, (table, column, kinds)
+                read += len(kinds - {None})
+        assert read >= 9
+        assert c.execute("SELECT context ->> 'id' FROM tunesmith.rejections").fetchall() == [("7",)]
+        assert c.execute("SELECT resolved -> 'learn' ->> 'value' FROM tunesmith.jobs").fetchall() == [("all",)]

@@ -272,7 +272,7 @@ def engine_for(tuned: TunedModel, device: str) -> Engine:
 
 
 def _engine_for(tuned: TunedModel, device: str) -> Engine:
-    of_base = tuned.base.name, tuned.base.folder
+    of_base = tuned.base.name, tuned.base.folder, device
     key = (*of_base, tuned.folder, tuned.digest)
     if key not in _loaded:
         shared = _bases.get(of_base)

@@ -19,7 +19,7 @@ import numpy as np
 
 from tunesmith.data.conversation import is_conversation
 from tunesmith.data.dataset import ROW_HASH
-from tunesmith.data.gate import check_top_level
+from tunesmith.data.gate import OWN, check_top_level
 from tunesmith.data.text import INVALID, LIST, MISSING, B, Broken, sql_cell
 from tunesmith.errors import InvalidCall, InvalidOptions, ReservedDatabaseName, ReservedSchemaName, TunesmithError
 from tunesmith.interfaces.contract import cancelled, completion_object, description, listing
@@ -90,13 +90,13 @@ class _Functions:
                 null_handling="special", side_effects=True,
             )  # fmt: skip
 
-        scalar("tunesmith_finetune", self._finetune, None, "VARCHAR")
-        scalar("tunesmith_table", self._table, 1, "VARCHAR")
-        scalar("tunesmith_audit", self._audit, 5, "VARCHAR")
-        scalar("tunesmith_count_tokens", self._count_tokens, 2, "BIGINT")
+        scalar(f"{OWN}finetune", self._finetune, None, "VARCHAR")
+        scalar(f"{OWN}table", self._table, 1, "VARCHAR")
+        scalar(f"{OWN}audit", self._audit, 5, "VARCHAR")
+        scalar(f"{OWN}count_tokens", self._count_tokens, 2, "BIGINT")
         for name, function in (("complete", self._complete), ("try_complete", self._try_complete)):
             self._connection.create_function(  # type: ignore[call-overload]
-                f"tunesmith_{name}", function, ["VARCHAR", "VARCHAR[]", "VARCHAR", "VARCHAR", "VARCHAR"], "VARCHAR", type="arrow",
+                f"{OWN}{name}", function, ["VARCHAR", "VARCHAR[]", "VARCHAR", "VARCHAR", "VARCHAR"], "VARCHAR", type="arrow",
                 null_handling="special", side_effects=True,
             )  # fmt: skip
         for statement in _macros(_users_own(self._connection)):
@@ -231,7 +231,7 @@ def _macros(taken: set[str]) -> list[str]:
     made.append(
         "CREATE MACRO tunesmith.main.audit(training_data, validation_data := NULL, test_data := NULL, base_model := 'tunesmith-tiny', "
         "encoding := '') "
-        f"AS TABLE {_rows_of('tunesmith_audit(training_data, validation_data, test_data, base_model, encoding)', AUDIT_COLUMNS)}"
+        f"AS TABLE {_rows_of(OWN + 'audit(training_data, validation_data, test_data, base_model, encoding)', AUDIT_COLUMNS)}"
     )
     made.append(f"CREATE MACRO tunesmith.main.row_hash(prompt, completion) AS {B}{ROW_HASH.replace('chr(', B + 'chr(')}")
     for name, (_, _, columns) in TABLES.items():
@@ -257,19 +257,19 @@ _COMPLETE = {
         _overload(["model", "prompt"], f"{function}(model, {_PROMPT}, NULL, NULL, 'false')"),
         _overload(["model", "prompt", "options"], f"{function}(model, {_PROMPT}, {_json('options')}, NULL, 'true')"),
     ]
-    for name, function in (("complete", f"{B}tunesmith_complete"), ("try_complete", f"{B}tunesmith_try_complete"))
+    for name, function in (("complete", f"{B}{OWN}complete"), ("try_complete", f"{B}{OWN}try_complete"))
 }
 MACROS: dict[str, list[str]] = {
     "finetune": [
-        _overload(_FINETUNE_ARGUMENTS[:n], f"{B}tunesmith_finetune({B}current_query(), {', '.join(map(_json, _FINETUNE_ARGUMENTS[:n]))})")
+        _overload(_FINETUNE_ARGUMENTS[:n], f"{B}{OWN}finetune({B}current_query(), {', '.join(map(_json, _FINETUNE_ARGUMENTS[:n]))})")
         for n in range(1, 7)
     ],
     **_COMPLETE,
     "ai_complete": [_overload(
         ["model", "prompt", "model_parameters := NULL", "response_format := NULL", "show_details := false"],
-        f"{B}tunesmith_complete(model, {_PROMPT}, {', '.join(map(_json, ('model_parameters', 'response_format', 'show_details')))})",
+        f"{B}{OWN}complete(model, {_PROMPT}, {', '.join(map(_json, ('model_parameters', 'response_format', 'show_details')))})",
     )],
-    "count_tokens": [_overload(["model", "content"], f"{B}tunesmith_count_tokens(model, {sql_cell('content')}[2])")],
+    "count_tokens": [_overload(["model", "content"], f"{B}{OWN}count_tokens(model, {sql_cell('content')}[2])")],
 }  # fmt: skip
 
 
@@ -334,7 +334,7 @@ AUDIT_COLUMNS = {
 
 
 def _view(name: str, columns: dict[str, str]) -> str:
-    return _rows_of(f"tunesmith_table('{name}')", columns)
+    return _rows_of(f"{OWN}table('{name}')", columns)
 
 
 def _rows_of(call: str, columns: dict[str, str]) -> str:

@@ -102,7 +102,9 @@ def _filled_again(dataset: Dataset, parts: Mapping[str, Examples]) -> tuple[dict
             counts[new[draw]] += 1
             if new[draw] != part:
                 moved.setdefault(part, {}).setdefault(new[draw], []).append(row)
-    return moved, list(split.warnings(counts, plans))
+    empty = [s for s, found in rows.items() if not found and s != "training"]
+    told = [f"no row of the {source} query is left: its part is taken from the other rows" for source in empty]
+    return moved, [*told, *split.warnings(counts, plans)]
 
 
 def _counted_to(part: str, parts: Mapping[str, Examples], moved: Mapping[str, Mapping[str, list[int]]]) -> list[Example]:
