@@ -1,12 +1,17 @@
 import json
+import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.errors import InvalidModelName, InvalidOption, InvalidOptions, InvalidOptionValue
+from tunesmith import jobs
+from tunesmith.catalog import ModelSpec
+from tunesmith.errors import InvalidModelName, InvalidOption, InvalidOptions, InvalidOptionValue, OptionNotRead
 from tunesmith.jobs import MOVES, WORKING, Job, JobStatus, Options, ResolvedOptions, model_key
+from tunesmith.tuning.recipe import Facts, resolve
 
 
 def test_every_status_has_moves_and_a_word_at_every_door() -> None:
@@ -104,3 +109,34 @@ def test_pairs_of_words_to_exchange_are_checked_at_the_door(pairs: str) -> None:
     assert Options.parse({"swap_terms": "new york/lagos, anna/ali"}).swap_terms == "new york/lagos, anna/ali"
     with pytest.raises(InvalidOptionValue, match="swap_terms.*pairs such as he/she"):
         Options.parse({"swap_terms": pairs})
+
+
+ONLY_LORA = {"rank": 8, "targets": "attention", "precision": "bfloat16"}
+
+
+@pytest.mark.parametrize("name", ONLY_LORA)
+def test_an_option_that_the_method_does_not_read_is_an_error_that_says_who_does(name: str) -> None:
+    with pytest.raises(OptionNotRead, match=f"{name} = .*read by the method lora, and the method is full"):
+        Options.parse({"method": "full", name: ONLY_LORA[name]}).must_be_read()
+    for method in ("lora", "auto"):
+        Options.parse({"method": method, name: ONLY_LORA[name]}).must_be_read()
+    unset = {f.name: f.default for f in fields(Options)}
+    Options.parse({**unset, "method": "full"}).must_be_read()
+
+
+def test_an_option_of_one_method_decides_for_it_with_that_as_the_reason() -> None:
+    facts = Facts(ModelSpec(name="b", parameters=3_000_000), 100)
+    for name, value in ONLY_LORA.items():
+        decided = resolve(Options.parse({name: value}), facts).decided["method"]
+        assert (decided.value, decided.reason) == ("lora", f"{name} is set, which only lora reads")
+    assert (
+        resolve(Options.parse(ONLY_LORA), facts).decided["method"].reason == "rank and targets and precision are set, which only lora reads"
+    )
+    assert resolve(Options(), facts).decided["method"].value == "full"
+
+
+def test_every_option_has_a_reader_in_the_code() -> None:
+    """An option nobody reads is no option: each is looked at outside the place that declares it."""
+    source = Path(jobs.__file__).parent
+    read = "\n".join(p.read_text() for p in source.rglob("*.py") if p.name != "jobs.py")
+    assert [f.name for f in fields(Options) if not re.search(rf"\.{f.name}\b", read)] == []

@@ -452,3 +452,27 @@ def test_a_name_moves_to_a_new_version_only_where_that_helped_or_by_force(home: 
         assert connection.execute("SELECT count(*), count(DISTINCT row_hash) FROM tunesmith.lineage").fetchall()[0][0] == sum(
             j.rows["train"] for j in service.show()
         )
+
+
+def test_conversations_are_learnt_answer_by_answer_and_judged_by_the_last(home: Path, tuned_base: Path) -> None:
+    """The first answer of each row is a lesson too; with weight 0, or learn = last, it is not."""
+
+    def talk(i: int, **first: Any) -> dict[str, Any]:
+        word, after, last = WORDS[i], WORDS[(i + 1) % len(WORDS)], WORDS[(i + 2) % len(WORDS)]
+        return {"messages": [{"role": "user", "content": f"say {word}"}, {"role": "assistant", "content": after, **first},
+                             {"role": "user", "content": "and then"}, {"role": "assistant", "content": last}]}  # fmt: skip
+
+    service = Tunesmith()
+    options = {**FAST, "method": "full", "max_epochs": 8, "test_data": f"SELECT 'say {WORDS[0]}' AS prompt, '{WORDS[1]}' AS completion"}
+    rows = [talk(i) for i in range(len(WORDS))] * 3
+    jobs = {
+        "all": service.create("all", str(tuned_base), rows, rows, **options),
+        "last": service.create("last", str(tuned_base), rows, rows, learn="last", **options),
+        "weight": service.create("weight", str(tuned_base), [talk(i, weight=0) for i in range(len(WORDS))] * 3, rows, **options),
+    }
+    jobs = {name: job.wait(timeout_s=200) for name, job in jobs.items()}
+    assert all(j.status is JobStatus.SUCCEEDED for j in jobs.values()), [j.error for j in jobs.values()]
+    right = {n: sum(c.text == WORDS[(i + 1) % len(WORDS)] for i, c in enumerate(service.complete(n, PROMPTS))) for n in jobs}
+    assert right["all"] >= 9 and right["last"] <= 2 and right["weight"] <= 2, right
+    losses = {n: {r["tokens"] for r in service.rows("row_losses") if r["job_id"] == j.id and r["part"] == "train"} for n, j in jobs.items()}
+    assert min(losses["all"]) > max(losses["last"]) and losses["weight"] == losses["last"]

@@ -298,3 +298,53 @@ def test_500_rows_take_under_3_seconds(connection: duckdb.DuckDBPyConnection) ->
     began = time.process_time()
     report(connection, {"training": query})
     assert time.process_time() - began < 3
+
+
+def test_columns_that_are_no_text_are_named_with_a_value_before_and_after(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute(
+        "CREATE TABLE t AS SELECT '\"q ' || i || '\"' AS prompt, DATE '2024-04-01' + i::INT AS completion FROM range(20) r(i)"
+    )
+    found = named(report(connection, {"training": "SELECT prompt::JSON AS prompt, completion FROM t"}), "not_text")
+    assert found is not None and found.severity == "note"
+    told = [
+        f.message
+        for f in report(connection, {"training": "SELECT prompt::JSON AS Prompt, completion FROM t"}).findings
+        if f.name == "not_text"
+    ]
+    assert any("column Prompt is JSON" in m and "'\"q 0\"' is trained on as 'q 0'" in m for m in told)
+    assert any("column completion is DATE" in m and "'2024-04-01' is trained on as '2024-04-01'" in m for m in told)
+    assert named(report(connection, {"training": "SELECT prompt, completion::VARCHAR AS completion FROM t"}), "not_text") is None
+    mended = report(connection, {"training": "SELECT ' ' || i AS prompt, i AS completion FROM range(30) r(i)"}).clean_sql
+    assert connection.execute(f"SELECT typeof(completion), prompt FROM ({mended}) LIMIT 1").fetchall() == [("VARCHAR", "0")]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+def test_the_sql_for_a_file_reads_its_text_or_there_is_none(connection: duckdb.DuckDBPyConnection, tmp_path: Path, kind: str) -> None:
+    rows = [(f"  question {i}", f"0{i % 3}.50") for i in range(30)]
+    file = tmp_path / f"rows.{kind}"
+    separator = "," if kind == "csv" else "\t"
+    text = "".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in rows) if kind == "jsonl" else (
+        f"prompt{separator}completion\n" + "".join(f"{p}{separator}{c}\n" for p, c in rows))  # fmt: skip
+    file.write_text(text)
+    found = report(connection, {"training": str(file)})
+    assert named(found, "outer_spaces") is not None
+    assert connection.execute(f"SELECT prompt, completion FROM ({found.clean_sql}) LIMIT 1").fetchall() == [("question 0", "00.50")]
+    if kind == "jsonl":
+        file.write_text("".join(f'{{"prompt": " q {i}", "completion": {i}.50}}\n' for i in range(30)))
+        found = report(connection, {"training": str(file)})
+        assert found.clean_sql == "" and any("other texts than the file has" in n for n in found.not_measured)
+        assert all(f.fix == "" for f in found.findings)
+
+
+def test_conversations_are_audited_and_rows_that_the_template_refuses_are_named(connection: duckdb.DuckDBPyConnection) -> None:
+    talk = [{"messages": [{"role": "user", "content": f"q {i}"}, {"role": "assistant", "content": "a", "name": "Bot"}, {"role": "user", "content": "and?"},
+                          {"role": "assistant", "content": "b"}]} for i in range(12)]  # fmt: skip
+    found = audit(connection, sources_of({"training": talk}), ENCODER, SPEC)
+    assert found.rows == {"training": 12} and found.tokens and found.lengths["prompt"]["median"] > 10
+    unread = named(found, "unread_keys")
+    assert unread is not None and "the key name, which is not trained on (12 rows)" in unread.message
+    refuses = PromptTemplate(
+        "{{ raise_exception('not today') }}", "", ENCODER.template.eos, ENCODER.template.end_id, ENCODER.template.stop_ids, "2026-01-01"
+    )
+    refused = named(audit(connection, sources_of({"training": talk}), Encoder(refuses, Path(SPEC.folder)), SPEC), "refused")
+    assert refused is not None and refused.count == 12 and "not today" in refused.message

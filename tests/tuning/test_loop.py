@@ -396,3 +396,21 @@ def test_old_checkpoints_are_collected_and_the_best_is_kept(scene: Scene) -> Non
     kept = sorted(p.name for p in (scene.folder / "attempt-1").glob("step-*"))
     assert at is not None and len(kept) <= checkpoints.KEEP + 1 and f"step-{at.position.best_step:08d}" in kept
     assert replace(at.position) == at.position
+
+
+@pytest.mark.parametrize(("rate", "is_told"), [(1e-2, False), (1e-7, False), (3.0, True)])
+def test_a_run_that_diverges_says_so_with_the_rate_to_try(scene: Scene, rate: float, is_told: bool) -> None:
+    _, at = scene.train(method="full", max_epochs=6, learning_rate=rate, max_grad_norm=1e6)
+    told = loop.diverged(at, rate, 5e-4)
+    assert bool(told) is is_told, (at.first_loss, at.training_loss)
+    if is_told:
+        assert f"rose from {at.first_loss:.3g} to {at.training_loss:.3g}" in told and "try 0.0005" in told
+    assert loop.diverged(at, rate, 1.0).count(f"try {rate / 10:g}") == is_told, "a tenth, where the rule's rate is higher"
+
+
+def test_a_resumed_run_remembers_the_loss_it_began_with(scene: Scene) -> None:
+    _, whole = scene.train(max_epochs=2)
+    first = whole.first_loss
+    (scene.folder / "attempt-2").mkdir()
+    _, again = scene.train(max_epochs=4, attempt=2)
+    assert first is not None and again.first_loss == first

@@ -444,8 +444,12 @@ class _Audit:
         tokens = 0
         for source in self._sources:
             rows = self._all("SELECT row, prompt, completion FROM usable WHERE source = ? AND NOT chat ORDER BY row", source)
-            counted = self._encoder.count_rows([(p, c) for _, p, c in rows])
             chats, refused = self._chat_lengths(source)
+            try:
+                counted = self._encoder.count_rows([(p, c) for _, p, c in rows])
+            except InvalidPrompt as e:  # the template refuses a single question
+                refused |= {n: str(e.fields["reason"]) for n, *_ in rows}
+                rows, counted = [], []
             rows, counted = [*rows, *((n, "", "") for n in chats)], [*counted, *chats.values()]
             found += self._finding(
                 "refused", "error", source, list(refused), "[row|rows] that the base's chat template refuses, such as: "

@@ -119,10 +119,21 @@ class PromptTemplate:
         return min(found)[2] if found else None
 
 
-@lru_cache(maxsize=256)
 def _render(template: PromptTemplate, roles: tuple[str, ...], prompt_only: bool) -> str:
+    found = _rendered(template, roles, prompt_only)
+    if isinstance(found, InvalidPrompt):
+        raise found
+    return found
+
+
+@lru_cache(maxsize=256)
+def _rendered(template: PromptTemplate, roles: tuple[str, ...], prompt_only: bool) -> str | InvalidPrompt:
+    """The text, or what the template says to these roles: a refusal is kept too, since asking costs a process."""
     messages = [{"role": r, "content": f"\ue000{i}\ue001"} for i, r in enumerate(roles)]
-    return Rendering(template.chat_template, messages, prompt_only, template.bos, template.eos, template.frozen_on).text()
+    try:
+        return Rendering(template.chat_template, messages, prompt_only, template.bos, template.eos, template.frozen_on).text()
+    except InvalidPrompt as e:
+        return e
 
 
 def _plain_pieces(bos: str, messages: Messages) -> list[str | int]:
@@ -219,6 +230,8 @@ class Encoder:
 
     def count_rows(self, rows: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
         """Tokens of many rows' prompts (texts) and completions, as `row` would give them."""
+        if not rows:
+            return []
         completions = self._text.encode_batch([c for _, c in rows], add_special_tokens=False)
         frame = len(self.prompt([{"role": "user", "content": "x"}])) - len(self.text("x"))  # the same around every text
         prompts = [frame + len(e.ids) for e in self._text.encode_batch([p for p, _ in rows], add_special_tokens=False)]
