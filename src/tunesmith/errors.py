@@ -243,7 +243,7 @@ class DatabaseNotOpened(Invalid):
 
 
 class NotADataSource(Invalid):
-    """{value} is not training data: give a query, a .parquet, .csv or .jsonl file, rows as dictionaries,
+    """{value} is not training data: give a query, a file, folder or glob (Parquet, CSV, TSV, JSON), rows as dictionaries,
     or a table of pandas or Arrow."""
 
 
