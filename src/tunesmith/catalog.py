@@ -5,6 +5,7 @@ hub. Nothing is ever downloaded: the weights are bundled, in the home's `bases/`
 """
 
 import hashlib
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tunesmith import safe_files
-from tunesmith.errors import DamagedFiles, UnknownBaseModel, UnsafeBaseModel, WeightsNotHere, closest
+from tunesmith.errors import DamagedFiles, UnknownBaseModel, UnreadableSettings, UnsafeBaseModel, WeightsNotHere, closest
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ class ModelSpec:
     def public_name(self) -> str:
         """What is written into files that leave the machine: never a local path."""
         return self.hub_id or (Path(self.name).name if "/" in self.name else self.name)
+
+
+PRICED = ("training", "inference")
 
 
 @cache
@@ -155,8 +159,26 @@ def prices(home: Path) -> dict[str, dict[str, float]]:
     table: dict[str, dict[str, float]] = tomllib.loads(files("tunesmith").joinpath("prices.toml").read_text())
     own = home / "prices.toml"
     if own.is_file():
-        for name, row in tomllib.loads(own.read_text()).items():
+        for name, row in _own_prices(own).items():
             table[name] = {**table.get(name, {}), **row}
+    return table
+
+
+def _own_prices(file: Path) -> dict[str, dict[str, float]]:
+    """The table that a person wrote: [base], then training and inference in credits per million tokens. UnreadableSettings otherwise."""
+    try:
+        table = tomllib.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as e:
+        raise UnreadableSettings(file=str(file), reason=str(e)) from None
+    for name, row in table.items():
+        if not isinstance(row, dict):
+            reason = f"{name} = {row!r:.40} is no table: write [{name}], then training = … and inference = …"
+            raise UnreadableSettings(file=str(file), reason=reason)
+        for kind, price in row.items():
+            if kind not in PRICED:
+                raise UnreadableSettings(file=str(file), reason=f"[{name}] has the key {kind!r}: {' and '.join(PRICED)} are read")
+            if isinstance(price, bool) or not isinstance(price, (int, float)) or not 0 <= price < math.inf:
+                raise UnreadableSettings(file=str(file), reason=f"[{name}] {kind} = {price!r:.40} is no price: a number from 0")
     return table
 
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import DamagedFiles, DiskFull, StorageFailed
+from tunesmith.errors import DamagedFiles, DiskFull, HomeTooNew, StorageFailed
 
 observer: Callable[[str, Path], None] | None = None
 """Told the name and the place of every operation before it happens: an instrument, so that tests can die at the n-th, let it fail by
@@ -44,6 +44,15 @@ def open_home(home: Path) -> None:
     marker = home / "FORMAT"
     if not marker.exists():
         write_json(marker, {"format": FORMAT})
+    elif (found := _format(marker)) != FORMAT:
+        raise HomeTooNew(home=str(home), found=found, known=FORMAT)
+
+
+def _format(marker: Path) -> Any:
+    try:
+        return json.loads(marker.read_bytes())["format"]
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):
+        return "that cannot be read"
 
 
 def make_folder(folder: Path, mode: int = 0o700) -> None:
@@ -90,11 +99,34 @@ def staging_beside(final: Path) -> Iterator[Path]:
 def _temporary(place: Path, prefix: str = "") -> Iterator[Path]:
     with typed_errors(place):
         _about_to("stage", place)
-        folder = Path(tempfile.mkdtemp(dir=place, prefix=prefix))
+        folder = Path(tempfile.mkdtemp(dir=place, prefix=prefix or f"{os.getpid()}-{_started(os.getpid())}-"))
         try:
             yield folder
         finally:
             remove(folder)
+
+
+def _started(process: int) -> str:
+    """When a process was started, in the system's ticks, so that a number that is used again is told from it; empty where it is gone."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def unowned_staging(home: Path) -> list[Path]:
+    """Staging folders whose process is gone: it was killed, or the machine was switched off."""
+    found = []
+    for folder in sorted((home / "tmp").glob("*-*-*")):
+        process, started, _ = folder.name.split("-", 2)
+        if process.isdecimal() and (not started or _started(int(process)) != started):
+            found.append(folder)
+    return found
+
+
+def sweep_staging(home: Path) -> None:
+    for folder in unowned_staging(home):
+        remove(folder)
 
 
 @contextmanager
@@ -111,15 +143,22 @@ def typed_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def publish(staged: Path, final: Path, facts: dict[str, Any] | None = None) -> str:
-    """Make the staged folder durable under its final name, at once and whole; returns the manifest's digest."""
+def publish(staged: Path, final: Path, facts: dict[str, Any] | None = None, *, private: bool = True) -> str:
+    """Make the staged folder durable under its final name, at once and whole; returns the manifest's digest.
+
+    `private`: for its owner alone, whatever the umask; else as the umask says.
+    """
     listed = {}
     for file in sorted(p for p in staged.rglob("*") if p.is_file()):
+        if private:
+            file.chmod(0o600)
         _sync(file)
         listed[str(file.relative_to(staged))] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
     text = _sealed({"format": FORMAT, "files": listed, **(facts or {})})
-    _write_synced(staged / MANIFEST, text)
+    _write_synced(staged / MANIFEST, text, private)
     for folder in [*(p for p in staged.rglob("*") if p.is_dir()), staged]:
+        if private:
+            folder.chmod(0o700)
         _sync(folder)
     make_folder(final.parent)
     _about_to("rename", final)
@@ -224,9 +263,18 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def _write_synced(path: Path, text: str) -> None:
+def open_private(path: Path, flags: int = os.O_WRONLY | os.O_CREAT | os.O_APPEND) -> int:
+    """A descriptor of a file that its owner alone can read, whatever the umask and however it was made before."""
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    if os.fstat(descriptor).st_mode & 0o077 and os.fstat(descriptor).st_uid == os.geteuid():
+        os.fchmod(descriptor, 0o600)
+    return descriptor
+
+
+def _write_synced(path: Path, text: str, private: bool = True) -> None:
     _about_to("write", path)
-    with path.open("w", encoding="utf-8") as f:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600 if private else 0o666)
+    with open(descriptor, "w", encoding="utf-8") as f:
         f.write(text)
         f.flush()
         _about_to("sync", path)

@@ -163,6 +163,10 @@ class InvalidSetting(Invalid):
     """The setting {name} = {value!r} cannot be used: {allowed}. Change it in the environment, or unset it for the default."""
 
 
+class UnreadableSettings(Invalid):
+    """The file {file} cannot be used: {reason}. Mend it, or take it away for the shipped one."""
+
+
 class InvalidOptions(Invalid):
     """invalid options object {value!r}: {reason}. Give JSON such as {{"max_epochs": 3}}."""
 
@@ -230,6 +234,11 @@ class NoUsableRows(Invalid):
 class TooManyRows(Invalid):
     """{rows:training row}, more than {base_model} takes: {limit} at {epochs} epochs. Sample the query (a few hundred
     good rows often do), or lower max_epochs."""
+
+
+class MoreRowsThan(Invalid):
+    """The {part} data has more than {most} rows, which is more than this base takes: no more of them were read. Sample it (a few hundred
+    good rows often do)."""
 
 
 class DatabaseBusy(Invalid):
@@ -325,6 +334,11 @@ class LeaseLost(Conflict):
 class CheckpointOfAnother(Conflict):
     """The checkpoint {folder} was made with another {what} than the job has now, so going on from it would be another run. Bring back
     what was changed, or create the job again."""
+
+
+class HomeTooNew(Conflict):
+    """The home {home} was written in the format {found}, and this Tunesmith knows {known}. Use the newer Tunesmith, or another home
+    (TUNESMITH_HOME); nothing was changed."""
 
 
 class StoreTooNew(Conflict):

@@ -65,8 +65,8 @@ def _numbered(name: str) -> tuple[str, int | None]:
 
 
 def _is_path(name: str) -> bool:
-    """A base given as a folder or hub id, or with a dot that belongs to its name."""
-    return "/" in name or name.lower() in catalog.entries()
+    """A base given as a folder or hub id, or with a dot that belongs to its name; what stands in quotes is a name."""
+    return ("/" in name and not name.startswith('"')) or name.lower() in catalog.entries()
 
 
 def _tuned(row: Any, home: Path) -> TunedModel:

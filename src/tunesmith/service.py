@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 MOST_TOGETHER = 16  # models that are loaded and answer together
 POLL_S = 0.5  # between two looks of a waiter
 PRIVATE_OPTIONS = ("test_data", "swap_terms", "new_version_of")  # never in a model card
+UNUSABLE = 2  # times the row limit is read at most: rows that cannot be used do not count against it
 DEFAULT_EPOCHS = 3  # Snowflake's default; decides the row limit where max_epochs is auto
 
 
@@ -105,6 +106,7 @@ class Tunesmith:
         _must_be_able_to_train()
         parsed = Options.parse(options).must_be_read()
         spec = catalog.find(base_model, self.settings.home)
+        catalog.prices(self.settings.home)  # UnreadableSettings now, not when the job has run
         if parsed.new_version_of:
             self._tuned(parsed.new_version_of)  # UnknownModel now, not when the job has run
         template = PromptTemplate.of_base(Path(spec.folder))
@@ -113,13 +115,13 @@ class Tunesmith:
             validation_data=_described(validation_data), options=parsed, owner=access.principal(), template=template.to_json(),
             base=spec.to_json(),
         )  # fmt: skip
-        if idempotency_key is not None and self.store.find_request(idempotency_key) is not None:
-            return self._hand_out(self.store.add(job, idempotency_key))
         folder, accepted = self.settings.job_folder(job.id), None
         try:
-            frozen = self._snapshot(training_data, validation_data, parsed, folder / "data")
+            frozen = self._snapshot(training_data, validation_data, parsed, folder / "data", spec)
             self._check_row_limit(spec, parsed, sum(frozen.rows[p] for p in PARTS))
-            accepted = self.store.add(replace(job, data_digest=frozen.digest, rows=frozen.rows, warnings=frozen.warnings), idempotency_key)
+            accepted = self.store.add(
+                replace(job, data_digest=frozen.digest, rows=frozen.rows, warnings=frozen.warnings), idempotency_key, frozen.content
+            )
         finally:
             if accepted is None or accepted.id != job.id:  # refused, or the same request came twice at once
                 durable.remove(folder)
@@ -139,7 +141,10 @@ class Tunesmith:
     def cancel(self, job_id: str) -> Job:
         """Ask a job to stop: a waiting one stops now, a working one within a step. No model will appear."""
         access.require(access.principal(), "OPERATE", job_id)
-        return self._hand_out(self.store.request_cancel(job_id))
+        job = self.store.request_cancel(job_id)
+        if job.status.is_final:  # it waited or was paused: no worker will come for what it left
+            worker.collect(self.settings, job)
+        return self._hand_out(job)
 
     def pause(self, job_id: str) -> Job:
         """Stop a training job for now; JobNotInState unless it is RUNNING. What came after its last checkpoint is done again later."""
@@ -217,7 +222,7 @@ class Tunesmith:
         template = PromptTemplate.of_base(Path(spec.folder))
         folder = self.settings.home / "quotes" / uuid.uuid4().hex
         try:
-            frozen = self._snapshot(training_data, validation_data, parsed, folder / "data")
+            frozen = self._snapshot(training_data, validation_data, parsed, folder / "data", spec)
             dataset = Dataset.open(folder / "data", frozen.digest)
             price = catalog.credits(self.settings.home, spec.name, "training", 1)
             prepared = prepare(dataset, self._encoder_of(Path(spec.folder)), spec, parsed, price)
@@ -334,6 +339,7 @@ class Tunesmith:
             raise InvalidOptionValue(
                 name="name", value=counted(len(names), "model"), allowed=f"one, or one for each of {counted(len(messages), 'prompt')}"
             )
+        catalog.prices(self.settings.home)  # UnreadableSettings before anything is computed
         tuned = {n: self._usable(n) for n in ([name] if isinstance(name, str) else dict.fromkeys(names))}
         inference, sampling = _inference(), _sampling(options)
         found: dict[int, Completion] = {}
@@ -357,6 +363,7 @@ class Tunesmith:
         Who stops listening pays for what was written until then.
         """
         messages, began = _messages(prompt), time.time()
+        catalog.prices(self.settings.home)
         tuned, inference, asked = self._usable(name), _inference(), _sampling(options)
         engine, sampling, last = inference.engine_for(tuned, self.settings.device), inference.Sampling(**asked), None
         try:
@@ -462,14 +469,17 @@ class Tunesmith:
             self._encoders[folder] = Encoder(PromptTemplate.of_base(folder), folder)
         return self._encoders[folder]
 
-    def _snapshot(self, training_data: Data, validation_data: Data, options: Options, folder: Path) -> Snapshot:
+    def _snapshot(
+        self, training_data: Data, validation_data: Data, options: Options, folder: Path, spec: catalog.ModelSpec
+    ) -> Snapshot:  # fmt: skip
         given = {"training": training_data, "validation": validation_data, "test": options.test_data}
         sources = sources_of(given, options.encoding)
         with self._source() as connection:
-            return snapshot(connection, sources, folder, home=self.settings.home, seed=options.seed)
+            most = UNUSABLE * spec.row_limit // _epochs(options)
+            return snapshot(connection, sources, folder, home=self.settings.home, seed=options.seed, most=most)
 
     def _check_row_limit(self, spec: catalog.ModelSpec, options: Options, rows: int) -> None:
-        epochs = DEFAULT_EPOCHS if options.max_epochs == "auto" else int(options.max_epochs)
+        epochs = _epochs(options)
         limit = spec.row_limit // epochs
         if rows > limit:
             raise TooManyRows(rows=f"{rows:,}", base_model=spec.name, limit=f"{limit:,}", epochs=epochs)
@@ -490,6 +500,10 @@ class Tunesmith:
             raise database_error(path, e) from None
         with connection:
             yield connection
+
+
+def _epochs(options: Options) -> int:
+    return DEFAULT_EPOCHS if options.max_epochs == "auto" else int(options.max_epochs)
 
 
 def _must_be_proven(tuned: TunedModel) -> None:

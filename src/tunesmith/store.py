@@ -8,6 +8,7 @@ changed means that another worker has taken over (LeaseLost). Leases are told by
 
 import hashlib
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ from tunesmith.errors import (
     UnknownJob,
     closest,
 )
-from tunesmith.jobs import MOVES, WORKING, Job, JobStatus, Options, ResolvedOptions, model_key
+from tunesmith.jobs import MOVES, WORKING, Job, JobStatus, Options, ResolvedOptions, model_key, with_suffix
 
 MIGRATIONS, REVISION = "tunesmith:migrations", "0002"  # where the revisions are, and the newest of them
 LEASE_S = 30.0  # six heartbeats; a worker that says nothing for so long has lost its job
@@ -189,6 +190,8 @@ class JobStore:
             parsed = sa.make_url(url)
             if parsed.get_backend_name() == "sqlite" and parsed.database:
                 durable.make_folder(Path(parsed.database).parent)
+                with durable.typed_errors(Path(parsed.database)):
+                    os.close(durable.open_private(Path(parsed.database)))
             self._engine = sa.create_engine(parsed)
         except sa.exc.ArgumentError:
             allowed = "it is a URL such as postgresql+psycopg://user@host/name"
@@ -228,9 +231,10 @@ class JobStore:
 
     # ------------------------------------------------------------ jobs, as users see them
 
-    def add(self, job: Job, idempotency_key: str | None = None) -> Job:
-        """Accept a job. A taken name gets a suffix; a repeated idempotency key gives the job it made before."""
-        request = _request_digest(job)
+    def add(self, job: Job, idempotency_key: str | None = None, content: str = "") -> Job:
+        """Accept a job. A taken name gets a suffix; a repeated idempotency key gives the job it made before, where all that was asked
+        and the rows (`content`: their digest) are the same."""
+        request = _request_digest(job, content)
         with self._engine.begin() as c:
             if self._engine.dialect.name == "postgresql":  # creates take turns, as SQLite's transactions do anyway
                 c.execute(sa.text("LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE"))
@@ -524,8 +528,7 @@ def _free_name(c: Connection, name: str) -> str:
     taken = {*c.scalars(sa.select(jobs.c.model_key).where(_NAME_TAKEN)), *c.scalars(sa.select(models.c.model_key)), *catalog.entries()}
     if model_key(name) not in taken:
         return name
-    stem, quote = (name[:-1], '"') if name.endswith('"') else (name, "")
-    return next(n for i in range(2, len(taken) + 3) if model_key(n := f"{stem}_{i}{quote}") not in taken)
+    return next(n for i in range(2, len(taken) + 3) if model_key(n := with_suffix(name, f"_{i}")) not in taken)
 
 
 def _replace_rows(c: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
@@ -543,8 +546,8 @@ def _replace_rows(c: Connection, table: Table, rows: list[dict[str, Any]]) -> No
     ), rows)  # fmt: skip
 
 
-def _request_digest(job: Job) -> str:
-    asked = [job.name, job.base_model, job.training_data, job.validation_data, job.options.to_json()]
+def _request_digest(job: Job, content: str) -> str:
+    asked = [job.name, job.base_model, job.training_data, job.validation_data, job.options.to_json(), content]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 

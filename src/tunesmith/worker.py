@@ -29,6 +29,7 @@ from tunesmith.errors import (
     StorageFailed,
     StoreUnavailable,
     TooManyAttempts,
+    TrainingFailed,
     TunesmithError,
     from_json,
 )
@@ -70,7 +71,7 @@ def _ensure(settings: Settings, store: JobStore) -> None:
         return
     if not store.has_work() or is_alive(settings.home):
         return
-    with (settings.home / "worker.log").open("ab") as out:
+    with os.fdopen(durable.open_private(settings.home / "worker.log"), "ab") as out:
         _started[settings.home] = subprocess.Popen(
             child.command("tunesmith.worker"), stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=settings.home,
             env={**os.environ, **settings.environment()}, start_new_session=True,
@@ -120,6 +121,21 @@ def start_child(module: str, errors: BinaryIO, environment: Mapping[str, str]) -
     )
 
 
+def collect(settings: Settings, job: Job) -> None:
+    """Checkpoints and results of a job that has ended; its rows and its logs stay."""
+    for folder in settings.job_folder(job.id).glob("attempt-*/*"):
+        if folder.is_dir():
+            durable.remove(folder)
+
+
+def sweep(settings: Settings, store: JobStore) -> None:
+    """What killed processes left: staging folders of none that is alive, and what jobs that have ended no longer need."""
+    durable.sweep_staging(settings.home)
+    for job in store.all_jobs():
+        if job.status.is_final:
+            collect(settings, job)
+
+
 class Worker:
     def __init__(self, settings: Settings, store: JobStore, *, holder: str = "", lease_s: float = LEASE_S) -> None:
         """`holder` names what may take its jobs back at once when it starts again: by default this home on this machine."""
@@ -160,6 +176,16 @@ class Worker:
                         raise
                     job = self._store.retry(self._store.get(job.id))
                     self._store.warn(job, f"{e} Tried again from the last checkpoint.")
+                except TunesmithError:
+                    raise
+                except Exception as e:  # a fault of ours, or of a library: the job ends by name, the worker goes on
+                    failures += 1
+                    log.exception("%s", job.id)
+                    if failures == DEATHS_LIMIT:
+                        phase = f"{job.status.value}, {failures} times"
+                        reason = f"{type(e).__name__}: {e}. worker.log in the home folder has the rest"
+                        raise TrainingFailed(id=job.id, phase=phase, reason=reason) from None
+                    job = self._store.retry(self._store.get(job.id))
                 log.info("%s %s", job.id, job.status)
         except (LeaseLost, StoreUnavailable) as e:  # the job keeps its state for whoever claims it next
             log.warning("%s", e)
@@ -168,6 +194,8 @@ class Worker:
             if not job.status.is_final:
                 job = self._store.move(job, JobStatus.FAILED, error=e.to_json())
                 log.info("%s %s: %s", job.id, job.status, e)
+            if job.status.is_final:
+                collect(self._settings, job)
 
     def _advance(self, job: Job) -> Job:
         """Do what the job's state asks for; returns the job in its next state."""
@@ -216,7 +244,7 @@ class Worker:
         )  # fmt: skip
         environment = {**os.environ, **self._settings.environment(), "TUNESMITH_WORKER_PID": str(os.getpid())}
         environment.pop("TUNESMITH_STORE")  # a child has no database credential
-        with (folder / "log.txt").open("ab") as errors:
+        with os.fdopen(durable.open_private(folder / "log.txt"), "ab") as errors:
             process = start_child(phase[1], errors, environment)
         try:
             return self._listen(process, job, assignment)
@@ -274,7 +302,7 @@ class Worker:
         line, why_not = self._line(job)
         job = self._store.succeed(job, model, used, version_of=line, moves=not why_not)
         if job.status is JobStatus.SUCCEEDED:
-            self._collect(job)
+            collect(self._settings, job)
         return job
 
     def _line(self, job: Job) -> tuple[str, str]:
@@ -290,14 +318,8 @@ class Worker:
 
     def _cancelled(self, job: Job) -> Job:
         job = self._store.move(job, JobStatus.CANCELLED)
-        self._collect(job)
+        collect(self._settings, job)
         return job
-
-    def _collect(self, job: Job) -> None:
-        """Checkpoints and results of a finished job; its rows and its logs stay."""
-        for folder in self._settings.job_folder(job.id).glob("attempt-*/*"):
-            if folder.is_dir():
-                durable.remove(folder)
 
     def _wait_here(self, job: Job, error: DiskFull) -> Job:
         """The disk is full: a training job says so by its state, another waits where it stands."""
@@ -425,7 +447,9 @@ def main() -> None:
     try:
         while True:
             with _only_worker(settings.home):
+                sweep(settings, store)
                 Worker(settings, store).run()
+                sweep(settings, store)
             if not store.has_waiting():  # a job that came while the lock was still held would find no worker
                 break
     except BlockingIOError:

@@ -26,13 +26,15 @@ from tunesmith.data.conversation import Message
 from tunesmith.data.given import Source
 from tunesmith.data.split import PARTS
 from tunesmith.data.text import INVALID, LIST, MISSING
-from tunesmith.errors import InvalidPrompt, NoUsableRows
+from tunesmith.errors import InvalidPrompt, MoreRowsThan, NoUsableRows
 from tunesmith.words import counted
 
 ROW_HASH = "md5(prompt || chr(31) || completion)"
 """SQL: what a row is known by, whatever query or table it came from."""
 NORMAL = r"lower(trim(regexp_replace({0}, '\s+', ' ', 'g')))"
 """SQL: a text with its case and spaces taken out, by which duplicates are told."""
+
+MOST_ROWS = 10_000_000  # read of one query or file
 
 Moved = Mapping[str, Mapping[str, Sequence[int]]]
 """Rows of a part, by their numbers, that a job counts to another one: {from: {to: rows}}."""
@@ -71,6 +73,8 @@ class Snapshot:
     digest: str
     rows: Mapping[str, int]
     warnings: tuple[str, ...] = ()
+    content: str = ""
+    """Digest of the rows, usable or not, and their parts, whenever they were frozen."""
 
 
 @dataclass(frozen=True)
@@ -131,13 +135,15 @@ class Dataset:
             return [{"part": p, "row": r, "reason": why, "detail": "", "context": c} for p, r, why, c in found.fetchall()]
 
 
-def snapshot(connection: duckdb.DuckDBPyConnection, sources: Sequence[Source], final: Path, *, home: Path, seed: int) -> Snapshot:
-    """Freeze the rows of the training, validation and test data (those given) into the folder `final`."""
+def snapshot(
+    connection: duckdb.DuckDBPyConnection, sources: Sequence[Source], final: Path, *, home: Path, seed: int, most: int = MOST_ROWS
+) -> Snapshot:  # fmt: skip
+    """Freeze the rows of the training, validation and test data (those given) into the folder `final`. MoreRowsThan `most` is an error."""
     with durable.staging(home) as outer, _scratch() as own:
         durable.check_space(outer, 0)
         staged = outer / "data"
         staged.mkdir()
-        told = collect(connection, sources, own, outer)
+        told = collect(connection, sources, own, outer, most)
         plans = _split(own, seed)
         counted = dict(own.execute("SELECT part, count(*) FROM parted GROUP BY part").fetchall())
         rows = {part: counted.get(part, 0) for part in PARTS}
@@ -151,8 +157,16 @@ def snapshot(connection: duckdb.DuckDBPyConnection, sources: Sequence[Source], f
             "rows": rows, "rejected": rejected, "frozen_at": time.time(), "sources": [s.part for s in sources],
             "source_of": dict(own.execute("SELECT DISTINCT part, source FROM parted ORDER BY part").fetchall()),
         }  # fmt: skip
+        content = str(own.execute(_CONTENT).fetchall()[0][0])
         digest = durable.publish(staged, final, facts)
-    return Snapshot(digest, {**rows, "rejected": rejected}, (*told, *split.warnings(rows, plans)))
+    return Snapshot(digest, {**rows, "rejected": rejected}, (*told, *split.warnings(rows, plans)), content)
+
+
+_CONTENT = """
+WITH every AS (SELECT source, row, prompt, completion, context, reason, part
+               FROM rows LEFT JOIN (SELECT source, row, part FROM parted) AS p USING (source, row))
+SELECT sha256(coalesce(string_agg(sha256(CAST(to_json(every) AS VARCHAR)), '' ORDER BY source, row), '')) FROM every
+"""
 
 
 @contextmanager
@@ -179,7 +193,7 @@ def _instance(process: int) -> duckdb.DuckDBPyConnection:
 
 
 def collect(
-    connection: duckdb.DuckDBPyConnection, sources: Sequence[Source], own: duckdb.DuckDBPyConnection, folder: Path
+    connection: duckdb.DuckDBPyConnection, sources: Sequence[Source], own: duckdb.DuckDBPyConnection, folder: Path, most: int = MOST_ROWS
 ) -> list[str]:  # fmt: skip
     """Read what was given once and make the table `rows` of the connection `own`: source, row, prompt, completion, context, chat,
     key (what duplicates are told by) and the reason why a row cannot be used. Gives what must be told."""
@@ -189,7 +203,9 @@ def collect(
     unread: dict[str, int] = {}
     for source in sources:
         file = folder / f"{source.part}.raw"
-        source.stage(connection, file)
+        source.stage(connection, file, most)
+        if _count(own, f"SELECT count(*) FROM read_parquet('{_quoted(file)}')") > most:
+            raise MoreRowsThan(part=source.part, most=f"{most:,}")
         values = {"source": source.part, "file": str(file)}
         if not source.is_chat:
             own.execute(_PAIRS, values)

@@ -6,8 +6,9 @@ proves little: WITH x AS (DELETE … RETURNING *) SELECT … counts as a SELECT.
 """
 
 import json
+import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import duckdb
@@ -70,6 +71,35 @@ def syntax_tree(connection: duckdb.DuckDBPyConnection, text: str) -> dict[str, A
     if tree["error"]:
         raise ValueError(str(tree.get("error_message", "it cannot be parsed")))
     return tree
+
+
+def interruptible(connection: duckdb.DuckDBPyConnection, work: Callable[[], Any]) -> Any:
+    """Do the work of a query so that Ctrl-C ends it: the library would not hear it, or turn it into an error of its own."""
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    ended: list[Any] = []
+    done = threading.Event()
+
+    def run() -> None:
+        try:
+            ended.append((work(), None))
+        except BaseException as e:  # raised where the caller waits
+            ended.append((None, e))
+        finally:
+            done.set()
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        while not done.wait(0.05):  # an interrupted join would hold the thread for ended
+            pass
+    except KeyboardInterrupt:
+        connection.interrupt()
+        done.wait()
+        raise
+    result, error = ended[0]
+    if error is not None:
+        raise error
+    return result
 
 
 def quoted(name: str) -> str:

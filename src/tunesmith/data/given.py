@@ -8,13 +8,14 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from tunesmith.data import files
-from tunesmith.data.gate import check_query, quoted
+from tunesmith.data.gate import check_query, interruptible, quoted
 from tunesmith.data.text import INVALID, MISSING, B, Broken, Raw, Value, kind_of, sql_kind, sql_text, value_of
 from tunesmith.errors import (
     MissingColumns,
@@ -23,6 +24,7 @@ from tunesmith.errors import (
     NotADataSource,
     OptionNotRead,
     QueryFailed,
+    QueryRefused,
     TwoColumns,
     UnreadableFile,
     UnreadableValue,
@@ -92,8 +94,9 @@ class Source:
     has_lists: bool = False
     """Whether a row may be a conversation."""
 
-    def stage(self, connection: duckdb.DuckDBPyConnection, file: Path) -> None:
-        """Write the rows as Parquet: row, what is trained on as text with its kind, context as a JSON object."""
+    def stage(self, connection: duckdb.DuckDBPyConnection, file: Path, most: int) -> None:
+        """Write the rows as Parquet: row, what is trained on as text with its kind, context as a JSON object. No more than `most`, and
+        one: whoever reads sees that there are too many before they were all read."""
         raise NotImplementedError
 
 
@@ -101,23 +104,27 @@ class Source:
 class Query(Source):
     """One SELECT on the user's connection."""
 
-    def stage(self, connection: duckdb.DuckDBPyConnection, file: Path) -> None:
+    def stage(self, connection: duckdb.DuckDBPyConnection, file: Path, most: int) -> None:
         with connection.cursor() as cursor:
             cursor.execute("SET python_enable_replacements = false")  # a name in the query is never a variable of this program
             self.sql = check_query(cursor, self.sql, self.part)
-            _stage_sql(cursor, self, file)
+            cursor.execute("BEGIN TRANSACTION READ ONLY")  # whatever views, macros and query() hide, the database refuses to write
+            try:
+                _stage_sql(cursor, self, file, most)
+            finally:
+                cursor.execute("ROLLBACK")
 
 
 @dataclass
 class ParquetFiles(Source):
     paths: Sequence[Path] = ()
 
-    def stage(self, connection: duckdb.DuckDBPyConnection, file: Path) -> None:
+    def stage(self, connection: duckdb.DuckDBPyConnection, file: Path, most: int) -> None:
         listed = ", ".join(_text(str(p)) for p in self.paths)
         self.sql = f"SELECT * FROM read_parquet([{listed}], union_by_name = true)"
         try:
             with duckdb.connect() as own:
-                _stage_sql(own, self, file)
+                _stage_sql(own, self, file, most)
         except QueryFailed as e:
             raise UnreadableFile(path=_listed(self.paths), where="", reason=e.fields["reason"]) from None
 
@@ -127,8 +134,8 @@ class TextFiles(Source):
     paths: Sequence[Path] = ()
     encoding: str = ""
 
-    def stage(self, connection: duckdb.DuckDBPyConnection, file: Path) -> None:
-        keys = _stage_records(self, (record for path in self.paths for record in files.records(path, self.encoding)), file)
+    def stage(self, connection: duckdb.DuckDBPyConnection, file: Path, most: int) -> None:
+        keys = _stage_records(self, (record for path in self.paths for record in files.records(path, self.encoding)), file, most)
         self.sql = files.as_sql(self.paths, self.encoding, keys)
 
 
@@ -138,8 +145,8 @@ class Rows(Source):
 
     rows: Sequence[Any] = ()
 
-    def stage(self, connection: duckdb.DuckDBPyConnection, file: Path) -> None:
-        _stage_records(self, _records(self.part, self.rows), file)
+    def stage(self, connection: duckdb.DuckDBPyConnection, file: Path, most: int) -> None:
+        _stage_records(self, _records(self.part, self.rows), file, most)
         self.sql = f"SELECT * FROM {self.part}_data"
 
 
@@ -149,14 +156,14 @@ class Frame(Source):
 
     frame: Any = None
 
-    def stage(self, connection: duckdb.DuckDBPyConnection, file: Path) -> None:
+    def stage(self, connection: duckdb.DuckDBPyConnection, file: Path, most: int) -> None:
         self.sql = f"SELECT * FROM {self.part}_data"
         with duckdb.connect() as own:
             try:
                 own.register(f"{self.part}_data", self.frame)
             except Exception:
                 raise NotADataSource(value=repr(self.frame)[:300]) from None
-            _stage_sql(own, self, file)
+            _stage_sql(own, self, file, most)
 
 
 def source_of(part: str, data: Data, encoding: str = "") -> Source | None:
@@ -186,6 +193,8 @@ def source_of(part: str, data: Data, encoding: str = "") -> Source | None:
 
 def sources_of(given: Mapping[str, Data], encoding: str = "") -> list[Source]:
     """The data of those parts that were given; OptionNotRead where `encoding` is and no text file is among them."""
+    if not isinstance(given["training"], Iterable) or (isinstance(given["training"], str) and not given["training"].strip()):
+        raise QueryRefused(part="training", reason="it is empty", query=str(given["training"] or ""))
     found = [
         source for part, data in given.items() if (source := source_of(part, data, files.checked_encoding(encoding) if encoding else ""))
     ]
@@ -233,7 +242,7 @@ def _pyarrow(what: str) -> Any:
 # ---------------------------------------------------------------- from SQL
 
 
-def _stage_sql(connection: duckdb.DuckDBPyConnection, source: Source, file: Path) -> None:
+def _stage_sql(connection: duckdb.DuckDBPyConnection, source: Source, file: Path, most: int) -> None:
     """Run a query once and write what it gives; columns are named by their places, so that no name can meet another."""
     try:
         found = connection.sql(source.sql)
@@ -245,12 +254,17 @@ def _stage_sql(connection: duckdb.DuckDBPyConnection, source: Source, file: Path
         context = f"{B}to_json({{{others}}})::VARCHAR" if others else "'{}'"
         odd = {w: i for w, i in columns.wanted.items() if types[i] != "VARCHAR" and not source.is_chat}
         before = "".join(f", CAST(#{i + 1} AS VARCHAR) AS {w}_was" for w, i in odd.items())
-        found.project(f"{B}row_number() OVER () AS row, {values}, {context} AS context{before}").write_parquet(str(file))
+        rows = found.limit(most + 1).project(f"{B}row_number() OVER () AS row, {values}, {context} AS context{before}")
+        interruptible(connection, lambda: rows.write_parquet(str(file)))
         source.not_text = [_not_text(file, w, found.columns[i], types[i]) for w, i in odd.items()]
         if odd:
             texts = ", ".join(f"{sql_text(quoted(found.columns[i]))} AS {quoted(found.columns[i])}" for i in odd.values())
             source.sql = f"SELECT * REPLACE ({texts}) FROM ({source.sql})"
     except duckdb.Error as e:
+        if "launched in read-only mode" in str(e):
+            raise QueryRefused(
+                part=source.part, reason="it writes to the database (through a view, a macro or a function)", query=source.sql
+            ) from None
         is_table = isinstance(e, duckdb.CatalogException) and "Table with name" in str(e)
         raise (NoSuchTable if is_table else QueryFailed)(part=source.part, reason=_first_line(e), query=source.sql) from None
 
@@ -294,7 +308,7 @@ def _records(part: str, rows: Iterable[Mapping[Any, Any]]) -> Iterator[files.Rec
         yield record
 
 
-def _stage_records(source: Source, records: Iterable[files.Record], file: Path) -> list[str]:
+def _stage_records(source: Source, records: Iterable[files.Record], file: Path, most: int) -> list[str]:
     """Write records, whose keys may differ from row to row: the columns are the union of the keys, which is given back."""
     pyarrow = _pyarrow("reading files or rows in memory")
     texts = [name for w in (*PAIR, *CHAT) for name in (w, f"{w}_is")]
@@ -304,7 +318,7 @@ def _stage_records(source: Source, records: Iterable[files.Record], file: Path) 
     keys: dict[str, None] = {}
     with pyarrow.parquet.ParquetWriter(str(file) + ".part", schema) as writer:
         batch: dict[str, list[Any]] = {name: [] for name in schema.names}
-        for n, record in enumerate(records, 1):
+        for n, record in enumerate(islice(records, most + 1), 1):
             signature = "\0".join(record)
             if signature not in spellings:
                 spellings[signature] = _spelling(source.part, record)

@@ -49,7 +49,7 @@ def run(asked: Transfer, report: child.Report) -> None:
         durable.write_json(staged / NAME, certificate.to_json())
         if asked.facts is not None:
             _complete(staged, spec, Facts(**asked.facts), certificate)
-        digest = durable.publish(staged, target, {"name": asked.name})
+        digest = durable.publish(staged, target, {"name": asked.name}, private=asked.facts is None)
     report("written", certificate=certificate.to_json(), method=method, digest=digest)
 
 

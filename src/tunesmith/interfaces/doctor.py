@@ -13,11 +13,12 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from tunesmith import durable
+from tunesmith import catalog, durable
 from tunesmith.errors import TunesmithError, WorkerAtWork
-from tunesmith.repair import Mismatch, mismatches, repair
+from tunesmith.repair import UNCLAIMED, Mismatch, mismatches, repair
 from tunesmith.settings import Settings, processors
 from tunesmith.store import REVISION, BootClock, JobStore
+from tunesmith.words import counted
 from tunesmith.worker import is_alive
 
 OPTIONAL = (
@@ -75,16 +76,43 @@ def _places(settings: Settings) -> Iterator[Check]:
     apart = list(mismatches(settings, store, read=False))
     yield Check("files", not apart, f"{len(apart)} of the rows and folders do not belong together" if apart else "every row has its folder",
                 "tunesmith doctor --repair says which, and mends it" if apart else "")  # fmt: skip
-    own = settings.home / "prices.toml"
-    yield Check(
-        "prices",
-        True,
-        str(own) if own.exists() else "the shipped table, nobody's prices",
-        "" if own.exists() else f"write your own into {own}",
-    )
+    yield _prices_check(settings.home)
+    yield from _leftovers(settings.home)
+    yield _readers_check(settings.home)
     free = shutil.disk_usage(settings.home).free >> 20
     yield Check("disk", free > FREE_MB, f"{free:,} MB free", "" if free > FREE_MB else "free some space: jobs will wait")
     yield Check("worker", True, "alive" if is_alive(settings.home) else "none; one starts with the next job")
+
+
+def _prices_check(home: Path) -> Check:
+    own = home / "prices.toml"
+    try:
+        catalog.prices(home)
+    except TunesmithError as e:
+        return Check("prices", False, str(own), str(e))
+    words = str(own) if own.exists() else "the shipped table, nobody's prices"
+    return Check("prices", True, words, "" if own.exists() else f"write your own into {own}")
+
+
+def _leftovers(home: Path) -> Iterator[Check]:
+    """What no process and no row names."""
+    left = durable.unowned_staging(home)
+    size = sum(f.stat().st_size for folder in left for f in folder.rglob("*") if f.is_file())
+    if left:
+        yield Check("staging", False, f"{counted(len(left), 'folder')} of killed processes, {size:,} bytes",
+                    "the next worker removes them; or remove them from tmp/ in the home")  # fmt: skip
+    aside = home / UNCLAIMED
+    if aside.is_dir():
+        size = sum(f.stat().st_size for f in aside.rglob("*") if f.is_file())
+        yield Check("put aside", True, f"{size:,} bytes in {aside}", "what repairs put aside; remove it when you are sure")
+
+
+def _readers_check(home: Path) -> Check:
+    """Rows, contexts and weights are their owner's alone."""
+    open_ = [p for p in sorted(home.rglob("*")) if not p.is_symlink() and p.stat().st_mode & 0o077]
+    first = ", ".join(str(p.relative_to(home)) for p in open_[:3])
+    return Check("readers", not open_, f"others can read {counted(len(open_), 'file')}: {first}" if open_ else "the home's owner alone",
+                 f"chmod -R go-rwx {home}" if open_ else "")  # fmt: skip
 
 
 def _store_words(url: str) -> str:
