@@ -10,6 +10,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import threading
 import time
 import uuid
@@ -160,17 +161,28 @@ def races(home: Path, url: str, n: int, seed: int) -> Iterator[Proof]:
     durable.open_home(home)
     user, store = JobStore(settings.store_url), JobStore(settings.store_url)
     mine = Quick(settings, store)
-    for i in range(n):
-        store.add(new_job(f"race_{i}"))
+
+    def evaluated(name: str) -> Job:
+        store.add(new_job(name))
         job = mine._store.claim(mine._holder)
         assert job is not None
         while job.status is not JobStatus.EVALUATING:
             job = mine._advance(job)
         mine._run_child(worker.EVALUATE, job)
+        return job
+
+    alone = []  # how long the last step takes on this machine: both sides of a race begin within a few times that
+    for i in range(5):
+        job, start = evaluated(f"alone_{i}"), time.monotonic()
+        mine.work(job)
+        alone.append(time.monotonic() - start)
+    apart = 4 * statistics.median(alone)
+    for i in range(n):
+        job = evaluated(f"race_{i}")
         said: list[str] = []
 
         def cancel(job: Job = job, said: list[str] = said) -> None:
-            time.sleep(chance.uniform(0, 0.012))
+            time.sleep(chance.uniform(0, apart))
             try:
                 said.append(user.request_cancel(job.id).status.value)
             except JobAlreadyFinished:
@@ -178,6 +190,7 @@ def races(home: Path, url: str, n: int, seed: int) -> Iterator[Proof]:
 
         thread = threading.Thread(target=cancel)
         thread.start()
+        time.sleep(chance.uniform(0, apart))
         mine.work(job)
         thread.join()
         mine.work_all()

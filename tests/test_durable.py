@@ -1,5 +1,6 @@
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,22 @@ def test_a_disk_that_fills_up_while_writing_is_a_full_disk_whoever_says_it(tmp_p
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(DiskFull, match="MB needed"):
         durable.check_space(tmp_path / "not" / "there", 1 << 60)
+
+
+def test_one_file_may_be_replaced_by_many_threads_at_once(tmp_path: Path) -> None:
+    errors: list[Exception] = []
+
+    def write(n: int) -> None:
+        try:
+            for i in range(40):
+                durable.replace_text(tmp_path / "said.txt", f"{n} {i}")
+        except Exception as e:  # whatever it is
+            errors.append(e)
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(6)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not errors and (tmp_path / "said.txt").read_text().endswith(" 39")
+    assert [p.name for p in tmp_path.iterdir()] == ["said.txt"], "no temporary file is left"
