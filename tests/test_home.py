@@ -1,5 +1,6 @@
 """A home that strangers' hands cannot break in silence."""
 
+import os
 import signal
 import stat
 import subprocess
@@ -277,3 +278,51 @@ def test_a_home_of_another_format_is_refused(home: Path, content: bytes) -> None
     (home / "FORMAT").write_bytes(content)
     with pytest.raises(HomeTooNew):
         Tunesmith().create("m", "tunesmith-tiny", ROWS)
+
+
+# ---------------------------------------------------------------- sentences, never tracebacks
+
+
+CLI = [sys.executable, "-m", "tunesmith.interfaces.cli"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["job", "show", b"ft_\xff"], "No fine-tuning job"), (["complete", b"m\xff", "hi"], "is not a model name"),
+        (["complete", b'"m\xff"', "hi"], "is not a model name"), (["tune", b"SELECT '\xff' AS prompt", "-n", "m"], "no valid Unicode"),
+        (["complete", "tunesmith-tiny", b"caf\xe9"], "no valid Unicode"), (["model", "export", "tunesmith-tiny", "x" * 300], "unknown model"),
+    ],
+)  # fmt: skip
+def test_bytes_that_are_no_text_are_told_in_a_sentence(home: Path, arguments: list[Any], words: str) -> None:
+    shown = subprocess.run([*CLI, *arguments], capture_output=True)
+    said = shown.stderr.decode()
+    assert shown.returncode in (2, 3) and said.startswith("tunesmith: ") and words in said and "Traceback" not in said, said
+
+
+def test_a_user_without_a_home_is_told_what_to_set(tmp_path: Path) -> None:
+    program = "import os, sys, tunesmith.service, tunesmith.interfaces.cli as c; os.setuid(54321); sys.argv = ['tunesmith', 'job', 'list']; c.main()"
+    environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "TUNESMITH_HOME")}
+    if os.geteuid():
+        pytest.skip("only root can be another user")  # pragma: no cover
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd="/")
+    assert "Traceback" not in shown.stderr and (shown.returncode, "TUNESMITH_HOME" in shown.stderr) == (2, True), shown.stderr
+
+
+def test_a_full_standard_output_is_a_sentence(home: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")  # pragma: no cover
+    with open("/dev/full", "w") as full:
+        shown = subprocess.run([*CLI, "model", "list", "--bases"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert shown.returncode == 1 and "standard output is full" in shown.stderr and "Traceback" not in shown.stderr
+
+
+@pytest.mark.parametrize("kind", ["dangling", "looping", "a file"])
+def test_a_home_that_is_no_folder_is_told(tmp_path: Path, kind: str) -> None:
+    home = tmp_path / "home"
+    if kind == "a file":
+        home.write_text("")
+    else:
+        home.symlink_to(tmp_path / ("nowhere/below" if kind == "dangling" else "home"))
+    shown = subprocess.run([*CLI, "job", "list"], capture_output=True, text=True, env={**os.environ, "TUNESMITH_HOME": str(home)})
+    assert shown.returncode == 1 and shown.stderr.startswith("tunesmith: ") and "Traceback" not in shown.stderr, shown.stderr

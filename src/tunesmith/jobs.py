@@ -276,6 +276,8 @@ def model_key(name: str) -> str:
 
     Snowflake identifiers (finetune-create): optionally database.schema.name.
     """
+    if name.encode("utf-8", "replace").decode() != name:
+        raise InvalidModelName(name=name)
     parts: list[str] = []
     rest = name
     while True:

@@ -27,6 +27,7 @@ from tunesmith.data.template import Encoder, Messages, PromptTemplate
 from tunesmith.data.text import Broken, value_of
 from tunesmith.errors import (
     BaseNotHere,
+    DamagedFiles,
     DatabaseBusy,
     DatabaseNotOpened,
     FolderTaken,
@@ -289,8 +290,10 @@ class Tunesmith:
         tuned = self._tuned(name)
         access.require(access.principal(), "USAGE", tuned.name)
         target = Path(folder).expanduser().absolute()
-        if target.exists():
-            raise FolderTaken(folder=str(folder))
+        with durable.typed_errors(target):
+            if os.path.lexists(target):
+                raise FolderTaken(folder=str(folder))
+            target.exists()  # a name that is too long is told before anything is computed
         _must_be_proven(tuned)
         work = Transfer(
             tuned.name, tuned.base.to_json(), tuned.method, tuned.folder, str(target), merged, asdict(self._facts(tuned)),
@@ -405,7 +408,12 @@ class Tunesmith:
                 continue
             job = self.store.get(model.job_id)
             refused = {r["row"] for r in self.store.rows("rejections", job.id) if r["part"] == "train"}
-            for row_hash, row in Dataset.open(self.settings.job_folder(job.id) / "data", job.data_digest, job.moved).hashes("train"):
+            try:
+                rows = Dataset.open(self.settings.job_folder(job.id) / "data", job.data_digest, job.moved).hashes("train")
+            except DamagedFiles as e:  # the others are told all the same
+                warnings.warn(f"what {model.name} learned from cannot be read: {e}", stacklevel=2)
+                continue
+            for row_hash, row in rows:
                 if row not in refused:
                     yield {"row_hash": row_hash, "model": model.name, "job_id": job.id, "row": row, "base_model": model.base.name}
 

@@ -30,7 +30,12 @@ class Settings:
     @classmethod
     def read(cls, home: str | os.PathLike[str] | None = None) -> "Settings":
         """`home` beats the environment, the environment beats the default. InvalidSetting for a value that cannot be one."""
-        folder = Path(home or os.environ.get("TUNESMITH_HOME") or "~/.tunesmith").expanduser().absolute()
+        named = os.fspath(home or os.environ.get("TUNESMITH_HOME") or "~/.tunesmith")
+        try:
+            folder = Path(named).expanduser().absolute()
+        except (RuntimeError, OSError) as e:  # a user without an entry or a home of his own, a current folder that is gone
+            allowed = f"it is a folder of your own ({e})"
+            raise InvalidSetting(name="TUNESMITH_HOME", value=named, allowed=allowed) from None
         store_url = os.environ.get("TUNESMITH_STORE") or f"sqlite:///{quote(str(folder / 'state.db'))}"
         return cls(
             home=folder, store_url=store_url, device=_read("DEVICE", "auto", _device, "auto, cpu, cuda, cuda:0, … or mps"),

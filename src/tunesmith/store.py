@@ -501,6 +501,7 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
 
 
 def _row(c: Connection, job_id: str, lock: bool = False) -> Any:
+    job_id = job_id.encode("utf-8", "backslashreplace").decode()  # an id that is no text names no job
     query = sa.select(jobs).where(jobs.c.id == job_id)
     row = c.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:

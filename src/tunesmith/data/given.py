@@ -16,7 +16,7 @@ import duckdb
 
 from tunesmith.data import files
 from tunesmith.data.gate import check_query, interruptible, quoted
-from tunesmith.data.text import INVALID, MISSING, B, Broken, Raw, Value, kind_of, sql_kind, sql_text, value_of
+from tunesmith.data.text import INVALID, MISSING, B, Broken, Raw, Value, is_unicode, kind_of, sql_kind, sql_text, value_of
 from tunesmith.errors import (
     MissingColumns,
     MissingExtra,
@@ -174,6 +174,8 @@ def source_of(part: str, data: Data, encoding: str = "") -> Source | None:
         text = os.fspath(data)
         if not isinstance(text, str):
             raise NotADataSource(value=repr(data))
+        if not is_unicode(text):
+            raise QueryRefused(part=part, reason="it is no valid Unicode", query=repr(text))
         paths = files.named(text if isinstance(data, str) else f"@{text}")
         if not paths:
             return Query(part, text)

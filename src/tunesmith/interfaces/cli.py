@@ -45,7 +45,10 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        app(standalone_mode=True)
+        try:
+            app(standalone_mode=True)
+        finally:
+            sys.stdout.flush()  # here, where an error of it is one of ours
     except TunesmithError as e:
         if "--json" in sys.argv:
             print(json.dumps({"error": e.to_json()}, default=str))
@@ -55,6 +58,18 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # `tunesmith job list | head`
+    except OSError as e:
+        if e.errno not in durable_full():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        print("tunesmith: standard output is full; what was asked for is done", file=sys.stderr)
+        sys.exit(1)
+
+
+def durable_full() -> set[int]:
+    from tunesmith.durable import FULL
+
+    return FULL
 
 
 def _service(database: str = ":memory:") -> "Tunesmith":
