@@ -301,12 +301,13 @@ def test_bytes_that_are_no_text_are_told_in_a_sentence(home: Path, arguments: li
 
 
 def test_a_user_without_a_home_is_told_what_to_set(tmp_path: Path) -> None:
-    program = "import os, sys, tunesmith.service, tunesmith.interfaces.cli as c; os.setuid(54321); sys.argv = ['tunesmith', 'job', 'list']; c.main()"
+    program = "import os, pwd; from tunesmith.settings import Settings; os.setuid(54321); Settings.read()"
     environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "TUNESMITH_HOME")}
     if os.geteuid():
         pytest.skip("only root can be another user")  # pragma: no cover
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd="/")
-    assert "Traceback" not in shown.stderr and (shown.returncode, "TUNESMITH_HOME" in shown.stderr) == (2, True), shown.stderr
+    last = shown.stderr.strip().splitlines()[-1]
+    assert last.startswith("tunesmith.errors.InvalidSetting: The setting TUNESMITH_HOME = '~/.tunesmith'"), shown.stderr
 
 
 def test_a_full_standard_output_is_a_sentence(home: Path) -> None:
