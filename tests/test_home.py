@@ -327,3 +327,48 @@ def test_a_home_that_is_no_folder_is_told(tmp_path: Path, kind: str) -> None:
         home.symlink_to(tmp_path / ("nowhere/below" if kind == "dangling" else "home"))
     shown = subprocess.run([*CLI, "job", "list"], capture_output=True, text=True, env={**os.environ, "TUNESMITH_HOME": str(home)})
     assert shown.returncode == 1 and shown.stderr.startswith("tunesmith: ") and "Traceback" not in shown.stderr, shown.stderr
+
+
+# ---------------------------------------------------------------- killed at any point
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_a_child_that_is_killed_from_outside_is_started_again_however_often(
+    service: Tunesmith, tuned_base: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Six deaths without a step: more than a job is allowed that dies by itself."""
+    job = service.create("m", str(tuned_base), next_word_rows(1), learning_rate=1e-2, max_epochs=1)
+    start, killed = worker.start_child, []
+
+    def started(*arguments: Any) -> Any:
+        process = start(*arguments)
+        if len(killed) < 2 * worker.DEATHS_LIMIT:
+            os.kill(process.pid, number)
+            killed.append(process.pid)
+        return process
+
+    monkeypatch.setattr(worker, "start_child", started)
+    worker.Worker(Settings.read(), service.store).work_all()
+    done = service.describe(job.id)
+    assert done.status is JobStatus.SUCCEEDED and len(killed) == 6 and done.attempt == 7, done.error
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [("os.kill(os.getpid(), signal.SIGSEGV)", "killed by signal 11"), ("os._exit(3)", "exit code 3")]
+)
+def test_a_child_that_ends_itself_fails_the_job_after_three_times(
+    service: Tunesmith, tuned_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, words: str
+) -> None:
+    (tmp_path / "ends_itself.py").write_text(f"import os, signal\n{code}\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setattr(worker, "VALIDATE", ("validating", "ends_itself"))
+    job = service.create("m", str(tuned_base), next_word_rows(1))
+    worker.Worker(Settings.read(), service.store).work_all()
+    done = service.describe(job.id)
+    assert done.status is JobStatus.FAILED and done.error is not None and done.attempt == worker.DEATHS_LIMIT
+    assert f"died 3 times without getting further (last: {words})" in done.error["message"]
+
+
+def test_a_want_of_memory_is_the_jobs_own_doing() -> None:
+    assert not worker._Death(-signal.SIGKILL, True).from_outside and "no memory left" in str(worker._Death(-signal.SIGKILL, True))
+    assert worker._Death(-signal.SIGKILL, False).from_outside and not worker._Death(-signal.SIGABRT, False).from_outside

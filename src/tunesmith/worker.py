@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import queue
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -112,6 +114,34 @@ def _lock(home: Path, kind: int, tries: int = 1) -> int:
                 raise
             time.sleep(0.1)
     raise AssertionError("tries is at least 1")
+
+
+@dataclass(frozen=True)
+class _Death:
+    """How a child ended without a word."""
+
+    code: int
+    for_memory: bool
+    """Whether the system killed a process for its memory while the child ran."""
+
+    @property
+    def from_outside(self) -> bool:
+        """Somebody, or a shutdown, ended it; a crash, an exit or a want of memory is the job's own doing and would come again."""
+        return -self.code in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP) and not self.for_memory
+
+    def __str__(self) -> str:
+        if self.code >= 0:
+            return f"exit code {self.code}"
+        return f"killed by signal {-self.code}" + (": there was no memory left" if self.for_memory else "")
+
+
+def _oom_kills() -> int:
+    """How many processes this system has killed for want of memory since it started; 0 where it does not tell."""
+    try:
+        found = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.M)
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
 
 
 def start_child(module: str, errors: BinaryIO, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
@@ -227,14 +257,18 @@ class Worker:
                 return job
             if isinstance(ended, TunesmithError):
                 raise ended
-            deaths = deaths + 1 if job.step <= furthest else 1
-            furthest = max(furthest, job.step)
+            if ended.from_outside:
+                if job.attempt > ATTEMPTS_LIMIT:
+                    raise TooManyAttempts(id=job.id, attempts=job.attempt)
+            else:
+                deaths = deaths + 1 if job.step <= furthest else 1
+                furthest = max(furthest, job.step)
             if deaths >= DEATHS_LIMIT:
-                raise ChildDied(phase=phase[0], id=job.id, times=deaths, reason=ended, log=self._log_tail(job))
+                raise ChildDied(phase=phase[0], id=job.id, times=deaths, reason=str(ended), log=self._log_tail(job))
             self._store.warn(job, f"the {phase[0]} process ended ({ended}); started again from its last checkpoint", level="info")
             job = self._store.retry(job)
 
-    def _run_child(self, phase: _Phase, job: Job) -> TunesmithError | str | None:
+    def _run_child(self, phase: _Phase, job: Job) -> "TunesmithError | _Death | None":
         """None when the phase is done or was cancelled, the error that the child told, or how it died."""
         folder = self._settings.job_folder(job.id) / f"attempt-{job.attempt}"
         durable.make_folder(folder)
@@ -251,7 +285,8 @@ class Worker:
         finally:
             _stop(process)
 
-    def _listen(self, process: subprocess.Popen[bytes], job: Job, assignment: child.Assignment) -> TunesmithError | str | None:
+    def _listen(self, process: subprocess.Popen[bytes], job: Job, assignment: child.Assignment) -> "TunesmithError | _Death | None":
+        killed_for_memory = _oom_kills()
         lines = _lines(process, child.send(assignment))
         scribe, ended, beat = _Scribe(self._store, job), None, 0.0
         while True:
@@ -270,7 +305,7 @@ class Worker:
         code = process.wait(STOP_S)
         if ended == "done":
             return None
-        return ended or (f"killed by signal {-code}" if code < 0 else f"exit code {code}")
+        return ended if isinstance(ended, TunesmithError) else _Death(code, _oom_kills() > killed_for_memory)
 
     # ------------------------------------------------------------ ends
 
