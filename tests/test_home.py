@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import tunesmith
 from conftest import next_word_rows
 from tunesmith import Tunesmith, catalog, durable, worker
 from tunesmith.errors import (
@@ -372,3 +373,26 @@ def test_a_child_that_ends_itself_fails_the_job_after_three_times(
 def test_a_want_of_memory_is_the_jobs_own_doing() -> None:
     assert not worker._Death(-signal.SIGKILL, True).from_outside and "no memory left" in str(worker._Death(-signal.SIGKILL, True))
     assert worker._Death(-signal.SIGKILL, False).from_outside and not worker._Death(-signal.SIGABRT, False).from_outside
+
+
+# ---------------------------------------------------------------- many jobs
+
+
+def test_the_newest_jobs_are_listed_and_filters_reach_the_store(service: Tunesmith) -> None:
+    made = [service.create(f"m{i}", "tunesmith-tiny", ROWS, max_epochs=1) for i in range(5)]
+    service.cancel(made[1].id)
+    assert [j.name for j in service.show(newest=2)] == ["m3", "m4"] and [j.name for j in service.show(statuses=[JobStatus.CANCELLED])] == [
+        "m1"
+    ]
+    assert [j.name for j in service.show()] == [f"m{i}" for i in range(5)]
+
+    def listed(*arguments: str) -> tuple[list[str], str, int]:
+        shown = subprocess.run([*CLI, "job", "list", *arguments], capture_output=True, text=True)
+        return [line.split()[-1] for line in shown.stdout.splitlines()], shown.stderr, shown.returncode
+
+    assert listed("--limit", "2") == (["m3", "m4"], "… and 3 before: --all\n", 0)
+    assert listed("--limit", "2", "--all")[0] == [f"m{i}" for i in range(5)] and listed("--status", "cancelled") == (["m1"], "", 0)
+    assert listed("--status", "BUSY")[2] == 2 and "one of PENDING" in listed("--status", "BUSY")[1]
+    with tunesmith.connect() as c:
+        assert c.execute(f"SELECT count(*) FROM tunesmith.metrics_of('{made[0].id}')").fetchall() == [(0,)]
+        assert c.execute("SELECT count(*) FROM tunesmith.row_losses_of('ft_x'), tunesmith.rejections_of('ft_x')").fetchall() == [(0,)]

@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -46,7 +46,7 @@ from tunesmith.errors import (
 from tunesmith.evaluation.card import Facts
 from tunesmith.evaluation.transfer import Transfer
 from tunesmith.evaluation.verdict import Verdict, Word, objection, sentence
-from tunesmith.jobs import Job, Options, model_key
+from tunesmith.jobs import Job, JobStatus, Options, model_key
 from tunesmith.models import certificate
 from tunesmith.models.certificate import Certificate
 from tunesmith.registry import TunedModel
@@ -129,10 +129,10 @@ class Tunesmith:
         worker.ensure(self.settings, self.store)
         return self._hand_out(accepted)
 
-    def show(self) -> list[Job]:
-        """All jobs, the oldest first."""
+    def show(self, *, statuses: Collection[JobStatus] = (), newest: int | None = None) -> list[Job]:
+        """All jobs, or those in some states, or the newest so many of them; the oldest first."""
         worker.ensure(self.settings, self.store)
-        return [self._hand_out(j) for j in self.store.all_jobs()]
+        return [self._hand_out(j) for j in self.store.all_jobs(statuses, newest)]
 
     def describe(self, job_id: str) -> Job:
         """One job as it stands now; UnknownJob otherwise."""
@@ -396,15 +396,16 @@ class Tunesmith:
         """Tokens of a text for this model, its template left out."""
         return len(self._encoder(name).text(text))
 
-    def rows(self, table: str) -> list[dict[str, Any]]:
-        """A table of the store (jobs, metrics, models, rejections, row_losses, usage, events), or `lineage` or `verdicts`."""
+    def rows(self, table: str, job_id: str | None = None) -> list[dict[str, Any]]:
+        """A table of the store (jobs, metrics, models, rejections, row_losses, usage, events), or `lineage` or `verdicts`; of one job where
+        it is named: then no other row is read."""
         made = {"lineage": self._lineage, "verdicts": self._verdicts}
-        return list(made[table]()) if table in made else self.store.rows(table)
+        return list(made[table](job_id)) if table in made else self.store.rows(table, job_id)
 
-    def _lineage(self) -> Iterator[dict[str, Any]]:
+    def _lineage(self, job_id: str | None) -> Iterator[dict[str, Any]]:
         """Which models learned from which rows: a row is known by its content hash, wherever it came from."""
         for model in self.models():
-            if not model.job_id:
+            if not model.job_id or (job_id is not None and model.job_id != job_id):
                 continue
             job = self.store.get(model.job_id)
             refused = {r["row"] for r in self.store.rows("rejections", job.id) if r["part"] == "train"}
@@ -417,8 +418,8 @@ class Tunesmith:
                 if row not in refused:
                     yield {"row_hash": row_hash, "model": model.name, "job_id": job.id, "row": row, "base_model": model.base.name}
 
-    def _verdicts(self) -> Iterator[dict[str, Any]]:
-        for job in self.store.all_jobs():
+    def _verdicts(self, job_id: str | None) -> Iterator[dict[str, Any]]:
+        for job in self.store.all_jobs() if job_id is None else [self.store.get(job_id)]:
             if job.verdict:
                 v = Verdict.from_json(job.verdict)
                 yield {

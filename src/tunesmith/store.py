@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -264,10 +264,20 @@ class JobStore:
         with self._engine.begin() as c:
             return _job(_row(c, job_id))
 
-    def all_jobs(self) -> list[Job]:
-        """All jobs, the newest last."""
+    def all_jobs(self, statuses: Collection[JobStatus] = (), newest: int | None = None) -> list[Job]:
+        """All jobs, or those in some states, or the newest so many of them; the newest last."""
+        query = sa.select(jobs).order_by(jobs.c.sequence.desc()).limit(newest)
+        if statuses:
+            query = query.where(jobs.c.status.in_([s.value for s in statuses]))
         with self._engine.begin() as c:
-            return [_job(r) for r in c.execute(sa.select(jobs).order_by(jobs.c.sequence))]
+            return [_job(r) for r in c.execute(query)][::-1]
+
+    def count_jobs(self, statuses: Collection[JobStatus] = ()) -> int:
+        query = sa.select(sa.func.count()).select_from(jobs)
+        if statuses:
+            query = query.where(jobs.c.status.in_([s.value for s in statuses]))
+        with self._engine.begin() as c:
+            return int(c.scalar(query) or 0)
 
     def request_cancel(self, job_id: str) -> Job:
         """A waiting job is cancelled now; a working one is told by its next heartbeat. Cancelling twice is one cancel."""
@@ -468,7 +478,9 @@ class JobStore:
     def rows(self, table: str, job_id: str | None = None) -> list[dict[str, Any]]:
         """A table of the store as it is, for the SQL views and the exports."""
         query = sa.select(TABLES[table])
-        if job_id is not None:
+        if job_id is not None and table == "jobs":
+            query = query.where(jobs.c.id == job_id)
+        elif job_id is not None:
             query = query.where(TABLES[table].c.job_id == job_id)
         with self._engine.begin() as c:
             return [dict(r._mapping) for r in c.execute(query.order_by(*TABLES[table].primary_key))]

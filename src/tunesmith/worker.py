@@ -33,6 +33,7 @@ from tunesmith.errors import (
     TooManyAttempts,
     TrainingFailed,
     TunesmithError,
+    UnknownJob,
     from_json,
 )
 from tunesmith.evaluation.verdict import objection
@@ -161,7 +162,12 @@ def collect(settings: Settings, job: Job) -> None:
 def sweep(settings: Settings, store: JobStore) -> None:
     """What killed processes left: staging folders of none that is alive, and what jobs that have ended no longer need."""
     durable.sweep_staging(settings.home)
-    for job in store.all_jobs():
+    kept = {folder.parent.parent.name for folder in (settings.home / "jobs").glob("*/attempt-*/*") if folder.is_dir()}
+    for name in sorted(kept):
+        try:
+            job = store.get(f"ft_{name}")
+        except UnknownJob:  # doctor tells of it, and puts it aside
+            continue
         if job.status.is_final:
             collect(settings, job)
 

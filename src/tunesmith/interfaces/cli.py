@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import InvalidOptionValue, TunesmithError
 from tunesmith.jobs import Job, JobStatus, Options, allowed_values
 from tunesmith.words import counted
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tunesmith.service import Tunesmith
 
 JOB_FAILED = 5
+LISTED = 50  # jobs that `job list` shows
 
 app = typer.Typer(
     help="Fine-tune models where your tables are.", add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False
@@ -220,16 +221,32 @@ app.command("tune")(_with_options(_tune))
 
 
 @job_app.command("list")
-def job_list(as_json: Json = False, quiet: Quiet = False) -> None:
-    """All jobs, the newest last."""
-    jobs = _service().show()
+def job_list(
+    everything: Annotated[bool, typer.Option("--all", help="All jobs, not the newest alone.")] = False,
+    status: Annotated[list[str] | None, typer.Option("--status", help="Jobs in this state, such as RUNNING; may be repeated.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="So many of the newest.")] = LISTED,
+    as_json: Json = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """The newest jobs, the newest of them last."""
+    statuses = [_status(s) for s in status or ()]
+    service = _service()
+    jobs = service.show(statuses=statuses, newest=None if everything else limit)
     if as_json:
         print(json.dumps([job_facts(j) for j in jobs]))
         return
     for j in jobs:
         print(j.id if quiet else f"{j.id}  {j.status.value:<13} {100 * j.progress:3.0f} %  {j.base_model:<16} {j.name}")
     if not jobs and not quiet:
-        print("no jobs yet: tunesmith tune --help", file=sys.stderr)
+        print("no such jobs" if statuses else "no jobs yet: tunesmith tune --help", file=sys.stderr)
+    if len(jobs) == limit and not everything and not quiet and (more := service.store.count_jobs(statuses) - limit) > 0:
+        print(f"… and {more:,} before: --all", file=sys.stderr)
+
+
+def _status(word: str) -> JobStatus:
+    try:
+        return JobStatus(word.upper())
+    except ValueError:
+        raise InvalidOptionValue(name="status", value=word, allowed="one of " + ", ".join(JobStatus)) from None
 
 
 @job_app.command("show")

@@ -91,7 +91,7 @@ class _Functions:
             )  # fmt: skip
 
         scalar(f"{OWN}finetune", self._finetune, None, "VARCHAR")
-        scalar(f"{OWN}table", self._table, 1, "VARCHAR")
+        scalar(f"{OWN}table", self._table, 2, "VARCHAR")
         scalar(f"{OWN}audit", self._audit, 5, "VARCHAR")
         scalar(f"{OWN}count_tokens", self._count_tokens, 2, "BIGINT")
         for name, function in (("complete", self._complete), ("try_complete", self._try_complete)):
@@ -184,8 +184,8 @@ class _Functions:
         report = self._service.audit(training, validation, test_data=test, base_model=base_model, encoding=encoding)
         return json.dumps([{k: getattr(f, k) for k in AUDIT_COLUMNS} for f in report.findings])
 
-    def _table(self, name: str) -> str:
-        return json.dumps([TABLES[name][1](row) for row in self._service.rows(TABLES[name][0])], default=str)
+    def _table(self, name: str, job_id: str | None) -> str:
+        return json.dumps([TABLES[name][1](row) for row in self._service.rows(TABLES[name][0], job_id)], default=str)
 
 
 def _prompt(kind: str, text: str | None) -> Any:
@@ -235,7 +235,9 @@ def _macros(taken: set[str]) -> list[str]:
     )
     made.append(f"CREATE MACRO tunesmith.main.row_hash(prompt, completion) AS {B}{ROW_HASH.replace('chr(', B + 'chr(')}")
     for name, (_, _, columns) in TABLES.items():
-        made.append(f"CREATE VIEW tunesmith.main.{name} AS {_view(name, columns)}")
+        made.append(f"CREATE VIEW tunesmith.main.{name} AS {_view(name, columns, 'NULL')}")
+        if "job_id" in columns:  # a filter on the view would come after all its rows were read
+            made.append(f"CREATE MACRO tunesmith.main.{name}_of(job_id) AS TABLE {_view(name, columns, 'job_id')}")
     made.append(f"CREATE VIEW snowflake.account_usage.cortex_fine_tuning_usage_history AS {_USAGE_HISTORY}")
     return made
 
@@ -333,8 +335,8 @@ AUDIT_COLUMNS = {
 }  # fmt: skip
 
 
-def _view(name: str, columns: dict[str, str]) -> str:
-    return _rows_of(f"{OWN}table('{name}')", columns)
+def _view(name: str, columns: dict[str, str], job_id: str) -> str:
+    return _rows_of(f"{OWN}table('{name}', {job_id})", columns)
 
 
 def _rows_of(call: str, columns: dict[str, str]) -> str:
