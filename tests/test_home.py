@@ -21,8 +21,8 @@ from tunesmith.errors import (
     HomeTooNew,
     IdempotencyConflict,
     InvalidModelName,
-    MoreRowsThan,
     QueryRefused,
+    TooManyRows,
     UnreadableSettings,
 )
 from tunesmith.interfaces.doctor import examine
@@ -110,7 +110,7 @@ def test_too_many_rows_are_told_before_they_are_read(service: Tunesmith, tmp_pat
                 yield {"prompt": f"q{i}", "completion": "a"}
 
         data = list(rows())  # fmt: skip
-    with pytest.raises(MoreRowsThan, match=f"more than {2 * small // 10:,} rows"):
+    with pytest.raises(TooManyRows, match=f"More than {2 * (small // 10):,} training rows"):
         service.create("m", "tunesmith-tiny", data, max_epochs=10)
 
 

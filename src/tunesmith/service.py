@@ -36,6 +36,7 @@ from tunesmith.errors import (
     InvalidSchema,
     JobNotInState,
     MissingExtra,
+    MoreRowsThan,
     NotPromoted,
     TooManyRows,
     UnfinishedAnswer,
@@ -484,8 +485,12 @@ class Tunesmith:
         given = {"training": training_data, "validation": validation_data, "test": options.test_data}
         sources = sources_of(given, options.encoding)
         with self._source() as connection:
-            most = UNUSABLE * spec.row_limit // _epochs(options)
-            return snapshot(connection, sources, folder, home=self.settings.home, seed=options.seed, most=most)
+            limit, epochs = spec.row_limit // _epochs(options), _epochs(options)
+            try:
+                return snapshot(connection, sources, folder, home=self.settings.home, seed=options.seed, most=UNUSABLE * limit)
+            except MoreRowsThan as e:
+                rows = f"More than {e.fields['most']}"
+                raise TooManyRows(rows=rows, base_model=spec.name, limit=f"{limit:,}", epochs=epochs) from None
 
     def _check_row_limit(self, spec: catalog.ModelSpec, options: Options, rows: int) -> None:
         epochs = _epochs(options)

@@ -195,7 +195,7 @@ def source_of(part: str, data: Data, encoding: str = "") -> Source | None:
 
 def sources_of(given: Mapping[str, Data], encoding: str = "") -> list[Source]:
     """The data of those parts that were given; OptionNotRead where `encoding` is and no text file is among them."""
-    if not isinstance(given["training"], Iterable) or (isinstance(given["training"], str) and not given["training"].strip()):
+    if given["training"] is None or (isinstance(given["training"], str) and not given["training"].strip()):
         raise QueryRefused(part="training", reason="it is empty", query=str(given["training"] or ""))
     found = [
         source for part, data in given.items() if (source := source_of(part, data, files.checked_encoding(encoding) if encoding else ""))
