@@ -111,7 +111,12 @@ BAD: list[tuple[type[TunesmithError], str, dict[str, Any]]] = [
     (NotADataSource, r"42", {"training_data": 42}),
     (
         TooManyRows,
-        r"200,001 training rows.*66,666 at 3 epochs",
+        r"100,001 training rows.*66,666 at 3 epochs",
+        {"training_data": "SELECT i::VARCHAR AS prompt, 'a' AS completion FROM range(100001) r(i)"},
+    ),
+    (
+        TooManyRows,
+        r"More than 133,332 training rows.*66,666 at 3 epochs",
         {"training_data": "SELECT i::VARCHAR AS prompt, 'a' AS completion FROM range(200001) r(i)"},
     ),
 ]
