@@ -61,7 +61,10 @@ def make_folder(folder: Path, mode: int = 0o700) -> None:
         missing = [p for p in (folder, *folder.parents) if not p.exists()]
         for new in reversed(missing):
             _about_to("make", new)
-            new.mkdir(mode, exist_ok=True)
+            try:
+                new.mkdir(mode, exist_ok=True)
+            except FileNotFoundError as e:  # where nobody can make any, as in /proc
+                raise StorageFailed(path=str(folder), reason=str(e)) from e
             _sync(new.parent)
 
 

@@ -300,8 +300,8 @@ class TemplateTooCostly(Invalid):
 
 
 class ReservedSchemaName(Invalid):
-    """The database has a schema named {name!r}, and so is a database of Tunesmith's own: neither could be named any more. Open it under
-    another name: tunesmith.connect(), then ATTACH the file AS mine, and query mine.{name}."""
+    """The database has a {kind} named {name!r}, and Tunesmith uses that name itself: one would hide the other. Open it under another
+    name: tunesmith.connect(), then ATTACH the file AS mine, and query mine.{name}."""
 
 
 class ReservedDatabaseName(Invalid):

@@ -131,6 +131,8 @@ class Options:
             given = given.to_json()
         if isinstance(given, str):
             given = _json_object(given)
+        if given is not None and not isinstance(given, Mapping):
+            raise InvalidOptions(value=repr(given), reason="not an object")
         known = {f.name: f for f in fields(cls)}
         values: dict[str, Any] = {}
         for name, value in (given or {}).items():

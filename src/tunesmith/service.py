@@ -21,10 +21,10 @@ from tunesmith.data import linear
 from tunesmith.data.audit import AuditReport, audit
 from tunesmith.data.conversation import is_conversation, question
 from tunesmith.data.dataset import Dataset, Snapshot, snapshot
-from tunesmith.data.given import Data, sources_of
+from tunesmith.data.given import SESSION_SQL, Data, Session, session, sources_of
 from tunesmith.data.split import PARTS
 from tunesmith.data.template import Encoder, Messages, PromptTemplate
-from tunesmith.data.text import Broken, value_of
+from tunesmith.data.text import Broken, plain, value_of
 from tunesmith.errors import (
     BaseNotHere,
     DamagedFiles,
@@ -502,8 +502,15 @@ class Tunesmith:
     def _source(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """A cursor of the user's connection, or the database file opened for reading only."""
         if isinstance(self._database, duckdb.DuckDBPyConnection):
-            with self._database.cursor() as cursor:
-                yield cursor
+            known = session.get()
+            if known is None:  # asked from Python; a function within a statement was told
+                known = Session.read(str(self._database.execute(SESSION_SQL).fetchall()[0][0]))
+            token = session.set(known)
+            try:
+                with self._database.cursor() as cursor:
+                    yield cursor
+            finally:
+                session.reset(token)
             return
         path = os.fspath(self._database)
         try:
@@ -553,6 +560,7 @@ def _described(data: Data) -> str:
 
 def _messages(prompt: Any) -> Messages:
     """A prompt in one form: messages as they are, every other value as the text that training would make of it."""
+    prompt = plain(prompt) if not isinstance(prompt, (str, Broken)) else prompt
     if is_conversation(prompt):
         return question(prompt)
     value = value_of(prompt)

@@ -36,6 +36,8 @@ class Settings:
         except (RuntimeError, OSError) as e:  # a user without an entry or a home of his own, a current folder that is gone
             allowed = f"it is a folder of your own ({e})"
             raise InvalidSetting(name="TUNESMITH_HOME", value=named, allowed=allowed) from None
+        if named.encode("utf-8", "replace").decode() != named:
+            raise InvalidSetting(name="TUNESMITH_HOME", value=repr(named), allowed="its name is valid UTF-8")
         store_url = os.environ.get("TUNESMITH_STORE") or f"sqlite:///{quote(str(folder / 'state.db'))}"
         return cls(
             home=folder, store_url=store_url, device=_read("DEVICE", "auto", _device, "auto, cpu, cuda, cuda:0, … or mps"),

@@ -181,13 +181,15 @@ class Worker:
     def run(self) -> None:
         """Work until there was nothing to do for a while."""
         idle_since = time.monotonic()
-        while time.monotonic() - idle_since < self._settings.idle_s:
+        while True:
             job = self._store.claim(self._holder, self._lease_s)
-            if job is None:
-                time.sleep(POLL_S)
-                continue
-            self.work(job)
-            idle_since = time.monotonic()
+            if job is not None:
+                self.work(job)
+                idle_since = time.monotonic()
+            elif time.monotonic() - idle_since >= self._settings.idle_s:
+                return
+            else:
+                time.sleep(min(POLL_S, self._settings.idle_s))
 
     def work_all(self) -> None:
         """Every job that waits now, then return."""

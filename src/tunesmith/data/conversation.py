@@ -6,10 +6,11 @@ assistant take turns (Snowflake, complete-snowflake-cortex). What a base cannot 
 name, never left out.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tunesmith.data.text import is_unicode
+from tunesmith.data.text import is_empty, is_unicode
 from tunesmith.errors import InvalidPrompt
 
 Message = dict[str, Any]
@@ -23,18 +24,36 @@ NOT_SUPPORTED = {
 _KNOWN = {"role", "content", "weight", *NOT_SUPPORTED}
 
 
+def read(text: str) -> Any:
+    """What JSON holds; InvalidPrompt where it is a conversation in which an object has a key twice. ValueError or RecursionError."""
+    found = json.loads(text)
+    if is_conversation(found):
+        json.loads(text, object_pairs_hook=_must_be_distinct)
+    return found
+
+
+def _must_be_distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [k for k, _ in pairs]
+    if twice := next((k for k in keys if keys.count(k) > 1), None):
+        raise InvalidPrompt(reason=f"a message has the key {twice!r:.40} twice")
+    return dict(pairs)
+
+
 def is_conversation(value: Any) -> bool:
     """Whether a list is meant as messages: one of its objects has a role or a content. Other lists are text."""
     return isinstance(value, list) and any(isinstance(m, Mapping) and ("role" in m or "content" in m) for m in value)
 
 
 def question(value: Any) -> list[Message]:
-    """A prompt as COMPLETE takes it (a text, or messages that end with the user's) in one form; InvalidPrompt says what is wrong."""
+    """A prompt as COMPLETE takes it (a text, or messages that end with the user's) in one form; InvalidPrompt says what is wrong.
+
+    A message without a role is the user's (Snowflake, REST inference:complete); training rows must say whose it is.
+    """
     if isinstance(value, str):
         return [{"role": "user", "content": value}]
     if not isinstance(value, list) or not value:
         raise InvalidPrompt(reason=f"{value!r:.100} is neither a text nor a list of messages")
-    messages = [_message(n, m) for n, m in enumerate(value, 1)]
+    messages = [_message(n, {"role": "user", **m} if isinstance(m, Mapping) else m) for n, m in enumerate(value, 1)]
     _must_take_turns(messages)
     if messages[-1]["role"] != "user":
         raise InvalidPrompt(reason=f"the roles are {_roles(messages)}, and the last message must be the user's")
@@ -56,15 +75,16 @@ def lesson(value: Sequence[Any]) -> list[Message]:
     if not learnt:
         raise InvalidPrompt(reason="every answer has weight 0: nothing to learn")
     for n, m in enumerate(messages[: learnt[-1] + 1], 1):
-        if m["role"] != "system" and not m["content"].strip():
+        if m["role"] != "system" and is_empty(m["content"]):
             raise InvalidPrompt(reason=f"message {n} is empty")
     return messages[: learnt[-1] + 1]
 
 
 def unread_keys(value: Any) -> set[str]:
     """Keys of messages that mean nothing here, such as a name or a time: they are not trained on."""
-    messages = value if isinstance(value, list) else []
-    return {str(k) for m in messages if isinstance(m, Mapping) for k, v in m.items() if v is not None} - _KNOWN
+    messages = [m for m in value if isinstance(m, Mapping)] if isinstance(value, list) else []
+    keys = {str(k).encode("utf-8", "backslashreplace").decode() for m in messages for k, v in m.items() if v is not None}
+    return keys - _KNOWN
 
 
 def _message(n: int, m: Any) -> Message:
@@ -73,7 +93,9 @@ def _message(n: int, m: Any) -> Message:
     for key, what in NOT_SUPPORTED.items():
         if m.get(key) not in (None, "", [], {}):
             raise InvalidPrompt(reason=f"message {n} has {key}: {what} are not supported")
-    role = m.get("role") or "user"
+    role = m.get("role")
+    if role is None or role == "":
+        raise InvalidPrompt(reason=f"message {n} has no role")
     if role not in ROLES:
         raise InvalidPrompt(reason=f"message {n} has the role {role!r:.40}, which is none of {', '.join(ROLES)}")
     content = _content(n, m.get("content"))
@@ -101,11 +123,15 @@ def _content(n: int, content: Any) -> str:
 
 def _parts(n: int, content: list[Any]) -> Iterator[str]:
     for part in content:
-        text = part.get("text") if isinstance(part, Mapping) and part.get("type", "text") == "text" else part
-        if not isinstance(text, str):
+        if isinstance(part, Mapping) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
+            if other := [k for k, v in part.items() if k not in ("type", "text") and v is not None]:
+                raise InvalidPrompt(reason=f"message {n} has a part with {other[0]}: only text parts are supported")
+            yield part["text"]
+        elif isinstance(part, str):
+            yield part
+        else:
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
             raise InvalidPrompt(reason=f"message {n} has a part of the type {kind!r:.40}: only text parts are supported")
-        yield text
 
 
 def _must_take_turns(messages: Sequence[Message]) -> None:

@@ -25,7 +25,7 @@ from tunesmith.data import conversation, split
 from tunesmith.data.conversation import Message
 from tunesmith.data.given import Source
 from tunesmith.data.split import PARTS
-from tunesmith.data.text import INVALID, LIST, MISSING
+from tunesmith.data.text import INVALID, LIST, MISSING, is_empty
 from tunesmith.errors import InvalidPrompt, MoreRowsThan, NoUsableRows
 from tunesmith.words import counted
 
@@ -255,7 +255,7 @@ def _judged(source: Source, values: tuple[Any, ...], unread: dict[str, int]) -> 
         parsed = [_parsed(n, v, k, source.is_chat) for n, v, k in zip(names, (first, second), (first_is, second_is), strict=True) if n]
         if not source.is_chat and not any(map(conversation.is_conversation, parsed)):
             return (row, first, second, context, False, first, _empty(first, second)), []
-        if source.is_chat and (tools := next((t for t in ("tools", "functions") if json.loads(context).get(t)), "")):
+        if tools := next((t for t in ("tools", "functions") if _is_something(json.loads(context).get(t))), ""):
             raise InvalidPrompt(reason=f"the row has {tools}: tool calls are not supported")
         messages = parsed[0] if source.is_chat else _joined(parsed, (first, second))
         for key in conversation.unread_keys(messages):
@@ -277,19 +277,27 @@ def _parsed(name: str, text: str | None, kind: str, is_chat: bool) -> Any:
     if kind != LIST and not is_chat:
         return text
     try:
-        return json.loads(text)
+        return conversation.read(text)
     except (ValueError, RecursionError):
+        if not is_chat:  # a list all the same, of numbers that nobody can hold, or too deep to look into: a text
+            return text
         raise InvalidPrompt(reason=f"{name} is no JSON list of messages") from None
+
+
+def _is_something(value: Any) -> bool:
+    return value not in (None, [], {}, "", "[]", "{}", "null")
 
 
 def _joined(parsed: Sequence[Any], texts: Sequence[str]) -> list[Any]:
     """One conversation of prompt and completion, each messages or a text."""
+    if empty := next((name for side, name in zip(parsed, ("prompt", "completion"), strict=True) if side == []), ""):
+        raise InvalidPrompt(reason=f"{empty} is empty")
     sides = zip(parsed, texts, ("user", "assistant"), strict=True)
     return [m for side, text, role in sides for m in (side if conversation.is_conversation(side) else [{"role": role, "content": text}])]
 
 
 def _empty(prompt: str, completion: str) -> str | None:
-    return next((f"{name} is empty" for name, text in (("prompt", prompt), ("completion", completion)) if not text.strip()), None)
+    return next((f"{name} is empty" for name, text in (("prompt", prompt), ("completion", completion)) if is_empty(text)), None)
 
 
 def _key_of(messages: Sequence[Message]) -> str:

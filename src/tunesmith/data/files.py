@@ -13,7 +13,9 @@ import io
 import json
 import lzma
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +27,7 @@ from tunesmith.errors import InvalidOptionValue, NoSuchFile, TwoColumns, Unreada
 Record = dict[str, Value]
 
 ENDINGS = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".gz", ".bz2", ".xz", ".zst", ".txt")
-_QUERY = re.compile(r"\s*(\(|(select|from|with|values|table|describe|show|pivot|unpivot|summarize)\b)", re.IGNORECASE)
+_QUERY = re.compile(r"\s*(\(|--|/\*.*\*/|(select|from|with|values|table|describe|show|pivot|unpivot|summarize)(?=[\s(]))", re.I | re.S)
 _OTHERS = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook", b"SQLite format 3": "a SQLite database", b"%PDF": "a PDF",
     b"ARROW1": "an Arrow file", b"\xd0\xcf\x11\xe0": "an old Office document",
@@ -37,7 +39,7 @@ _MARKS = (
 )  # fmt: skip
 _WANTED = {"prompt", "completion", "messages"}
 _MOST_NUMBERS = 10  # line numbers in an error
-_decoder: Any = json.JSONDecoder()
+_decoder: Any = json.JSONDecoder(parse_int=Raw, parse_float=Raw)  # a number of any length, since its slice is what counts
 _scan, _string = _decoder.scan_once, json.decoder.__dict__["scanstring"]
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -48,7 +50,10 @@ def named(data: str) -> list[Path]:
     name = data.strip().removeprefix("@")
     if not name or (not is_marked and _QUERY.match(name) and not _exists(name)):
         return []
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # a user that is not there
+        raise NoSuchFile(path=name, folder=str(Path.cwd())) from None
     if _exists(str(path)):
         return _inside(path) if path.is_dir() else [path]
     if any(c in name for c in "*?[") and "\n" not in name:
@@ -124,6 +129,9 @@ def records(path: Path, encoding: str = "") -> Iterator[Record]:
 def _opened(path: Path, encoding: str) -> Iterator[io.TextIOWrapper]:
     with _unpacked(path) as binary:
         start = binary.peek(4)[:4]
+        inner = "Parquet" if start == b"PAR1" else next((kind for magic, kind in _PACKED.items() if start.startswith(magic)), "")
+        if inner:
+            raise UnreadableFile(path=str(path), where="", reason=f"it is {inner} packed once more: unpack it first")
         codec = next((codec for mark, codec in _MARKS if start.startswith(mark)), "") or checked_encoding(encoding)
         with io.TextIOWrapper(cast("IO[bytes]", binary), encoding=codec, newline="") as text:
             yield text
@@ -136,8 +144,10 @@ def _unpacked(path: Path) -> Iterator[Any]:
     if kind == "zstd":
         import pyarrow
 
-        with pyarrow.input_stream(str(path), compression="zstd") as stream:
-            yield io.BufferedReader(stream)
+        with pyarrow.input_stream(str(path), compression="zstd") as stream, tempfile.TemporaryFile() as unpacked:
+            shutil.copyfileobj(stream, unpacked)  # it can be read forwards alone
+            unpacked.seek(0)
+            yield unpacked
         return
     opener: Any = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}.get(kind, open)
     with opener(path, "rb") as f:
@@ -162,7 +172,7 @@ def checked_encoding(encoding: str) -> str:
         "".encode(name)
         return codecs.lookup(name).name
     except (LookupError, ValueError):
-        allowed = "a text codec of Python, such as utf-8, latin-1, cp1252 or utf-16"
+        allowed = "a text codec of Python, such as utf-8, latin-1, cp1252 or utf-16-le"
         raise InvalidOptionValue(name="encoding", value=encoding, allowed=allowed) from None
 
 
@@ -182,7 +192,7 @@ def _first(text: io.TextIOWrapper) -> str:
 
 def _undecodable(path: Path, encoding: str, error: UnicodeDecodeError) -> UnreadableFile:
     """Names the first byte that cannot be decoded, and its line."""
-    way_out = "say in which encoding it is with the option encoding, for example latin-1, cp1252 or utf-16"
+    way_out = "say in which encoding it is with the option encoding, for example latin-1, cp1252 or utf-16-le"
     if encoding:
         way_out = "it is in another encoding than the option says"
     codec = codecs.lookup(error.encoding).name

@@ -24,8 +24,8 @@ OWN = f"tunesmith_{uuid.uuid4().hex[:12]}_"
 
 def check_query(connection: duckdb.DuckDBPyConnection, sql: str, part: str) -> str:
     """The query without its semicolon, if it is one SELECT that changes nothing; QueryRefused otherwise."""
-    text = sql.strip().rstrip(";").strip()
-    if not text:
+    text = _without_end(sql)
+    if not text.strip():
         raise QueryRefused(part=part, reason="it is empty", query=sql)
     try:
         tree = syntax_tree(connection, text)
@@ -43,6 +43,22 @@ def check_query(connection: duckdb.DuckDBPyConnection, sql: str, part: str) -> s
         if name in _ACTING or name.startswith(OWN):
             raise QueryRefused(part=part, reason=f"it calls {node['function_name']}", query=sql)
     return text
+
+
+def _without_end(sql: str) -> str:
+    """The statement without the semicolons and comments that follow it; a comment within ends with its line."""
+    end = len(sql)
+    for place, kind in reversed(duckdb.tokenize(sql)):
+        if kind != duckdb.token_type.comment and not sql[place:end].startswith(";"):
+            break
+        end = place
+    return sql[:end].strip()
+
+
+def relations(connection: duckdb.DuckDBPyConnection, text: str) -> set[str]:
+    """The names of tables and views that a query writes without a schema, in lower case."""
+    found = [n for n in _nodes(syntax_tree(connection, text)) if n.get("type") == "BASE_TABLE"]
+    return {str(n["table_name"]).lower() for n in found if not n.get("schema_name")}
 
 
 def check_top_level(connection: duckdb.DuckDBPyConnection, statement: str, verb: str) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,13 +16,14 @@ from typing import Any
 import duckdb
 
 from tunesmith.data import files
-from tunesmith.data.gate import check_query, interruptible, quoted
-from tunesmith.data.text import INVALID, MISSING, B, Broken, Raw, Value, is_unicode, kind_of, sql_kind, sql_text, value_of
+from tunesmith.data.gate import check_query, interruptible, quoted, relations
+from tunesmith.data.text import INVALID, MISSING, B, Broken, Raw, Value, is_missing, is_unicode, kind_of, sql_kind, sql_text, value_of
 from tunesmith.errors import (
     MissingColumns,
     MissingExtra,
     NoSuchTable,
     NotADataSource,
+    NoUsableRows,
     OptionNotRead,
     QueryFailed,
     QueryRefused,
@@ -34,6 +36,47 @@ from tunesmith.errors import (
 Data = Any
 """Training data: a query; a file, a folder or a glob of files (Parquet, CSV, TSV, JSON; also as @path); rows as dictionaries; a
 pandas or Arrow table."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a cursor does not take over from the connection that a user works on."""
+
+    settings: Mapping[str, str] = field(default_factory=dict)
+    variables: Sequence[tuple[str, str, str]] = ()
+    """Name, value as text, type."""
+    temporary: frozenset[str] = frozenset()
+    """Names of temporary tables and views: no other connection sees them."""
+
+    @classmethod
+    def read(cls, text: str) -> "Session":
+        """From what SESSION_SQL gives."""
+        settings, variables, views, tables = json.loads(text)
+        return cls(dict(settings), [tuple(v) for v in variables], frozenset(name.lower() for name in views + tables))
+
+    def apply(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        """Let the cursor read as the user's session does: its schema, time zone, settings and variables."""
+        own = dict(cursor.execute("SELECT name, value FROM duckdb_settings()").fetchall())
+        for name, value in self.settings.items():
+            if value is not None and own.get(name) != value and name != "schema":
+                try:
+                    cursor.execute(f"SET {quoted(name)} = {_text(value)}")
+                except duckdb.Error:  # one that is of the whole database, or cannot be set by its text
+                    continue
+        for name, value, kind in self.variables:
+            cursor.execute(f"SET VARIABLE {quoted(name)} = CAST(? AS {kind})", [value])
+
+
+SESSION_SQL = (
+    "SELECT system.main.to_json(row(" + ", ".join((
+        "(SELECT system.main.list([its.name, its.value]) FROM duckdb_settings() AS its)",
+        "(SELECT coalesce(system.main.list([its.name, its.value, its.type]), []) FROM duckdb_variables() AS its)",
+        "(SELECT coalesce(system.main.list(its.view_name), []) FROM duckdb_views() AS its WHERE its.temporary AND NOT its.internal)",
+        "(SELECT coalesce(system.main.list(its.table_name), []) FROM duckdb_tables() AS its WHERE its.temporary)",
+    )) + "))::VARCHAR"
+)  # fmt: skip
+"""A SELECT of a user's session as JSON; its columns are qualified, since a macro's parameters may be called `name`."""
+session: ContextVar[Session | None] = ContextVar("session", default=None)
 
 PAIR, CHAT = ("prompt", "completion"), ("messages",)
 BATCH = 20_000  # rows of a file held in memory at a time
@@ -106,8 +149,13 @@ class Query(Source):
 
     def stage(self, connection: duckdb.DuckDBPyConnection, file: Path, most: int) -> None:
         with connection.cursor() as cursor:
+            mine = session.get() or Session()
+            mine.apply(cursor)
             cursor.execute("SET python_enable_replacements = false")  # a name in the query is never a variable of this program
             self.sql = check_query(cursor, self.sql, self.part)
+            if hidden := relations(cursor, self.sql) & mine.temporary:
+                reason = f"{', '.join(sorted(hidden))} is a temporary table or view of the session"
+                raise NoSuchTable(part=self.part, reason=reason, query=self.sql)
             cursor.execute("BEGIN TRANSACTION READ ONLY")  # whatever views, macros and query() hide, the database refuses to write
             try:
                 _stage_sql(cursor, self, file, most)
@@ -121,12 +169,28 @@ class ParquetFiles(Source):
 
     def stage(self, connection: duckdb.DuckDBPyConnection, file: Path, most: int) -> None:
         listed = ", ".join(_text(str(p)) for p in self.paths)
-        self.sql = f"SELECT * FROM read_parquet([{listed}], union_by_name = true)"
+        self.sql = f"SELECT * FROM read_parquet([{listed}], union_by_name = true, hive_partitioning = false)"
+        self._check_schemas()
         try:
             with duckdb.connect() as own:
                 _stage_sql(own, self, file, most)
         except QueryFailed as e:
             raise UnreadableFile(path=_listed(self.paths), where="", reason=e.fields["reason"]) from None
+
+    def _check_schemas(self) -> None:
+        """TwoColumns, or UnreadableFile where a column has other types in other files: one of them would be rewritten."""
+        types: dict[str, tuple[str, Path]] = {}
+        for path in self.paths:
+            try:
+                schema = _pyarrow("reading Parquet").parquet.read_schema(path)
+            except Exception as e:  # whatever the library says of a broken file
+                raise UnreadableFile(path=str(path), where="", reason=f"it is no whole Parquet file ({e})") from None
+            _must_be_distinct(self.part, schema.names)
+            for name, kind in zip(schema.names, map(str, schema.types), strict=True):
+                before, where = types.setdefault(name.lower(), (kind, path))
+                if before != kind and name.lower() in (*PAIR, *CHAT):
+                    reason = f"its column {name} is {kind}, and {before} in {where.name}: name them one by one, or cast them in a query"
+                    raise UnreadableFile(path=str(path), where="", reason=reason)
 
 
 @dataclass
@@ -137,6 +201,23 @@ class TextFiles(Source):
     def stage(self, connection: duckdb.DuckDBPyConnection, file: Path, most: int) -> None:
         keys = _stage_records(self, (record for path in self.paths for record in files.records(path, self.encoding)), file, most)
         self.sql = files.as_sql(self.paths, self.encoding, keys)
+
+
+def _must_be_distinct(part: str, names: Sequence[Any]) -> None:
+    for wanted in (*PAIR, *CHAT):
+        if len(same := [str(n) for n in names if str(n).lower() == wanted]) > 1:
+            raise TwoColumns(part=part, name=wanted, columns=same)
+
+
+@dataclass
+class Records(Source):
+    """Rows whose cells are known already."""
+
+    records: Sequence[files.Record] = ()
+
+    def stage(self, connection: duckdb.DuckDBPyConnection, file: Path, most: int) -> None:
+        _stage_records(self, self.records, file, most)
+        self.sql = f"SELECT * FROM {self.part}_data"
 
 
 @dataclass
@@ -158,6 +239,8 @@ class Frame(Source):
 
     def stage(self, connection: duckdb.DuckDBPyConnection, file: Path, most: int) -> None:
         self.sql = f"SELECT * FROM {self.part}_data"
+        names = getattr(self.frame, "column_names", None) or getattr(getattr(self.frame, "schema", None), "names", None)
+        _must_be_distinct(self.part, names if isinstance(names, (list, tuple)) else [])
         with duckdb.connect() as own:
             try:
                 own.register(f"{self.part}_data", self.frame)
@@ -180,7 +263,7 @@ def source_of(part: str, data: Data, encoding: str = "") -> Source | None:
         if not paths:
             return Query(part, text)
         return ParquetFiles(part, paths=paths) if files.are_parquet(paths) else TextFiles(part, paths=paths, encoding=encoding)
-    if type(data).__module__.startswith("pandas."):
+    if type(data).__module__.partition(".")[0] == "pandas":
         return _of_pandas(part, data)
     if isinstance(data, Mapping):
         raise NotADataSource(value=f"one dictionary with the keys {', '.join(map(str, data))}")
@@ -211,25 +294,52 @@ def _of_pandas(part: str, frame: Any) -> Source:
         raise NotADataSource(value=f"a {type(frame).__name__} of pandas, not a DataFrame")
     pyarrow = _pyarrow("tuning on a pandas frame")
     names = [str(c) for c in frame.columns]
+    _must_be_distinct(part, names)
     columns = [frame.iloc[:, i] for i in range(len(names))]
-    try:
-        arrays = [_arrow_of(pyarrow, column) for column in columns]
-    except (pyarrow.ArrowException, UnicodeError, TypeError, ValueError):
-        found = Columns.among(part, names)
-        named = {**found.others, **found.wanted}
-        lists = {name: columns[i].astype(object).tolist() for name, i in named.items()}
-        return Rows(part, rows=[dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)])
-    return Frame(part, frame=pyarrow.Table.from_arrays(arrays, names=names))
+    arrays = [_arrow_of(pyarrow, part, column) for column in columns]
+    if all(a is not None for a in arrays):
+        return Frame(part, frame=pyarrow.Table.from_arrays(arrays, names=names))
+    cells = [_cells(part, c) if a is None else _typed_cells(pyarrow, a) for a, c in zip(arrays, columns, strict=True)]
+    distinct = files.distinct(names)
+    return Records(part, records=[dict(zip(distinct, row, strict=True)) for row in zip(*cells, strict=True)])
 
 
-def _arrow_of(pyarrow: Any, column: Any) -> Any:
-    """NaN, NaT and NA as missing, in object columns too. TypeError where values are of several types."""
+def _arrow_of(pyarrow: Any, part: str, column: Any) -> Any:
+    """The column as Arrow has it, NaN, NaT and NA as missing; None for Python's own objects, whose type the database would guess."""
+    if str(column.dtype).startswith("Sparse"):
+        column = column.sparse.to_dense()
     if column.dtype == object:
-        kinds = {type(v) for v in column.tolist() if v is not None and v == v and type(v).__name__ not in ("NAType", "NaTType")}
+        kinds = {type(v) for v in column.tolist() if not is_missing(v)}
         if kinds - {str}:
-            raise TypeError("a column of Python objects")
-        return pyarrow.array(column.tolist(), pyarrow.string(), from_pandas=True)
-    return pyarrow.Array.from_pandas(column)
+            return None
+    elif str(column.dtype).startswith(("period", "interval", "complex")):
+        where = f" in the column {column.name} of the {part} data"
+        raise UnreadableValue(value=repr(next(iter(column), None))[:100], type=str(column.dtype), where=where)
+    try:
+        if column.dtype == object:
+            return pyarrow.array([None if is_missing(v) else v for v in column.tolist()], pyarrow.string())
+        return pyarrow.Array.from_pandas(column)
+    except (pyarrow.ArrowException, UnicodeError, TypeError, ValueError):
+        return None
+
+
+def _cells(part: str, column: Any) -> list[Value]:
+    found: list[Value] = []
+    for n, value in enumerate(column.tolist(), 1):
+        try:
+            found.append(value_of(value))
+        except UnreadableValue as e:
+            raise UnreadableValue(**{**e.fields, "where": f" in row {n}, column {column.name} of the {part} data"}) from None
+    return found
+
+
+def _typed_cells(pyarrow: Any, array: Any) -> list[Value]:
+    """What the database makes of a column of one type."""
+    with duckdb.connect() as own:
+        own.register("typed", pyarrow.table({"x": array}))
+        found = own.execute(f"SELECT {sql_text('x')}, {sql_kind('x')}, json_type(to_json(x)) FROM typed").fetchall()
+    texts = ("VARCHAR", None)
+    return [None if kind == MISSING else Broken() if kind == INVALID else t if json in texts else Raw(t) for t, kind, json in found]
 
 
 def _pyarrow(what: str) -> Any:
@@ -303,6 +413,8 @@ def _records(part: str, rows: Iterable[Mapping[Any, Any]]) -> Iterator[files.Rec
     for n, row in enumerate(rows, 1):
         record: files.Record = {}
         for key, value in row.items():
+            if str(key) in record:
+                raise TwoColumns(part=part, name=str(key), columns=[repr(k) for k in row if str(k) == str(key)])
             try:
                 record[str(key)] = value_of(value)
             except UnreadableValue as e:
@@ -330,6 +442,8 @@ def _stage_records(source: Source, records: Iterable[files.Record], file: Path, 
                 writer.write_table(pyarrow.table(batch, schema))
                 batch = {name: [] for name in schema.names}
         writer.write_table(pyarrow.table(batch, schema))
+    if not keys:
+        raise NoUsableRows(part=source.part, rows=0, reasons="it has no rows")
     columns = Columns.among(source.part, list(keys))
     source.is_chat = columns.is_chat
     _choose_columns(file, columns)

@@ -85,7 +85,7 @@ def _fill(sizes: Sequence[int], share: int) -> list[int]:
 def warnings(counts: Mapping[str, int], found: Mapping[str, Plan]) -> Iterator[str]:
     """What must be told about the sizes of the parts."""
     total = sum(counts[p] for p in PARTS)
-    if total < FEW_ROWS:
+    if total < FEW_ROWS and set(found) == {"training"}:
         yield f"only {counted(total, 'usable row')}: a few hundred are a good start; below {FEW_ROWS} none is held out to measure on"
         return
     for source, plan in found.items():

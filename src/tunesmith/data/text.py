@@ -13,9 +13,10 @@ A list with an object that has a `role` or a `content` is a conversation (`conve
 
 import json
 import os
+import re
 import threading
 from collections.abc import Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -78,7 +79,9 @@ def value_of(value: Any) -> Value:
         return value if is_unicode(value) else Broken()
     if is_missing(value):
         return None
-    value = _plain(value)
+    value = plain(value)
+    if isinstance(value, str):
+        return value
     if isinstance(value, bytes):
         try:
             return value.decode()
@@ -87,7 +90,10 @@ def value_of(value: Any) -> Value:
     if isinstance(value, (bool, int, float)):
         return Raw(scalar(value))
     if isinstance(value, (dict, list)):
-        text = to_json(value)
+        try:
+            text = to_json(value)
+        except (TypeError, ValueError, RecursionError, OverflowError) as e:
+            raise UnreadableValue(value=f"{type(value).__name__} ({e})", type=type(value).__name__, where="") from None
         return Raw(text) if is_unicode(text) else Broken()
     return scalar(value)
 
@@ -104,19 +110,41 @@ def scalar(value: Any) -> str:
     """A number, boolean, date, … as text."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, (int, float, UUID)):
-        return str(value)
     try:
-        return _cast(value, os.getpid())
+        if isinstance(value, (int, float, UUID, str)):
+            return str(value)
+        return _cast(value)
     except Exception:
-        raise UnreadableValue(value=repr(value)[:100], type=type(value).__name__, where="") from None
+        raise UnreadableValue(value=_shown(value), type=type(value).__name__, where="") from None
 
 
-@lru_cache(maxsize=10_000)
-def _cast(value: Any, process: int) -> str:
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)[:100]
+    except ValueError:  # a number of too many digits
+        return "of too many digits"
+
+
+_casts: dict[tuple[type, str], str] = {}
+"""Texts by type and spelling: equal values, such as 1.5 and 1.50, may have other ones."""
+
+
+def _cast(value: Any) -> str:
+    key = type(value), repr(value)
+    if key not in _casts:
+        with _one_at_a_time:
+            [(text,)] = _instance(os.getpid()).execute("SELECT CAST(? AS VARCHAR)", [value]).fetchall()
+        if len(_casts) > 10_000:
+            _casts.clear()
+        _casts[key] = str(text)
+    return _casts[key]
+
+
+def _nanoseconds(text: str) -> str:
+    """A time to the nanosecond, which Python has no type for."""
     with _one_at_a_time:
-        [(text,)] = _instance(process).execute("SELECT CAST(? AS VARCHAR)", [value]).fetchall()
-    return str(text)
+        [(found,)] = _instance(os.getpid()).execute("SELECT CAST(CAST(? AS TIMESTAMP_NS) AS VARCHAR)", [text]).fetchall()
+    return str(found)
 
 
 _one_at_a_time = threading.Lock()
@@ -136,11 +164,11 @@ def to_json(value: Any) -> str:
 def _for_json(value: Any) -> Any:
     if is_missing(value):
         return None
-    plain = _plain(value)
-    return plain if isinstance(plain, (list, dict, str, int, float, bool)) else scalar(plain)
+    found = plain(value)
+    return found if isinstance(found, (list, dict, str, int, float, bool)) else scalar(found)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Arrays, tuples and numbers of NumPy as Python's own; frozen mappings as dictionaries."""
     if isinstance(value, Mapping):
         return {str(k): v for k, v in value.items()}
@@ -148,10 +176,19 @@ def _plain(value: Any) -> Any:
         return list(value)
     if isinstance(value, (bytearray, memoryview)):
         return bytes(value)
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    if kind in "mMf" and kind and getattr(value, "ndim", 0):  # each element by its own rule
+        return list(value)
+    if kind == "M":
+        return _nanoseconds(str(value))
+    if kind == "m":
+        return value.astype("timedelta64[us]").tolist()
+    if kind == "f" and type(value).__name__ != "float64":
+        return Raw(str(value))  # the shortest text of its own precision
     if hasattr(value, "tolist"):  # numpy arrays and scalars
         return value.tolist()
     if hasattr(value, "to_pydatetime"):
-        return value.to_pydatetime()
+        return _nanoseconds(str(value)) if getattr(value, "nanosecond", 0) and value.tzinfo is None else value.to_pydatetime()
     return value
 
 
@@ -165,8 +202,16 @@ def is_missing(value: Any) -> bool:
         return True
     try:
         return bool(value != value)  # only what is no number differs from itself
-    except (TypeError, ValueError):
+    except Exception:  # whatever a type says to being compared
         return False
+
+
+_SOMETHING = re.compile(r"[^\t\n\f\r ]")
+
+
+def is_empty(text: str) -> bool:
+    """Whether a text has nothing but the spaces that SQL's own pattern takes for such."""
+    return _SOMETHING.search(text) is None
 
 
 def is_unicode(text: str) -> bool:

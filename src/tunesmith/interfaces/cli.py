@@ -478,9 +478,11 @@ def complete(
             print(piece, end="", flush=True)
         print()
         return
-    answers = iter(_service().complete(model, [p for p in asked if p.strip()], **options))
+    from tunesmith.data.text import is_empty
+
+    answers = iter(_service().complete(model, [p for p in asked if not is_empty(p)], **options))
     nothing: dict[str, Any] = {"text": "", "prompt_tokens": 0, "completion_tokens": 0, "stopped": True, "ids": ()}
-    found = [asdict(next(answers)) if p.strip() else nothing for p in asked]
+    found = [nothing if is_empty(p) else asdict(next(answers)) for p in asked]
     if as_json:
         _print_json([{"prompt": p, **c} for p, c in zip(asked, found, strict=True)])
         return
@@ -491,6 +493,8 @@ def complete(
 def _lines_of_input(encoding: str) -> list[str]:
     from tunesmith.data.files import decoded
 
+    if sys.stdin is None:  # closed by who called
+        return []
     lines = decoded(sys.stdin.buffer.read(), encoding).split("\n")
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 

@@ -10,21 +10,23 @@ import json
 import os
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
 
-from tunesmith.data.conversation import is_conversation
+from tunesmith.data.conversation import is_conversation, read
 from tunesmith.data.dataset import ROW_HASH
 from tunesmith.data.gate import OWN, check_top_level
+from tunesmith.data.given import SESSION_SQL, Session, session
 from tunesmith.data.text import INVALID, LIST, MISSING, B, Broken, sql_cell
 from tunesmith.errors import InvalidCall, InvalidOptions, ReservedDatabaseName, ReservedSchemaName, TunesmithError
 from tunesmith.interfaces.contract import cancelled, completion_object, description, listing
 from tunesmith.jobs import Options
-from tunesmith.service import Tunesmith
+from tunesmith.service import Tunesmith, database_error
 
 
 def connect(
@@ -38,10 +40,13 @@ def connect(
     name = Path(os.fspath(database)).stem.lower()
     if name in ("snowflake", "tunesmith", "temp", "system"):
         raise ReservedDatabaseName(name=Path(os.fspath(database)).name)
-    connection = duckdb.connect(os.fspath(database), **options)
+    try:
+        connection = duckdb.connect(os.fspath(database), **options)
+    except duckdb.Error as e:
+        raise database_error(os.fspath(database), e) from None
     _close_at_exit(connection)
     try:
-        _must_not_hide_schemas(connection)
+        _must_not_hide_ours(connection)
     except ReservedSchemaName:
         connection.close()
         raise
@@ -49,11 +54,18 @@ def connect(
     return connection
 
 
-def _must_not_hide_schemas(connection: duckdb.DuckDBPyConnection) -> None:
-    """ReservedSchemaName where the user has a schema that is named like one of our databases: both would be ambiguous."""
-    sql = "SELECT schema_name FROM duckdb_schemas() WHERE database_name = current_database() AND schema_name IN ('snowflake', 'tunesmith')"
-    for (name,) in connection.execute(sql).fetchall():
-        raise ReservedSchemaName(name=name)
+def _must_not_hide_ours(connection: duckdb.DuckDBPyConnection) -> None:
+    """ReservedSchemaName where the user has a schema that is named like one of our databases, since both would be ambiguous, or a macro in
+    the place of a function that literals and operators call, whose name nothing can qualify."""
+    schemas = "SELECT schema_name FROM duckdb_schemas() WHERE database_name = current_database()"
+    macros = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE database_name = current_database() AND NOT internal"
+    for kind, sql, ours in (("schema", schemas, {"snowflake", "tunesmith"}), ("macro", macros, _UNQUALIFIED)):
+        for (name,) in connection.execute(sql).fetchall():
+            if name.lower() in ours:
+                raise ReservedSchemaName(kind=kind, name=name)
+
+
+_UNQUALIFIED = {"list_value", "struct_pack", "struct_extract", "array_extract", "->>", "->", "count_star", "to_years", "to_hours", "row"}
 
 
 def _users_own(connection: duckdb.DuckDBPyConnection) -> set[str]:
@@ -92,7 +104,7 @@ class _Functions:
 
         scalar(f"{OWN}finetune", self._finetune, None, "VARCHAR")
         scalar(f"{OWN}table", self._table, 2, "VARCHAR")
-        scalar(f"{OWN}audit", self._audit, 5, "VARCHAR")
+        scalar(f"{OWN}audit", self._audit, 6, "VARCHAR")
         scalar(f"{OWN}count_tokens", self._count_tokens, 2, "BIGINT")
         for name, function in (("complete", self._complete), ("try_complete", self._try_complete)):
             self._connection.create_function(  # type: ignore[call-overload]
@@ -104,14 +116,17 @@ class _Functions:
 
     # ------------------------------------------------------------ FINETUNE
 
-    def _finetune(self, statement: str, *given: Any) -> str:
+    def _finetune(self, statement: str, of_session: str, *given: Any) -> str:
         arguments = [None if a is None else json.loads(a) for a in given]
         verb = str(arguments[0]).upper() if arguments else ""
         match verb, len(arguments):
             case "CREATE", 4 | 5 | 6:
                 self._must_stand_alone(statement, verb)
                 name, base_model, training, validation, options = (*arguments[1:], None, None)[:5]
-                return self._create(str(name), str(base_model), str(training), validation, options)
+                if name is None or base_model is None:
+                    raise InvalidCall(call=tuple(arguments))
+                with _told(of_session):
+                    return self._create(str(name), str(base_model), str(training or ""), validation, options)
             case "SHOW", 1:
                 return listing(self._service.show())
             case "DESCRIBE", 2:
@@ -123,7 +138,8 @@ class _Functions:
 
     def _create(self, name: str, base_model: str, training: str, validation: str | None, options: Any) -> str:
         """`options` is JSON text, as SQL users write it, or an object, as Snowflake's Python client sends it."""
-        return self._service.create(name, base_model, training, validation or None, **Options.parse(options or {}).to_json()).id
+        asked = Options.parse(options if options is not None else {}).to_json()
+        return self._service.create(name, base_model, training, validation or None, **asked).id
 
     def _must_stand_alone(self, statement: str, verb: str) -> None:
         with self._connection.cursor() as cursor:
@@ -180,12 +196,23 @@ class _Functions:
 
     # ------------------------------------------------------------ tables
 
-    def _audit(self, training: str, validation: str | None, test: str | None, base_model: str, encoding: str) -> str:
-        report = self._service.audit(training, validation, test_data=test, base_model=base_model, encoding=encoding)
+    def _audit(self, of_session: str, training: str, validation: str | None, test: str | None, base_model: str, encoding: str) -> str:
+        with _told(of_session):
+            report = self._service.audit(training, validation, test_data=test, base_model=base_model, encoding=encoding)
         return json.dumps([{k: getattr(f, k) for k in AUDIT_COLUMNS} for f in report.findings])
 
     def _table(self, name: str, job_id: str | None) -> str:
         return json.dumps([TABLES[name][1](row) for row in self._service.rows(TABLES[name][0], job_id)], default=str)
+
+
+@contextmanager
+def _told(of_session: str) -> Iterator[None]:
+    """The session in which a statement runs: while it does, nobody else can ask its connection."""
+    token = session.set(Session.read(of_session))
+    try:
+        yield
+    finally:
+        session.reset(token)
 
 
 def _prompt(kind: str, text: str | None) -> Any:
@@ -193,7 +220,10 @@ def _prompt(kind: str, text: str | None) -> Any:
     if kind == INVALID:
         return Broken()
     if kind == LIST and text is not None:
-        found = json.loads(text)
+        try:
+            found = read(text)
+        except (ValueError, RecursionError):  # too deep, or of numbers that nobody can hold: no messages
+            return text
         return found if is_conversation(found) else text
     return text
 
@@ -221,8 +251,8 @@ def parse_object(text: str | None) -> dict[str, Any]:
 
 def _macros(taken: set[str]) -> list[str]:
     """The statements that give the functions their public names; the short ones but those that are taken."""
-    made = ["ATTACH ':memory:' AS snowflake", "CREATE SCHEMA snowflake.cortex", "CREATE SCHEMA snowflake.account_usage",
-            "ATTACH ':memory:' AS tunesmith"]  # fmt: skip
+    made = ["ATTACH ':memory:' AS snowflake (READ_WRITE)", "CREATE SCHEMA snowflake.cortex", "CREATE SCHEMA snowflake.account_usage",
+            "ATTACH ':memory:' AS tunesmith (READ_WRITE)"]  # fmt: skip
     for kind, place in (("MACRO", "snowflake.cortex."), ("TEMP MACRO", "")):
         for name, overloads in MACROS.items():
             if not place and name in taken:
@@ -231,7 +261,7 @@ def _macros(taken: set[str]) -> list[str]:
     made.append(
         "CREATE MACRO tunesmith.main.audit(training_data, validation_data := NULL, test_data := NULL, base_model := 'tunesmith-tiny', "
         "encoding := '') "
-        f"AS TABLE {_rows_of(OWN + 'audit(training_data, validation_data, test_data, base_model, encoding)', AUDIT_COLUMNS)}"
+        f"AS TABLE {_rows_of(_AUDIT, AUDIT_COLUMNS)}"
     )
     made.append(f"CREATE MACRO tunesmith.main.row_hash(prompt, completion) AS {B}{ROW_HASH.replace('chr(', B + 'chr(')}")
     for name, (_, _, columns) in TABLES.items():
@@ -240,6 +270,9 @@ def _macros(taken: set[str]) -> list[str]:
             made.append(f"CREATE MACRO tunesmith.main.{name}_of(job_id) AS TABLE {_view(name, columns, 'job_id')}")
     made.append(f"CREATE VIEW snowflake.account_usage.cortex_fine_tuning_usage_history AS {_USAGE_HISTORY}")
     return made
+
+
+_AUDIT = f"{OWN}audit(({SESSION_SQL}), training_data, validation_data, test_data, base_model, encoding)"
 
 
 def _json(name: str) -> str:
@@ -261,11 +294,15 @@ _COMPLETE = {
     ]
     for name, function in (("complete", f"{B}{OWN}complete"), ("try_complete", f"{B}{OWN}try_complete"))
 }
+
+
+def _finetune(parameters: list[str]) -> str:
+    call = f"{B}{OWN}finetune({B}current_query(), ({SESSION_SQL}), {', '.join(map(_json, parameters))})"
+    return _overload(parameters, call)
+
+
 MACROS: dict[str, list[str]] = {
-    "finetune": [
-        _overload(_FINETUNE_ARGUMENTS[:n], f"{B}{OWN}finetune({B}current_query(), {', '.join(map(_json, _FINETUNE_ARGUMENTS[:n]))})")
-        for n in range(1, 7)
-    ],
+    "finetune": [_finetune(_FINETUNE_ARGUMENTS[:n]) for n in range(1, 7)],
     **_COMPLETE,
     "ai_complete": [_overload(
         ["model", "prompt", "model_parameters := NULL", "response_format := NULL", "show_details := false"],
@@ -347,7 +384,8 @@ def _rows_of(call: str, columns: dict[str, str]) -> str:
 
 # Snowflake, account-usage/cortex_fine_tuning_usage_history: training only, by base model and the hour in which jobs ended.
 _USAGE_HISTORY = """
-SELECT date_trunc('hour', ended_at) AS START_TIME, date_trunc('hour', ended_at) + INTERVAL 1 HOUR AS END_TIME, base_model AS MODEL_NAME,
+SELECT system.main.date_trunc('hour', ended_at) AS START_TIME,
+       system.main.date_trunc('hour', ended_at) + INTERVAL 1 HOUR AS END_TIME, base_model AS MODEL_NAME,
        sum(credits) AS TOKEN_CREDITS, sum(input_tokens)::BIGINT AS TOKENS
 FROM tunesmith.main.usage WHERE kind = 'training' AND ended_at > now()::TIMESTAMP - INTERVAL 1 YEAR GROUP BY ALL
 """
