@@ -21,7 +21,8 @@ from tunesmith.data import linear
 from tunesmith.data.audit import AuditReport, audit
 from tunesmith.data.conversation import is_conversation, question
 from tunesmith.data.dataset import Dataset, Snapshot, snapshot
-from tunesmith.data.given import SESSION_SQL, Data, Session, session, sources_of
+from tunesmith.data.given import Data, sources_of
+from tunesmith.data.session import SESSION_SQL, Session, session
 from tunesmith.data.split import PARTS
 from tunesmith.data.template import Encoder, Messages, PromptTemplate
 from tunesmith.data.text import Broken, plain, value_of

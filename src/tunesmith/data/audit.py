@@ -19,6 +19,7 @@ import duckdb
 from tunesmith.catalog import ModelSpec
 from tunesmith.data import linear
 from tunesmith.data.dataset import NORMAL, ROW_HASH, collect
+from tunesmith.data.gate import literal
 from tunesmith.data.given import Source, TextFiles
 from tunesmith.data.minhash import near_duplicates
 from tunesmith.data.personal import DETECTORS
@@ -298,7 +299,7 @@ class _Audit:
                 rows += [row] if good else []
             chain = {c: c for c in TEXTS}
             for run in sorted(mended, key=len, reverse=True)[:100]:
-                chain = {c: f"replace({e}, {_text(run)}, {_text(mended[run])})" for c, e in chain.items()}
+                chain = {c: f"replace({e}, {literal(run)}, {literal(mended[run])})" for c, e in chain.items()}
             yield from self._finding(
                 "mojibake", "warning", source, rows,
                 "[row|rows] in the wrong encoding, such as " + ", ".join(f"{k!r} for {v!r}" for k, v in list(mended.items())[:3]),
@@ -369,7 +370,7 @@ class _Audit:
                 yield from self._finding(
                     "personal_data", "warning", source, rows, f"[row|rows] with personal data: {d.kind}",
                     "a tuned model can repeat it to anyone who asks; mask it",
-                    replace=tuple((c, f"regexp_replace({c}, {_text(d.pattern)}, '{mask}', 'g')") for c in TEXTS),
+                    replace=tuple((c, f"regexp_replace({c}, {literal(d.pattern)}, '{mask}', 'g')") for c in TEXTS),
                 )  # fmt: skip
 
     def _templates(self) -> Iterator[Finding]:
@@ -393,7 +394,7 @@ class _Audit:
                     "prompt_prefix", "warning", source, others,
                     f"[prompt does|prompts do] not begin with {prefix[:60]!r} as the other {n - len(others)} do",
                     "a model asked in another form than it learnt answers worse; bring all prompts to one form",
-                    keep=f"starts_with(prompt, {_text(prefix)})",
+                    keep=f"starts_with(prompt, {literal(prefix)})",
                 )  # fmt: skip
 
     def _common_prefix(self, source: str, n: int) -> str:
@@ -673,7 +674,3 @@ def _agreed(n: int, message: str) -> str:
     """The beginning of a message is ours, what follows a quote or a colon may be the user's."""
     ours = min((message.find(c) for c in ":'" if c in message), default=len(message))
     return agreed(n, message[:ours]) + message[ours:]
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"

@@ -118,6 +118,11 @@ def interruptible(connection: duckdb.DuckDBPyConnection, work: Callable[[], Any]
     return result
 
 
+def literal(value: str) -> str:
+    """A text as SQL writes it."""
+    return "'" + value.replace("'", "''") + "'"
+
+
 def quoted(name: str) -> str:
     """A name as SQL takes any."""
     return '"' + name.replace('"', '""') + '"'

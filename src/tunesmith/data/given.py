@@ -7,7 +7,6 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Any
 import duckdb
 
 from tunesmith.data import files
-from tunesmith.data.gate import check_query, interruptible, quoted, relations
+from tunesmith.data.gate import check_query, interruptible, literal, quoted, relations
+from tunesmith.data.session import Session, session
 from tunesmith.data.text import INVALID, MISSING, B, Broken, Raw, Value, is_missing, is_unicode, kind_of, sql_kind, sql_text, value_of
 from tunesmith.errors import (
     MissingColumns,
@@ -37,46 +37,6 @@ Data = Any
 """Training data: a query; a file, a folder or a glob of files (Parquet, CSV, TSV, JSON; also as @path); rows as dictionaries; a
 pandas or Arrow table."""
 
-
-@dataclass(frozen=True)
-class Session:
-    """What a cursor does not take over from the connection that a user works on."""
-
-    settings: Mapping[str, str] = field(default_factory=dict)
-    variables: Sequence[tuple[str, str, str]] = ()
-    """Name, value as text, type."""
-    temporary: frozenset[str] = frozenset()
-    """Names of temporary tables and views: no other connection sees them."""
-
-    @classmethod
-    def read(cls, text: str) -> "Session":
-        """From what SESSION_SQL gives."""
-        settings, variables, views, tables = json.loads(text)
-        return cls(dict(settings), [tuple(v) for v in variables], frozenset(name.lower() for name in views + tables))
-
-    def apply(self, cursor: duckdb.DuckDBPyConnection) -> None:
-        """Let the cursor read as the user's session does: its schema, time zone, settings and variables."""
-        own = dict(cursor.execute("SELECT name, value FROM duckdb_settings()").fetchall())
-        for name, value in self.settings.items():
-            if value is not None and own.get(name) != value and name != "schema":
-                try:
-                    cursor.execute(f"SET {quoted(name)} = {_text(value)}")
-                except duckdb.Error:  # one that is of the whole database, or cannot be set by its text
-                    continue
-        for name, value, kind in self.variables:
-            cursor.execute(f"SET VARIABLE {quoted(name)} = CAST(? AS {kind})", [value])
-
-
-SESSION_SQL = (
-    "SELECT system.main.to_json(row(" + ", ".join((
-        "(SELECT system.main.list([its.name, its.value]) FROM duckdb_settings() AS its)",
-        "(SELECT coalesce(system.main.list([its.name, its.value, its.type]), []) FROM duckdb_variables() AS its)",
-        "(SELECT coalesce(system.main.list(its.view_name), []) FROM duckdb_views() AS its WHERE its.temporary AND NOT its.internal)",
-        "(SELECT coalesce(system.main.list(its.table_name), []) FROM duckdb_tables() AS its WHERE its.temporary)",
-    )) + "))::VARCHAR"
-)  # fmt: skip
-"""A SELECT of a user's session as JSON; its columns are qualified, since a macro's parameters may be called `name`."""
-session: ContextVar[Session | None] = ContextVar("session", default=None)
 
 PAIR, CHAT = ("prompt", "completion"), ("messages",)
 BATCH = 20_000  # rows of a file held in memory at a time
@@ -168,7 +128,7 @@ class ParquetFiles(Source):
     paths: Sequence[Path] = ()
 
     def stage(self, connection: duckdb.DuckDBPyConnection, file: Path, most: int) -> None:
-        listed = ", ".join(_text(str(p)) for p in self.paths)
+        listed = ", ".join(literal(str(p)) for p in self.paths)
         self.sql = f"SELECT * FROM read_parquet([{listed}], union_by_name = true, hive_partitioning = false)"
         self._check_schemas()
         try:
@@ -362,7 +322,7 @@ def _stage_sql(connection: duckdb.DuckDBPyConnection, source: Source, file: Path
         source.is_chat = columns.is_chat
         types = [str(t) for t in found.types]
         values = ", ".join(f"{sql_text(f'#{i + 1}')} AS {w}, {sql_kind(f'#{i + 1}')} AS {w}_is" for w, i in columns.wanted.items())
-        others = ", ".join(f"{_text(name)}: {_plain(f'#{i + 1}', types[i])}" for name, i in columns.others.items())
+        others = ", ".join(f"{literal(name)}: {_plain(f'#{i + 1}', types[i])}" for name, i in columns.others.items())
         context = f"{B}to_json({{{others}}})::VARCHAR" if others else "'{}'"
         odd = {w: i for w, i in columns.wanted.items() if types[i] != "VARCHAR" and not source.is_chat}
         before = "".join(f", CAST(#{i + 1} AS VARCHAR) AS {w}_was" for w, i in odd.items())
@@ -390,10 +350,6 @@ def _not_text(file: Path, wanted: str, column: str, kind: str) -> NotText:
 
 def _plain(column: str, kind: str) -> str:
     return f"CAST({column} AS VARCHAR)" if kind == "BLOB" else column
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
 
 
 def _listed(paths: Sequence[Path]) -> str:
@@ -501,7 +457,7 @@ def _choose_columns(file: Path, columns: Columns) -> None:
     context = "context"
     if extra:
         added = ", ".join(
-            f"{_text(name)}, CASE WHEN {low}_is = '{MISSING}' THEN NULL WHEN {low}_is = '{INVALID}' THEN '?' ELSE {low} END"
+            f"{literal(name)}, CASE WHEN {low}_is = '{MISSING}' THEN NULL WHEN {low}_is = '{INVALID}' THEN '?' ELSE {low} END"
             for name, low in extra.items()
         )
         context = f"CAST(json_merge_patch(CAST(context AS JSON), json_object({added})) AS VARCHAR)"
@@ -509,6 +465,6 @@ def _choose_columns(file: Path, columns: Columns) -> None:
     part = f"{file}.part"
     with duckdb.connect() as own:
         own.execute(
-            f"COPY (SELECT row, {kept}, {context} AS context FROM read_parquet({_text(part)})) TO {_text(str(file))} (FORMAT parquet)"
+            f"COPY (SELECT row, {kept}, {context} AS context FROM read_parquet({literal(part)})) TO {literal(str(file))} (FORMAT parquet)"
         )
     Path(part).unlink()

@@ -21,7 +21,7 @@ import numpy as np
 from tunesmith.data.conversation import is_conversation, read
 from tunesmith.data.dataset import ROW_HASH
 from tunesmith.data.gate import OWN, check_top_level
-from tunesmith.data.given import SESSION_SQL, Session, session
+from tunesmith.data.session import SESSION_SQL, Session, session
 from tunesmith.data.text import INVALID, LIST, MISSING, B, Broken, sql_cell
 from tunesmith.errors import InvalidCall, InvalidOptions, ReservedDatabaseName, ReservedSchemaName, TunesmithError
 from tunesmith.interfaces.contract import cancelled, completion_object, description, listing
