@@ -4,6 +4,7 @@ A base is named by its entry in catalog.toml, by a local folder (written with a 
 hub. Nothing is ever downloaded: the weights are bundled, in the home's `bases/`, in the hub's own cache, or in a folder.
 """
 
+import errno
 import hashlib
 import math
 import os
@@ -157,18 +158,21 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 def prices(home: Path) -> dict[str, dict[str, float]]:
     """Credits per million tokens: the user's table over the shipped one."""
     table: dict[str, dict[str, float]] = tomllib.loads(files("tunesmith").joinpath("prices.toml").read_text())
-    own = home / "prices.toml"
-    if own.is_file():
-        for name, row in _own_prices(own).items():
-            table[name] = {**table.get(name, {}), **row}
+    for name, row in _own_prices(home / "prices.toml").items():
+        table[name] = {**table.get(name, {}), **row}
     return table
 
 
 def _own_prices(file: Path) -> dict[str, dict[str, float]]:
-    """The table that a person wrote: [base], then training and inference in credits per million tokens. UnreadableSettings otherwise."""
+    """The table that a person wrote: [base], then training and inference in credits per million tokens; none where there is no file.
+    UnreadableSettings where it cannot be used."""
     try:
         table = tomllib.loads(file.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
     except (OSError, ValueError) as e:
+        if isinstance(e, OSError) and e.errno == errno.ENAMETOOLONG:  # the home's name: told where the home is made
+            return {}
         raise UnreadableSettings(file=str(file), reason=str(e)) from None
     for name, row in table.items():
         if not isinstance(row, dict):
