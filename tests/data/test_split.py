@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tunesmith.data import split
 from tunesmith.data.split import EXACT, FEW_ROWS, NEAR, PARTS, Plan
+from tunesmith.words import counted
 
 SIZES = st.one_of(
     st.lists(st.integers(1, 3), min_size=1, max_size=200), st.lists(st.integers(1, 60), min_size=1, max_size=60),
@@ -43,7 +44,9 @@ def test_parts_are_as_near_their_shares_as_whole_groups_allow(sizes: list[int]) 
     assert not enough or all(counts["validation"] + s > plan.validation for s in rest), "nothing that fits is left in train"
     told = list(split.warnings(counts, {"training": plan}))
     for part, share in (("verdict", plan.verdict), ("validation", plan.validation)):
-        assert any(w.startswith(f"{part} has {counts[part]} of the {share} rows") for w in told) is (counts[part] < NEAR * share)
+        assert any(w.startswith(f"{part} has {counts[part]} of the {counted(share, 'row')} meant") for w in told) is (
+            counts[part] < NEAR * share
+        )
 
 
 @pytest.mark.parametrize("of_one_prompt", [0, 10, 40, 60, 79, 80, 85, 90, 95, 99, 100])

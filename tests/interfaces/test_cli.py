@@ -10,7 +10,7 @@ import pytest
 import typer.testing
 
 from tunesmith import Tunesmith, worker
-from tunesmith.errors import Conflict, Invalid, NotFound
+from tunesmith.errors import Conflict, Invalid, NotFound, OptionNotRead
 from tunesmith.interfaces import cli
 
 ROWS = "SELECT 'q' || i AS prompt, 'a' AS completion FROM range(20) r(i)"
@@ -232,3 +232,8 @@ def test_a_terminal_without_the_characters_gets_their_numbers(home: Path, flag: 
     found = subprocess.run([*command, *([flag] if flag else [])], capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert found.returncode == 0 and found.stdout.isascii()
     assert not flag or json.loads(found.stdout)[0]["prompt"] == "Zürich 😀"
+
+
+def test_an_encoding_that_nothing_reads_is_an_error() -> None:
+    with pytest.raises(OptionNotRead, match="the prompts are arguments"):
+        call("complete", "tunesmith-tiny", "hi", "--encoding", "latin-1")

@@ -350,3 +350,13 @@ def test_every_json_column_can_be_read_with_its_arrow(home: Path, tuned_base: Pa
         assert read >= 9
         assert c.execute("SELECT context ->> 'id' FROM tunesmith.rejections").fetchall() == [("7",)]
         assert c.execute("SELECT resolved -> 'learn' ->> 'value' FROM tunesmith.jobs").fetchall() == [("all",)]
+
+
+@pytest.mark.parametrize("value", ["'yes'", "1", "NULL", "false"])
+def test_show_details_is_true_or_false(connection: duckdb.DuckDBPyConnection, value: str) -> None:
+    ask = f"SELECT AI_COMPLETE('tunesmith-tiny', 'hi', model_parameters := {{'max_tokens': 1}}, show_details := {value})"
+    if value in ("NULL", "false"):
+        assert "choices" not in one(connection, ask)
+    else:
+        with pytest.raises(duckdb.Error, match="show_details"):
+            one(connection, ask)

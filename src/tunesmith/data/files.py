@@ -47,7 +47,8 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 def named(data: str) -> list[Path]:
     """The files that a text names: a file, a folder's files or a glob's; none where it is a query. NoSuchFile where a file is meant."""
     is_marked = data.lstrip().startswith("@")
-    name = data.strip().removeprefix("@")
+    name = data.lstrip().removeprefix("@")
+    name = name if _exists(name) else name.strip()  # a name may end with a space
     if not name or (not is_marked and _QUERY.match(name) and not _exists(name)):
         return []
     try:

@@ -359,7 +359,7 @@ def _listed(paths: Sequence[Path]) -> str:
 def _first_line(e: Exception) -> str:
     """What DuckDB says, without the statement that it repeats."""
     lines = [line.strip() for line in re.split(r"\n\s*LINE \d+:", str(e))[0].splitlines()]
-    return " ".join(line for line in lines if line)
+    return " ".join(line for line in lines if line).rstrip(" .!")
 
 
 # ---------------------------------------------------------------- from records

@@ -91,10 +91,10 @@ def warnings(counts: Mapping[str, int], found: Mapping[str, Plan]) -> Iterator[s
     for source, plan in found.items():
         for part, share in (("verdict", plan.verdict), ("validation", plan.validation)):
             if share and counts[part] < NEAR * share:
+                sizes = f"train {counts['train']}, validation {counts['validation']}, verdict {counts['verdict']}"
                 yield (
-                    f"{part} has {counts[part]} of the {share} rows meant for it, since rows with equal prompts stay together and the "
-                    f"groups of the {source} query do not divide so: train {counts['train']}, validation {counts['validation']}, "
-                    f"verdict {counts['verdict']}"
+                    f"{part} has {counts[part]} of the {counted(share, 'row')} meant for it, since rows with equal prompts stay together "
+                    f"and the groups of the {source} data do not divide so: {sizes}"
                 )
     if not counts["verdict"]:
         yield "no verdict rows: the tuned model will not be compared with its base"

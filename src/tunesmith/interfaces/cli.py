@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunesmith.errors import InvalidOptionValue, TunesmithError
+from tunesmith.errors import InvalidOptionValue, OptionNotRead, TunesmithError
 from tunesmith.jobs import Job, JobStatus, Options, allowed_values
 from tunesmith.words import counted
 
@@ -471,6 +471,8 @@ def complete(
     as_json: Json = False,
 ) -> None:
     """Answer each prompt, one line each; on a terminal a single answer appears as it is written. An empty line is answered by one."""
+    if prompts and encoding:
+        raise OptionNotRead(name="encoding", value=encoding, readers="standard input", here="the prompts are arguments")
     asked = prompts or _lines_of_input(encoding)
     options: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
     if len(asked) == 1 and sys.stdout.isatty() and not as_json:

@@ -23,7 +23,7 @@ from tunesmith.data.dataset import ROW_HASH
 from tunesmith.data.gate import OWN, check_top_level
 from tunesmith.data.session import SESSION_SQL, Session, session
 from tunesmith.data.text import INVALID, LIST, MISSING, B, Broken, sql_cell
-from tunesmith.errors import InvalidCall, InvalidOptions, ReservedDatabaseName, ReservedSchemaName, TunesmithError
+from tunesmith.errors import InvalidCall, InvalidOptions, InvalidOptionValue, ReservedDatabaseName, ReservedSchemaName, TunesmithError
 from tunesmith.interfaces.contract import cancelled, completion_object, description, listing
 from tunesmith.jobs import Options
 from tunesmith.service import Tunesmith, database_error
@@ -165,6 +165,8 @@ class _Functions:
             if model is not None and prompt is not None and prompt[0] != MISSING:
                 groups.setdefault(tuple(asked), []).append(i)
         for (options, response_format, details), places in groups.items():
+            if details not in ("true", "false", "null", None):
+                raise InvalidOptionValue(name="show_details", value=details, allowed="true or false")
             pairs = [(str(rows[i][0]), _prompt(*rows[i][1])) for i in places]
             found = self._ask(pairs, (options, response_format), details == "true", strict)
             for i, answer in zip(places, found, strict=True):

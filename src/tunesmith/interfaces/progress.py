@@ -72,8 +72,8 @@ def _clock(seconds: float) -> str:
 
 
 def _text(service: Tunesmith, job: Job, rate: _Rate) -> str:
-    if doing := doing_text(job):
-        return doing
+    if job.status is JobStatus.EVALUATING:
+        return doing_text(job) or "the models are loaded"
     if not job.total_steps:
         return ""
     metric = service.store.last_metric(job.id)
