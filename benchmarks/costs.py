@@ -28,6 +28,7 @@ from offtheshelf import Peer, Setting
 from train import RANK, config_of
 
 COUNTS, MANY = (100, 1000, 10_000), 100_000
+FROZEN = 100_000
 LENGTHS = (128, 512, 2048)
 TUNESMITH = [sys.executable, "-m", "tunesmith.interfaces.cli"]
 
@@ -96,6 +97,23 @@ def many_rows() -> dict[str, Any]:
         return {"rows": MANY, "create_s": created, "validating_s": planned, "trainer_mb": peak}
 
 
+def frozen() -> dict[str, float]:
+    """Seconds of a CREATE of so many rows, from a table and from files; the median of three, cancelled each time."""
+    chance = random.Random(0)
+    words = [f"word{i}" for i in range(5000)]
+    rows = [(f"{i} " + " ".join(chance.choices(words, k=12)), chance.choice(words)) for i in range(FROZEN)]
+    with a_home(rows) as service, tempfile.TemporaryDirectory() as folder:
+        with duckdb.connect(os.fspath(service._database)) as c:
+            for kind in ("csv", "json"):
+                c.execute(f"COPY t TO '{folder}/rows.{kind}'")
+        sources = {"a table": QUERY, "CSV": f"{folder}/rows.csv", "JSON lines": f"{folder}/rows.json"}
+        return {name: statistics.median(seconds(lambda d=data: _frozen(service, d)) for _ in range(3)) for name, data in sources.items()}
+
+
+def _frozen(service: Any, data: str) -> None:
+    service.cancel(service.create("m", "tunesmith-tiny", data, max_epochs=1).id)
+
+
 def _children_of(module: str) -> list[int]:
     found = subprocess.run(["pgrep", "-f", module], capture_output=True, text=True).stdout.split()
     return [int(p) for p in found]
@@ -155,6 +173,9 @@ def tables(f: dict[str, Any]) -> dict[str, str]:
     m = f["many"]
     rows += ["", f"{m['rows']:,} made-up rows are frozen in {m['create_s']:.1f} s and planned (every row encoded, every `auto` decided) in "
              f"{m['validating_s']:.1f} s; at its first steps the trainer has used {m['trainer_mb']:,.0f} MB at most."]  # fmt: skip
+    if f.get("frozen"):
+        told = ", ".join(f"{s:.1f} s from {name}" for name, s in f["frozen"].items())
+        rows += ["", f"A CREATE of {FROZEN:,} rows takes {told}."]
     lengths = ["| tokens a row | ours, ms per 1,000 tokens | fair peer | times |", "|---|---|---|---|"]
     lengths += [
         f"| {x['length']:,} | {x['ours_ms_per_1000_tokens']:.0f} | {x['peer_ms_per_1000_tokens']:.0f} | {x['ratio']:.2f} |"
@@ -168,13 +189,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
-    parser.add_argument("--parts", nargs="+", default=["starts", "lengths", "rows", "many"], help="the others keep what was recorded")
+    parser.add_argument(
+        "--parts", nargs="+", default=["starts", "lengths", "rows", "many", "frozen"], help="the others keep what was recorded"
+    )
     args = parser.parse_args()
     os.environ["TUNESMITH_THREADS"] = str(args.threads)
     rows = banking77(args.data)
     measure: dict[str, Callable[[], Any]] = {
         "starts": lambda: starts(rows), "lengths": lambda: [length_cost(n, args.threads) for n in LENGTHS],
-        "rows": lambda: [rows_cost(rows[:n]) for n in COUNTS], "many": many_rows,
+        "rows": lambda: [rows_cost(rows[:n]) for n in COUNTS], "many": many_rows, "frozen": frozen,
     }  # fmt: skip
     before = marked.results().get("costs", {"found": {}})["found"]
     found = {**before, "threads": args.threads, **{part: measure[part]() for part in args.parts}}
