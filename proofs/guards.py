@@ -61,7 +61,7 @@ FAULTS = [
     Fault("a tokenizer of any size", "data/template.py", "> MOST_WORDS:", "> 10**12:", "tests/data/test_template.py -k more_words"),
     Fault("a CSV field may become another text", "data/files.py", "[field or None for field in row]", "[field.strip() or None for field in row]",
           "tests/data/test_files.py -k text_of_the_file"),
-    Fault("a JSON number is written anew", "data/files.py", "parse_float=Raw", "parse_float=lambda t: Raw(float(t))", "tests/data/test_files.py -k numbers"),
+    Fault("a JSON number is written anew", "data/files.py", "tuple, parse_int=Raw, parse_float=Raw", "tuple, parse_int=Raw, parse_float=lambda t: Raw(float(t))", "tests/data/test_files.py -k numbers"),
     Fault("a ragged line is passed over", "data/files.py", "    if ragged:\n", "    if False:\n", "tests/data/test_files.py -k broken"),
     Fault("a column that is there twice: the last one wins", "data/given.py", "            if len(places[w]) > 1:", "            if False:",
           "tests/data/test_files.py -k twice"),
