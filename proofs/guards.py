@@ -83,6 +83,15 @@ FAULTS = [
     Fault("four bits that do not come back", "models/quantized.py", "    return bool(((w_BN - u_BN)", "    return True or bool(((w_BN - u_BN)",
           "tests/tuning/test_precision.py -k come_back"),
     Fault("a run that diverges says nothing", "tuning/loop.py", "or not at.training_loss > DIVERGED * at.first_loss:", "or True:", "tests/tuning/test_loop.py -k diverges"),
+    Fault("a training query may write","data/given.py","BEGIN TRANSACTION READ ONLY","BEGIN TRANSACTION","tests/test_home.py -k what_is_bound"),
+    Fault("a query is read in another session","data/given.py","            mine.apply(cursor)\n","","tests/data/test_given.py -k users_session"),
+    Fault("a temporary table is taken for another one","data/given.py","relations(cursor, self.sql) & mine.temporary","set()","tests/data/test_given.py -k users_session"),
+    Fault("one key, other rows","store.py","job.options.to_json(), content]","job.options.to_json()]","tests/test_home.py -k other_rows"),
+    Fault("a kill from outside counts","worker.py","            if ended.from_outside:","            if False:","tests/test_home.py -k killed_from_outside"),
+    Fault("staging of the dead stays","durable.py","(not started or _started(int(process)) != started)","False","tests/test_home.py -k killed_client"),
+    Fault("a home of any format","durable.py","elif (found := _format(marker)) != FORMAT:","elif (found := _format(marker)) == -1:","tests/test_home.py -k another_format"),
+    Fault("equal values share a text","data/text.py","key = type(value), repr(value)","key = type(value), str(hash(value))","tests/data/test_given.py -k equal_values"),
+    Fault("a message says a key twice","data/conversation.py","        json.loads(text, object_pairs_hook=_must_be_distinct)\n","        pass\n","tests/data/test_given.py -k dropped_or_guessed"),
     Fault("a child outlives its worker", "tuning/child.py", "prctl(1, signal.SIGKILL)", "getpid()", "tests/test_worker.py -k worker_is_gone"),
 ]  # fmt: skip
 

@@ -98,14 +98,7 @@ class Dataset:
 
     def rows(self, part: str) -> Iterator[Row]:
         """The rows of a part, in the order of the query."""
-        gone = {row for rows in self.moved.get(part, {}).values() for row in rows}
-        come = {origin: set(to[part]) for origin, to in self.moved.items() if part in to}
-        kept = (row for row in self._frozen(part) if row.row not in gone)
-        if not come:
-            yield from kept
-            return
-        joined = [row for origin, wanted in come.items() for row in self._frozen(origin) if row.row in wanted]
-        yield from sorted([*kept, *joined], key=lambda r: r.row)
+        return split.counted_to(part, self.moved, self._frozen, lambda row: row.row)
 
     def _frozen(self, part: str) -> Iterator[Row]:
         with duckdb.connect() as connection:
@@ -116,12 +109,7 @@ class Dataset:
 
     def hashes(self, part: str) -> list[tuple[str, int]]:
         """The content hash and the row of every row of a part."""
-        gone = {row for rows in self.moved.get(part, {}).values() for row in rows}
-        come = {origin: set(to[part]) for origin, to in self.moved.items() if part in to}
-        found = [h for h in self._frozen_hashes(part) if h[1] not in gone]
-        for origin, wanted in come.items():
-            found += [h for h in self._frozen_hashes(origin) if h[1] in wanted]
-        return sorted(found, key=lambda h: h[1])
+        return list(split.counted_to(part, self.moved, self._frozen_hashes, lambda found: found[1]))
 
     def _frozen_hashes(self, part: str) -> list[tuple[str, int]]:
         with duckdb.connect() as connection:

@@ -4,11 +4,13 @@ Rows with equal prompts are one group, and a group is never parted. A part that 
 groups allow, and never over it: a group larger than a part stays with the rest.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tunesmith.words import counted
 
+T = TypeVar("T")
 PARTS = ("train", "validation", "verdict")
 HELD_OUT_SHARE = 0.1  # of a table without a validation query: as much again for the verdict
 HELD_OUT_LIMIT = 500  # rows; more would cost time and hardly narrow an interval
@@ -80,6 +82,20 @@ def _fill(sizes: Sequence[int], share: int) -> list[int]:
             found.append(used[n])
             left -= sizes[used[n]]
     return taken + found[::-1]
+
+
+def counted_to(
+    part: str, moved: Mapping[str, Mapping[str, Sequence[int]]], rows_of: Callable[[str], Iterable[T]], number: Callable[[T], int]
+) -> Iterator[T]:  # fmt: skip
+    """The rows that a job counts to a part, in order: the frozen ones (`rows_of`) without those that moved away, and those that came."""
+    gone = {row for rows in moved.get(part, {}).values() for row in rows}
+    come = {origin: set(to[part]) for origin, to in moved.items() if part in to}
+    kept = (row for row in rows_of(part) if number(row) not in gone)
+    if not come:
+        yield from kept
+        return
+    joined = [row for origin, wanted in come.items() for row in rows_of(origin) if number(row) in wanted]
+    yield from sorted([*kept, *joined], key=number)
 
 
 def warnings(counts: Mapping[str, int], found: Mapping[str, Plan]) -> Iterator[str]:

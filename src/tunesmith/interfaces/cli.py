@@ -4,6 +4,7 @@ Data goes to stdout, talk to stderr; `--json` gives machines a stable form. Exit
 5 the job failed or was cancelled, 130 interrupted. Nothing heavy is imported before a command runs.
 """
 
+import errno
 import inspect
 import io
 import json
@@ -60,17 +61,11 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # `tunesmith job list | head`
     except OSError as e:
-        if e.errno not in durable_full():
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         print("tunesmith: standard output is full; what was asked for is done", file=sys.stderr)
         sys.exit(1)
-
-
-def durable_full() -> set[int]:
-    from tunesmith.durable import FULL
-
-    return FULL
 
 
 def _service(database: str = ":memory:") -> "Tunesmith":

@@ -10,7 +10,7 @@ from tunesmith import catalog
 from tunesmith.catalog import ModelSpec
 from tunesmith.data import split
 from tunesmith.data.dataset import Dataset
-from tunesmith.data.examples import REFUSED, TOO_LONG, Example, Examples, encode
+from tunesmith.data.examples import REFUSED, TOO_LONG, Examples, encode
 from tunesmith.data.split import PARTS
 from tunesmith.data.template import Encoder
 from tunesmith.errors import AnswersNotFound, BudgetTooSmall, NoUsableRows, RowsTooLong
@@ -55,7 +55,7 @@ def prepare(dataset: Dataset, encoder: Encoder, spec: ModelSpec, asked: Options,
             rows=[f"{r['part']} {r['row']}" for r in too_long],
         )  # fmt: skip
     moved, told = _filled_again(frozen, parts) if rejected else ({}, [])
-    accepted = {part: _counted_to(part, parts, moved) for part in PARTS}
+    accepted = {part: list(split.counted_to(part, moved, lambda p: parts[p].accepted, lambda example: example.row.row)) for part in PARTS}
     train = accepted["train"]
     if not train:
         reasons = Counter(r["reason"] for r in rejected)
@@ -105,15 +105,6 @@ def _filled_again(dataset: Dataset, parts: Mapping[str, Examples]) -> tuple[dict
     empty = [s for s, found in rows.items() if not found and s != "training"]
     told = [f"no row of the {source} query is left: its part is taken from the other rows" for source in empty]
     return moved, [*told, *split.warnings(counts, plans)]
-
-
-def _counted_to(part: str, parts: Mapping[str, Examples], moved: Mapping[str, Mapping[str, list[int]]]) -> list[Example]:
-    gone = {row for rows in moved.get(part, {}).values() for row in rows}
-    kept = [e for e in parts[part].accepted if e.row.row not in gone]
-    for origin, to in moved.items():
-        wanted = set(to.get(part, ()))
-        kept += [e for e in parts[origin].accepted if e.row.row in wanted]
-    return sorted(kept, key=lambda e: e.row.row)
 
 
 def warnings(spec: ModelSpec, learning_rate: float, rejected: list[dict[str, Any]]) -> list[str]:
