@@ -13,10 +13,11 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from test_store import url
-from tunesmith import store as store_module
+from tunesmith import schema
 from tunesmith.errors import StoreTooNew
 from tunesmith.jobs import JobStatus
-from tunesmith.store import MIGRATIONS, REVISION, JobStore, metadata
+from tunesmith.schema import MIGRATIONS, REVISION, metadata
+from tunesmith.store import JobStore
 
 __all__ = ["url"]  # the fixture: an empty store on each database
 FIXTURES = sorted((Path(__file__).parent / "fixtures").glob("store-*.sql"))
@@ -66,10 +67,10 @@ def test_a_store_of_an_earlier_release_opens_and_its_jobs_go_on(fixture: Path, t
     store.close()
 
 
-THIRD = """
+FOURTH = """
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision = "0003", "0002"
+revision, down_revision = "0004", "0003"
 def upgrade():
     op.add_column("jobs", sa.Column("colour", sa.String(), nullable=True))
     op.execute("UPDATE jobs SET name = upper(name)")
@@ -84,12 +85,12 @@ def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def release(then: str) -> None:
         folder = tmp_path / "migrations"
         (folder / "versions").mkdir(parents=True, exist_ok=True)
-        ours = Path(store_module.__file__).parent / "migrations"
+        ours = Path(schema.__file__).parent / "migrations"
         for name in ("env.py", *(f"versions/{f.name}" for f in (ours / "versions").glob("0*.py"))):
             (folder / name).write_text((ours / name).read_text())
-        (folder / "versions" / "0003_third.py").write_text(THIRD.format(then=then))
-        monkeypatch.setattr(store_module, "MIGRATIONS", str(folder))
-        monkeypatch.setattr(store_module, "REVISION", "0003")
+        (folder / "versions" / "0004_fourth.py").write_text(FOURTH.format(then=then))
+        monkeypatch.setattr(schema, "MIGRATIONS", str(folder))
+        monkeypatch.setattr(schema, "REVISION", "0004")
 
     return release
 
@@ -114,10 +115,10 @@ def test_an_upgrade_happens_whole_or_not_at_all(url: str, next_release: Any) -> 
     next_release("raise RuntimeError('the power went')")
     with pytest.raises(RuntimeError, match="power"):
         JobStore(url)
-    assert columns(url) == ("0002", False, ["kept"]), "nothing of it stayed"
+    assert columns(url) == ("0003", False, ["kept"]), "nothing of it stayed"
     next_release("pass")
     JobStore(url).close()
-    assert columns(url) == ("0003", True, ["KEPT"])
+    assert columns(url) == ("0004", True, ["KEPT"])
 
 
 def test_a_newer_store_is_refused_and_left_alone(url: str) -> None:

@@ -156,7 +156,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert known.attempt != job.attempt
             return
         assert known.attempt == job.attempt
-        if status in MOVES[known.status]:
+        if known.status in WORKING and status in MOVES[known.status]:  # a worker's word moves only what a worker holds
             known.status = status
 
     @rule(held=held)

@@ -13,9 +13,11 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from test_store import MODEL, USED, Clock, new_job
+from tunesmith import schema
 from tunesmith.errors import JobAlreadyFinished, JobNotInState, LeaseLost
 from tunesmith.jobs import MOVES, WORKING, JobStatus
-from tunesmith.store import JobStore, jobs, models, usage
+from tunesmith.schema import jobs, models, usage
+from tunesmith.store import JobStore
 
 S = JobStatus
 WORKERS = ("a", "b")
@@ -160,9 +162,10 @@ def lay(store: JobStore, clock: Clock, job_id: str, world: World) -> None:
         c.execute(models.delete())
         c.execute(usage.delete())
         c.execute(jobs.update().values(status=one.status.value, attempt=one.attempt, holder=one.holder, boot="boot-1" if one.holder else "",
-                                       lease_until=clock.at + 30 if one.lease else clock.at - 1))  # fmt: skip
+                                       lease_until=clock.at + 30 if one.lease else clock.at - 1, seal=None))  # fmt: skip
         if one.models:
             c.execute(models.insert().values(**MODEL, job_id=job_id, line="m", version=1, is_current=True, created_at=0.0))
+        schema.seal_all(c)
 
 
 def do(store: JobStore, clock: Clock, job_id: str, world: World, act: Act) -> str:

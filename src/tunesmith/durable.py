@@ -15,8 +15,9 @@ import shutil
 import stat
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ observer: Callable[[str, Path], None] | None = None
 raising OSError, or keep what a power cut would leave."""
 
 MANIFEST = "MANIFEST.json"
+MARKER = "FORMAT"  # of a home: its format, its identity, where it is
 FORMAT = 1
 MOST_FILES = 2000  # of a published folder
 RESERVE_MB = 64  # kept free, so that the store itself can still be written
@@ -38,21 +40,49 @@ FAILED = {
 """What a disk, or the limits of this process, can say at any write. A sync that failed is never tried again: its folder is abandoned."""
 
 
-def open_home(home: Path) -> None:
-    """Make the home folder and its tmp/ (same file system, so that a rename is atomic)."""
-    make_folder(home / "tmp")
-    marker = home / "FORMAT"
+def open_home(home: Path) -> dict[str, Any]:
+    """Make the home folder and its tmp/ (same file system, so that a rename is atomic); what its marker says: id, its identity, and place,
+    where it was when that was written. HomeTooNew where the marker is of another format."""
+    if not (home / "tmp").is_dir():
+        make_folder(home / "tmp")
+    marker = home / MARKER
     if not marker.exists():
-        write_json(marker, {"format": FORMAT})
-    elif (found := _format(marker)) != FORMAT:
-        raise HomeTooNew(home=str(home), found=found, known=FORMAT)
+        _write_first(marker, {"format": FORMAT, "id": new_identity(), "place": str(home)})
+    found = read_marker(home)
+    if found.get("format") != FORMAT:
+        raise HomeTooNew(home=str(home), found=found.get("format", "that cannot be read"), known=FORMAT)
+    if not isinstance(found.get("id"), str):  # written before homes had an identity
+        at = home.stat()
+        digest = hashlib.sha256(f"{home} {at.st_dev} {at.st_ino}".encode()).hexdigest()
+        found |= {"id": digest[:32], "place": str(home)}
+        if os.access(home, os.W_OK):
+            write_json(marker, found)
+    return found
 
 
-def _format(marker: Path) -> Any:
+def new_identity() -> str:
+    return uuid.uuid4().hex
+
+
+def read_marker(home: Path) -> dict[str, Any]:
+    """What a home says of itself; empty where that cannot be read."""
     try:
-        return json.loads(marker.read_bytes())["format"]
-    except (ValueError, KeyError, TypeError, OSError, RecursionError):
-        return "that cannot be read"
+        found = json.loads((home / MARKER).read_bytes())
+    except (ValueError, OSError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write_first(path: Path, value: Any) -> None:
+    """A small file, unless another process wrote it first: that one stays."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    with typed_errors(path):
+        _write_synced(part, json.dumps(value, indent=1, allow_nan=False))
+        _about_to("replace", path)
+        with suppress(FileExistsError):
+            os.link(part, path)
+        part.unlink()
+        _sync(path.parent)
 
 
 def make_folder(folder: Path, mode: int = 0o700) -> None:
@@ -130,6 +160,70 @@ def unowned_staging(home: Path) -> list[Path]:
 def sweep_staging(home: Path) -> None:
     for folder in unowned_staging(home):
         remove(folder)
+
+
+OWNER = ".of-"  # before the name of the process that makes or removes a folder: a file in it
+
+
+@contextmanager
+def making(folder: Path) -> Iterator[None]:
+    """A folder under its final name that means nothing before the store tells of it. Where that fails it is removed; where its process is
+    killed, `abandoned` knows it."""
+    try:
+        make_folder(folder)
+        owner = _own(folder)
+        yield
+    except BaseException:
+        remove(folder)
+        raise
+    owner.unlink(missing_ok=True)
+
+
+@contextmanager
+def removing(folder: Path) -> Iterator[None]:
+    """Remove a folder once the store tells of it no more. Where that fails it stays; where this process is killed, `abandoned` knows it."""
+    owner = _own(folder) if folder.is_dir() else None
+    try:
+        yield
+    except BaseException:
+        if owner is not None:
+            owner.unlink(missing_ok=True)
+        raise
+    remove(folder)
+
+
+def _own(folder: Path) -> Path:
+    owner = folder / f"{OWNER}{os.getpid()}-{_started(os.getpid())}"
+    with typed_errors(owner):
+        _about_to("write", owner)
+        os.close(open_private(owner))
+    return owner
+
+
+def abandoned(place: Path) -> list[Path]:
+    """Folders whose making or removing was cut short by a kill: the store says which of them are whole."""
+    return [p for p in sorted(place.iterdir()) if p.is_dir() and _owners(p) and not is_owned(p)] if place.is_dir() else []
+
+
+def is_owned(folder: Path) -> bool:
+    """Whether a process is making it right now."""
+    return any(_started(int(process)) == started for process, started in _owners(folder))
+
+
+def is_marked(folder: Path) -> bool:
+    """Whether a process is making or removing it, or was killed while it did."""
+    return bool(_owners(folder))
+
+
+def settle(folder: Path) -> None:
+    """The store tells of the folder: it belongs to nobody else."""
+    for owner in folder.glob(f"{OWNER}*"):
+        owner.unlink(missing_ok=True)
+
+
+def _owners(folder: Path) -> list[tuple[str, str]]:
+    named = (p.name.removeprefix(OWNER).partition("-") for p in folder.glob(f"{OWNER}*"))
+    return [(process, started) for process, _, started in named if process.isdecimal() and started]
 
 
 @contextmanager

@@ -315,6 +315,31 @@ class JobAlreadyFinished(Conflict):
     """Job {id} has already ended as {status}; it cannot be cancelled. `tunesmith job show {id}` shows its result."""
 
 
+class JobHasModel(Conflict):
+    """Job {id} made the model {name}, which is in the catalogue. Remove that first (tunesmith model delete {name}); nothing was removed."""
+
+
+class LineAwaited(Conflict):
+    """The model {name} is the only version of its name, and job {id} ({job}) is to become the next one. Cancel that job first, or wait for
+    it; nothing was removed."""
+
+
+class OfAnotherHome(Conflict):
+    """{what} belongs to another home that shares this store: {place}. Its files are there, so this is done there (TUNESMITH_HOME)."""
+
+
+class HomeCopied(Conflict):
+    """The home {home} is a copy of {place}: both are there, with one identity, and jobs would run twice. Use that one (TUNESMITH_HOME),
+    or remove it; or make this one a home of its own, whose unfinished jobs are cancelled here: tunesmith doctor --as-copy. Nothing was
+    done."""
+
+
+class StoreLost(Conflict):
+    """The home {home} has {folders:folder} of jobs and models, and its store knows none of them: {store} was emptied or is another one. Put
+    its file back from a backup, or set TUNESMITH_STORE as it was; or begin anew: tunesmith doctor --repair puts those folders aside
+    (doctor --undo brings them back). Nothing was changed."""
+
+
 class JobNotInState(Conflict):
     """Job {id} is {status}; only a job that is {needed} takes this. `tunesmith job show {id}` shows how it goes."""
 
@@ -364,6 +389,11 @@ class StoreUnavailable(Failed):
 class SourceFailed(Failed):
     """The {source} source could not be read: {reason}. It is read in a read-only transaction with a time limit; nothing was changed
     there."""
+
+
+class DamagedRow(Failed):
+    """The store's row {row} of {table} is damaged: {reason}. It is left out, the rest is as it was. Bring the store back from a backup, or
+    remove it: tunesmith job delete, tunesmith model delete."""
 
 
 class DamagedFiles(Failed):

@@ -353,6 +353,8 @@ class Job:
     attempt: int = 0
     """How often a worker has taken the job; the fencing number."""
     owner: str = ""
+    home: str = ""
+    """Identity of the home that it belongs to: where its rows and its model are, and whose worker runs it."""
     data_digest: str = ""
     template: Mapping[str, Any] = field(default_factory=dict)
     """The prompt template, frozen at CREATE."""

@@ -34,6 +34,8 @@ class TunedModel:
     verdict: Mapping[str, Any] | None = None
     created_at: float = 0.0
     owner: str = ""
+    home: str = ""
+    """Identity of the home where its files are."""
 
 
 def resolve(store: JobStore, home: Path, name: str) -> TunedModel:
@@ -43,15 +45,16 @@ def resolve(store: JobStore, home: Path, name: str) -> TunedModel:
     """
     if not _is_path(name):
         plain, number = _numbered(name)
-        row = store.model(model_key(plain))
-        if row is not None and (row.line == row.model_key or number):
-            row = store.version(row.line, number)
+        key = model_key(plain)
+        row = store.model(key)
+        if row is None or row.line == row.model_key or number:  # a name whose first version was removed answers with those that are left
+            row = store.version(row.line if row is not None else key, number)
         if row is not None:
             return _tuned(row, home)
     try:
         return TunedModel(name=name, base=catalog.find(name, home))
     except UnknownBaseModel:
-        known = [m.name for m in store.all_models()] + list(catalog.entries())
+        known = store.model_names() + list(catalog.entries())
         raise UnknownModel(name=name, closest=closest(name, known)) from None
 
 
@@ -73,5 +76,5 @@ def _tuned(row: Any, home: Path) -> TunedModel:
     return TunedModel(
         name=row.name, base=ModelSpec.from_json(row.base), line=row.line, version=row.version, is_current=row.is_current,
         method=row.method, id=row.id, job_id=row.job_id or "",
-        folder=str(home / row.folder), digest=row.digest, verdict=row.verdict, created_at=row.created_at, owner=row.owner,
+        folder=str(home / row.folder), digest=row.digest, verdict=row.verdict, created_at=row.created_at, owner=row.owner, home=row.home,
     )  # fmt: skip

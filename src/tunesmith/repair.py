@@ -1,24 +1,31 @@
 """Rows and files that no longer belong together, as after a restore of one without the other.
 
-Nothing is deleted but rows of models whose files are gone or damaged: folders without a row are put aside, under `unclaimed/` of the home.
+Nothing is deleted: folders without a row are put aside, under `unclaimed/` of the home, and rows of models whose files are gone or damaged
+are kept there too. A repair is written down before it is done, so that it can be undone. What belongs to another home is never looked at.
 """
 
-from collections.abc import Iterator
+import json
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tunesmith import durable
 from tunesmith.errors import DamagedFiles
+from tunesmith.home import folders
+from tunesmith.jobs import JobStatus
+from tunesmith.schema import models
 from tunesmith.settings import Settings
 from tunesmith.store import JobStore
 
-UNCLAIMED = "unclaimed"
+UNCLAIMED, RECORD = "unclaimed", "repair.json"
 
 
 @dataclass(frozen=True)
 class Mismatch:
     kind: str
-    """model_without_files, damaged_model, files_without_model, files_without_job, job_without_rows"""
+    """model_without_files, damaged_model, damaged_rows, files_without_model, files_without_job, job_without_rows"""
     what: str
     """The model's or the job's name, or the folder."""
     remedy: str
@@ -31,41 +38,95 @@ class Mismatch:
 
 def mismatches(settings: Settings, store: JobStore, *, read: bool) -> Iterator[Mismatch]:
     """`read`: compare every model's files with their digests, which takes as long as reading them; else only see that they are there."""
-    models, jobs = store.all_models(), {j.id: j for j in store.all_jobs()}
+    home, states, known = settings.home, store.states(), set(store.model_ids())
     leaves = "it leaves the catalogue; its job keeps what is known of it"
-    for model in models:
-        folder = settings.home / model.folder
+    for model in (m for m in store.all_models() if m.home == store.home):
+        folder = home / model.folder
         if not folder.is_dir():
             yield Mismatch("model_without_files", model.name, leaves, model.id)
-        elif read and (reason := _damage(folder, model.digest)):
+        elif read and (reason := damage(folder, model.digest)):
             yield Mismatch("damaged_model", f"{model.name}: {reason}", f"{leaves}, its files go to {UNCLAIMED}/", model.id, folder)
-    known = {(settings.home / m.folder).parent.name for m in models}
-    working = {j.id.removeprefix("ft_") for j in jobs.values() if not j.status.is_final}  # a worker adopts what was published
-    for folder in _folders(settings.home / "models"):
-        if folder.name not in known | working:
+    working = {i.removeprefix("ft_") for i, (_, s, at) in states.items() if at == store.home and not s.is_final}
+    mine = {i.removeprefix("ft_") for i, (_, _, at) in states.items() if at == store.home}
+    for folder in (f for f in folders(home) if not durable.is_marked(f)):  # the next worker sees to those
+        if folder.parent.name == "models" and folder.name not in known | working:  # a worker adopts what was published
             yield Mismatch("files_without_model", str(folder), f"they go to {UNCLAIMED}/", folder=folder)
-    for folder in _folders(settings.home / "jobs"):
-        if f"ft_{folder.name}" not in jobs:
+        elif folder.parent.name == "jobs" and folder.name not in mine:
             yield Mismatch("files_without_job", str(folder), f"they go to {UNCLAIMED}/", folder=folder)
-    for job in jobs.values():
-        if not job.status.is_final and not (settings.job_folder(job.id) / "data").is_dir():
-            yield Mismatch("job_without_rows", f"{job.name} ({job.id})", "it is cancelled: its frozen rows are gone", job.id)
+    for job_id, (name, status, at) in states.items():
+        if at == store.home and not status.is_final and not (settings.job_folder(job_id) / "data").is_dir():
+            yield Mismatch("job_without_rows", f"{name} ({job_id})", "it is cancelled: its frozen rows are gone", job_id)
 
 
-def repair(settings: Settings, store: JobStore) -> list[Mismatch]:
-    """Do what each mismatch says, and tell them. Only while no worker is at work."""
-    found = list(mismatches(settings, store, read=True))
+def repair(settings: Settings, store: JobStore, found: Sequence[Mismatch]) -> Path | None:
+    """Do what each mismatch says; where it was written down. Only while no worker is at work."""
+    if not found:
+        return None
+    place = _new_folder(settings.home)
+    rows = {m.id: {k: v for k, v in m._mapping.items() if k != "seal"} for m in store.all_models()}
+    actions: list[dict[str, Any]] = []
+    for one in found:
+        moved = {} if one.folder is None else {"from": str(one.folder.relative_to(settings.home))}
+        known = {"status": store.states()[one.row][1].value} if one.kind == "job_without_rows" else {"model": rows.get(one.row)}
+        actions.append({"kind": one.kind, "what": one.what, "row": one.row, **known, **moved})
+    durable.write_json(place / RECORD, {"actions": actions})
     for one in found:
         if one.folder is not None:
-            durable.put_aside(one.folder, settings.home / UNCLAIMED / one.folder.relative_to(settings.home))
+            durable.put_aside(one.folder, place / one.folder.relative_to(settings.home))
         if one.kind == "job_without_rows":
             store.request_cancel(one.row)
         elif one.row:
             store.drop_model(one.row)
-    return found
+    return place
 
 
-def _damage(folder: Path, digest: str) -> str:
+def undo(settings: Settings, store: JobStore) -> list[str]:
+    """Take the newest repair back; a line for each thing that came back, or could not. Empty where there is none."""
+    if (place := last_repair(settings.home)) is None:
+        return []
+    said = []
+    for one in json.loads((place / RECORD).read_bytes())["actions"][::-1]:
+        if source := one.get("from"):
+            aside, back = place / source, settings.home / source
+            if aside.is_dir() and not back.exists():
+                durable.put_aside(aside, back)
+                said.append(f"{back} is back")
+            elif aside.is_dir():
+                said.append(f"{aside} stays: {back} is there")
+        if model := one.get("model"):
+            done = store.put_back(models, model)
+            said.append(
+                f"model {model['name']} is in the catalogue again" if done else f"model {model['name']} is there, or its name is taken"
+            )
+        if status := one.get("status"):
+            has_rows = (settings.job_folder(one["row"]) / "data").is_dir()
+            if has_rows:
+                store.put_back_status(one["row"], JobStatus(status))
+            said.append(f"job {one['row']} " + (f"is {status} again" if has_rows else "stays cancelled: its frozen rows are not back"))
+    durable.replace_text(place / "undone.json", (place / RECORD).read_text())
+    (place / RECORD).unlink()
+    return said
+
+
+def last_repair(home: Path) -> Path | None:
+    """Where the newest repair that was not undone put things."""
+    return max((p.parent for p in (home / UNCLAIMED).glob(f"*/{RECORD}")), default=None)
+
+
+def at_rest(settings: Settings, store: JobStore) -> Iterator[str]:
+    """What is damaged among the rows of the store and the files of jobs and models, each read whole."""
+    for row in store.damaged():
+        yield str(row)
+    for model in (m for m in store.all_models() if m.home == store.home):
+        if reason := damage(settings.home / model.folder, model.digest):
+            yield f"model {model.name}: {reason}"
+    for job in store.jobs_in_pages():
+        folder = settings.job_folder(job.id) / "data"
+        if job.home == store.home and job.data_digest and (reason := damage(folder, job.data_digest)):
+            yield f"the rows that job {job.id} ({job.name}) learned from: {reason}"
+
+
+def damage(folder: Path, digest: str) -> str:
     try:
         durable.verify(folder, digest)
     except DamagedFiles as e:
@@ -73,5 +134,10 @@ def _damage(folder: Path, digest: str) -> str:
     return ""
 
 
-def _folders(place: Path) -> list[Path]:
-    return sorted(p for p in place.iterdir() if p.is_dir()) if place.is_dir() else []
+def _new_folder(home: Path) -> Path:
+    """The first free one of this second; names are in the order of time."""
+    stamp = time.strftime("%Y-%m-%dT%H-%M-%S", time.gmtime())
+    taken = {p.name for p in (home / UNCLAIMED).glob(f"{stamp}*")}
+    folder = home / UNCLAIMED / next(n for i in range(len(taken) + 1) if (n := f"{stamp}-{i:03}") not in taken)
+    durable.make_folder(folder)
+    return folder

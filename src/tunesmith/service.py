@@ -29,6 +29,7 @@ from tunesmith.data.text import Broken, plain, value_of
 from tunesmith.errors import (
     BaseNotHere,
     DamagedFiles,
+    DamagedRow,
     DatabaseBusy,
     DatabaseNotOpened,
     FolderTaken,
@@ -36,9 +37,11 @@ from tunesmith.errors import (
     InvalidPrompt,
     InvalidSchema,
     JobNotInState,
+    LineAwaited,
     MissingExtra,
     MoreRowsThan,
     NotPromoted,
+    OfAnotherHome,
     TooManyRows,
     UnfinishedAnswer,
     UnknownModel,
@@ -48,6 +51,7 @@ from tunesmith.errors import (
 from tunesmith.evaluation.card import Facts
 from tunesmith.evaluation.transfer import Transfer
 from tunesmith.evaluation.verdict import Verdict, Word, objection, sentence
+from tunesmith.home import open_store
 from tunesmith.jobs import Job, JobStatus, Options, model_key
 from tunesmith.models import certificate
 from tunesmith.models.certificate import Certificate
@@ -91,7 +95,7 @@ class Tunesmith:
     def store(self) -> JobStore:
         with self._opening:
             if self._store is None or self._process != os.getpid():  # a forked child must not go on with its parent's connections
-                self._store, self._process = JobStore(self.settings.store_url), os.getpid()
+                self._store, self._process = open_store(self.settings), os.getpid()
             return self._store
 
     # ------------------------------------------------------------ jobs
@@ -106,6 +110,7 @@ class Tunesmith:
         """
         access.require(access.principal(), "CREATE MODEL", name)
         model_key(name)  # InvalidModelName before anything is read
+        store = self.store
         _must_be_able_to_train()
         parsed = Options.parse(options).must_be_read()
         spec = catalog.find(base_model, self.settings.home)
@@ -118,16 +123,15 @@ class Tunesmith:
             validation_data=_described(validation_data), options=parsed, owner=access.principal(), template=template.to_json(),
             base=spec.to_json(),
         )  # fmt: skip
-        folder, accepted = self.settings.job_folder(job.id), None
-        try:
+        folder = self.settings.job_folder(job.id)
+        with durable.making(folder):
             frozen = self._snapshot(training_data, validation_data, parsed, folder / "data", spec)
             self._check_row_limit(spec, parsed, sum(frozen.rows[p] for p in PARTS))
-            accepted = self.store.add(
+            accepted = store.add(
                 replace(job, data_digest=frozen.digest, rows=frozen.rows, warnings=frozen.warnings), idempotency_key, frozen.content
             )
-        finally:
-            if accepted is None or accepted.id != job.id:  # refused, or the same request came twice at once
-                durable.remove(folder)
+        if accepted.id != job.id:  # the same request came before
+            durable.remove(folder)
         worker.ensure(self.settings, self.store)
         return self._hand_out(accepted)
 
@@ -145,7 +149,7 @@ class Tunesmith:
         """Ask a job to stop: a waiting one stops now, a working one within a step. No model will appear."""
         access.require(access.principal(), "OPERATE", job_id)
         job = self.store.request_cancel(job_id)
-        if job.status.is_final:  # it waited or was paused: no worker will come for what it left
+        if job.status.is_final and job.home == self.store.home:  # it waited or was paused: no worker will come for what it left
             worker.collect(self.settings, job)
         return self._hand_out(job)
 
@@ -161,6 +165,31 @@ class Tunesmith:
         worker.ensure(self.settings, self.store)
         return self._hand_out(job)
 
+    def delete_job(self, job_id: str) -> None:
+        """Remove a job that has ended: its row, metrics and events, its frozen rows, its logs. What it used stays counted.
+
+        JobNotInState before its end, JobHasModel while its model is in the catalogue, OfAnotherHome.
+        """
+        access.require(access.principal(), "OWNERSHIP", job_id)
+        try:
+            self._here(self.store.get(job_id))
+        except DamagedRow:  # what cannot be read can be removed
+            pass
+        with durable.removing(self.settings.job_folder(job_id)):
+            self.store.delete_job(job_id)
+
+    def prune(self, *, older_than_s: float, dry_run: bool = False) -> list[Job]:
+        """Remove this home's jobs that ended so long ago and whose model is not in the catalogue (any more); what was, or would be,
+        removed."""
+        before, named = time.time() - older_than_s, {m.job_id for m in self.store.all_models()}
+        old = [
+            job for job in self.store.jobs_in_pages([s for s in JobStatus if s.is_final])
+            if job.home == self.store.home and (job.finished_at or 0.0) < before and job.id not in named
+        ]  # fmt: skip
+        for job in old if not dry_run else ():
+            self.delete_job(job.id)
+        return old
+
     def verify_resume(self, job_id: str) -> child.Compared:
         """Do the job's first steps in one go and again with a kill and a resume in between, and compare the weights to the bit.
 
@@ -168,7 +197,7 @@ class Tunesmith:
         decided.
         """
         access.require(access.principal(), "MONITOR", job_id)
-        job = self.store.get(job_id)
+        job = self._here(self.store.get(job_id))
         if job.resolved is None:
             raise JobNotInState(id=job.id, status=job.status.value, needed="past VALIDATING")
         _must_be_able_to_train()
@@ -283,6 +312,23 @@ class Tunesmith:
         self.store.promote(tuned.id)
         return self.model(f"{tuned.line}@{tuned.version}")
 
+    def drop_model(self, name: str) -> TunedModel:
+        """Remove a tuned model and its files; its job keeps what is known of it and gives its name back.
+
+        The name of a line answers with the last version that is left.
+
+        UnknownModel, OfAnotherHome, or LineAwaited while an unfinished job is to become a version of a line of which this is the last.
+        """
+        tuned = self._tuned(name)
+        access.require(access.principal(), "OWNERSHIP", tuned.name)
+        if [m.id for m in self.models() if m.line == tuned.line] == [tuned.id]:
+            for job in self.store.all_jobs([s for s in JobStatus if not s.is_final]):
+                if job.options.new_version_of and self.model(job.options.new_version_of).line == tuned.line:
+                    raise LineAwaited(name=tuned.name, id=job.id, job=job.name)
+        with durable.removing(Path(tuned.folder).parent):
+            self.store.drop_model(tuned.id)
+        return tuned
+
     def export(self, name: str, folder: str | os.PathLike[str], *, merged: bool = False) -> Certificate:
         """Write a tuned model as a Hugging Face folder with its model card, once it has answered its probes again from those files.
 
@@ -320,12 +366,13 @@ class Tunesmith:
         method = "lora" if (source / "adapter_config.json").exists() else "full"
         work = Transfer(name, base.to_json(), method, str(source), str(self.settings.home / place), False, None,
                         self.settings.device, self.settings.threads)  # fmt: skip
-        durable.open_home(self.settings.home)
-        written = child.ask("tunesmith.evaluation.exporter", work, "written")
-        self.store.add_model(dict(
+        store = self.store
+        with durable.making(self.settings.home / "models" / model_id):
+            written = child.ask("tunesmith.evaluation.exporter", work, "written")
+            store.add_model(dict(
             id=model_id, name=name, model_key=key, job_id=None, base_model=base.name, base=base.to_json(), task=base.task, method=method,
             folder=str(place), digest=written["digest"], verdict=None, owner=access.principal(),
-        ))  # fmt: skip
+            ))  # fmt: skip
         return next(m for m in self.models() if m.id == model_id)
 
     def complete(
@@ -381,7 +428,7 @@ class Tunesmith:
                 self._charge(tuned, [last], began)
 
     def _usable(self, name: str) -> TunedModel:
-        tuned = self.model(name)
+        tuned = self._files_here(self.model(name))
         access.require(access.principal(), "USAGE", tuned.name)
         self._warn_once(tuned)
         return tuned
@@ -407,7 +454,7 @@ class Tunesmith:
     def _lineage(self, job_id: str | None) -> Iterator[dict[str, Any]]:
         """Which models learned from which rows: a row is known by its content hash, wherever it came from."""
         for model in self.models():
-            if not model.job_id or (job_id is not None and model.job_id != job_id):
+            if model.home != self.store.home or not model.job_id or (job_id is not None and model.job_id != job_id):
                 continue
             job = self.store.get(model.job_id)
             refused = {r["row"] for r in self.store.rows("rejections", job.id) if r["part"] == "train"}
@@ -460,8 +507,20 @@ class Tunesmith:
         """A tuned model; UnknownModel for a base."""
         found = self.model(name)
         if not found.folder:
-            raise UnknownModel(name=name, closest=closest(name, [m.name for m in self.store.all_models()]))
-        return found
+            raise UnknownModel(name=name, closest=closest(name, self.store.model_names()))
+        return self._files_here(found)
+
+    def _files_here(self, model: TunedModel) -> TunedModel:
+        """OfAnotherHome for a tuned model whose files are elsewhere."""
+        if model.folder and model.home != self.store.home:
+            raise OfAnotherHome(what=f"The model {model.name}", place=self.store.place_of(model.home))
+        return model
+
+    def _here(self, job: Job) -> Job:
+        """OfAnotherHome for a job that another home runs."""
+        if job.home != self.store.home:
+            raise OfAnotherHome(what=f"Job {job.id} ({job.name})", place=self.store.place_of(job.home))
+        return job
 
     def _warn_once(self, tuned: TunedModel) -> None:
         """A model that tuning harmed answers all the same; whoever asks it is told once."""

@@ -38,12 +38,17 @@ class Settings:
             raise InvalidSetting(name="TUNESMITH_HOME", value=named, allowed=allowed) from None
         if named.encode("utf-8", "replace").decode() != named:
             raise InvalidSetting(name="TUNESMITH_HOME", value=repr(named), allowed="its name is valid UTF-8")
-        store_url = os.environ.get("TUNESMITH_STORE") or f"sqlite:///{quote(str(folder / 'state.db'))}"
+        store_url = os.environ.get("TUNESMITH_STORE") or cls.own_store(folder)
         return cls(
             home=folder, store_url=store_url, device=_read("DEVICE", "auto", _device, "auto, cpu, cuda, cuda:0, … or mps"),
             threads=_read("THREADS", str(processors()), _threads, f"a whole number from 1 to {MOST_THREADS}"),
             idle_s=_read("IDLE_S", "60", _seconds, "a number of seconds from 0"),
         )  # fmt: skip
+
+    @staticmethod
+    def own_store(home: Path) -> str:
+        """URL of the store inside a home."""
+        return f"sqlite:///{quote(str(home / 'state.db'))}"
 
     def job_folder(self, job_id: str) -> Path:
         return self.home / "jobs" / job_id.removeprefix("ft_")

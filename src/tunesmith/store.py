@@ -11,21 +11,25 @@ import json
 import os
 import sqlite3
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy as sa
-from sqlalchemy import Boolean, Column, Float, ForeignKey, Index, Integer, String, Table, Text
+from sqlalchemy import Table
 from sqlalchemy.engine import Connection
 
-from tunesmith import catalog, durable
+from tunesmith import catalog, durable, schema
 from tunesmith.errors import (
+    DamagedRow,
     IdempotencyConflict,
     InvalidSetting,
     JobAlreadyFinished,
+    JobHasModel,
     JobNotInState,
     LeaseLost,
     MissingExtra,
@@ -35,133 +39,11 @@ from tunesmith.errors import (
     closest,
 )
 from tunesmith.jobs import MOVES, WORKING, Job, JobStatus, Options, ResolvedOptions, model_key, with_suffix
+from tunesmith.schema import NAME_TAKEN, SEALED, events, jobs, metrics, models, rejections, row_losses, sealed, usage
 
-MIGRATIONS, REVISION = "tunesmith:migrations", "0002"  # where the revisions are, and the newest of them
 LEASE_S = 30.0  # six heartbeats; a worker that says nothing for so long has lost its job
-
-metadata = sa.MetaData()
-_JSON = sa.JSON(none_as_null=True)
-
-jobs = Table(
-    "jobs", metadata,
-    Column("id", String, primary_key=True),
-    Column("sequence", Integer, nullable=False),
-    Column("name", String, nullable=False),
-    Column("model_key", String, nullable=False),
-    Column("task", String, nullable=False),
-    Column("base_model", String, nullable=False),
-    Column("training_data", Text, nullable=False),
-    Column("validation_data", Text, nullable=False),
-    Column("options", _JSON, nullable=False),
-    Column("resolved", _JSON),
-    Column("base", _JSON, nullable=False),
-    Column("template", _JSON, nullable=False),
-    Column("data_digest", String, nullable=False),
-    Column("status", String, nullable=False),
-    Column("step", Integer, nullable=False, default=0),
-    Column("total_steps", Integer, nullable=False, default=0),
-    Column("rows", _JSON, nullable=False),
-    Column("input_tokens", Integer, nullable=False, default=0),
-    Column("trained_tokens", Integer, nullable=False, default=0),
-    Column("training_loss", Float),
-    Column("validation_loss", Float),
-    Column("stopped_by", String, nullable=False, default=""),
-    Column("quote", _JSON),
-    Column("used", _JSON),
-    Column("certificate", _JSON),
-    Column("verdict", _JSON),
-    Column("moved", _JSON),
-    Column("doing", _JSON),
-    Column("warnings", _JSON, nullable=False),
-    Column("error", _JSON),
-    Column("created_at", Float, nullable=False),
-    Column("started_at", Float),
-    Column("finished_at", Float),
-    Column("owner", String, nullable=False),
-    Column("attempt", Integer, nullable=False, default=0),
-    Column("holder", String, nullable=False, default=""),
-    Column("boot", String, nullable=False, default=""),
-    Column("lease_until", Float, nullable=False, default=0.0),
-    Column("idempotency_key", String, unique=True),
-    Column("request_digest", String, nullable=False, default=""),
-)  # fmt: skip
-_NAME_TAKEN = sa.text("status NOT IN ('FAILED', 'CANCELLED')")
-Index("one_job_per_name", jobs.c.model_key, unique=True, sqlite_where=_NAME_TAKEN, postgresql_where=_NAME_TAKEN)
-
-metrics = Table(
-    "metrics", metadata,
-    Column("job_id", ForeignKey("jobs.id"), primary_key=True),
-    Column("step", Integer, primary_key=True),
-    Column("epoch", Integer, nullable=False),
-    Column("training_loss", Float),
-    Column("validation_loss", Float),
-    Column("learning_rate", Float),
-    Column("grad_norm", Float),
-    Column("tokens", Integer),
-    Column("tokens_per_second", Float),
-    Column("seconds", Float),
-)  # fmt: skip
-rejections = Table(
-    "rejections", metadata,
-    Column("job_id", ForeignKey("jobs.id"), primary_key=True),
-    Column("part", String, primary_key=True),
-    Column("row", Integer, primary_key=True),
-    Column("reason", String, nullable=False),
-    Column("detail", Text, nullable=False),
-    Column("context", Text, nullable=False),
-)  # fmt: skip
-row_losses = Table(
-    "row_losses", metadata,
-    Column("job_id", ForeignKey("jobs.id"), primary_key=True),
-    Column("part", String, primary_key=True),
-    Column("epoch", Integer, primary_key=True),
-    Column("row", Integer, primary_key=True),
-    Column("loss", Float),
-    Column("tokens", Integer, nullable=False),
-)  # fmt: skip
-models = Table(
-    "models", metadata,
-    Column("id", String, primary_key=True),
-    Column("name", String, nullable=False),
-    Column("model_key", String, nullable=False, unique=True),
-    Column("line", String, nullable=False),
-    Column("version", Integer, nullable=False),
-    Column("is_current", Boolean, nullable=False),
-    Column("job_id", ForeignKey("jobs.id")),
-    Column("base_model", String, nullable=False),
-    Column("base", _JSON, nullable=False),
-    Column("task", String, nullable=False),
-    Column("method", String, nullable=False),
-    Column("folder", String, nullable=False),
-    Column("digest", String, nullable=False),
-    Column("verdict", _JSON),
-    Column("created_at", Float, nullable=False),
-    Column("owner", String, nullable=False),
-    sa.UniqueConstraint("line", "version"),
-)  # fmt: skip
-usage = Table(
-    "usage", metadata,
-    Column("id", Integer, primary_key=True),
-    Column("kind", String, nullable=False),
-    Column("model", String, nullable=False),
-    Column("base_model", String, nullable=False),
-    Column("job_id", String),
-    Column("input_tokens", Integer, nullable=False),
-    Column("output_tokens", Integer, nullable=False),
-    Column("credits", Float, nullable=False),
-    Column("started_at", Float, nullable=False),
-    Column("ended_at", Float, nullable=False),
-)  # fmt: skip
-events = Table(
-    "events", metadata,
-    Column("id", Integer, primary_key=True),
-    Column("job_id", ForeignKey("jobs.id"), nullable=False, index=True),
-    Column("at", Float, nullable=False),
-    Column("level", String, nullable=False),
-    Column("message", Text, nullable=False),
-)  # fmt: skip
-_revision = Table("alembic_version", sa.MetaData(), Column("version_num", String(32), primary_key=True))
-TABLES = {t.name: t for t in (jobs, metrics, rejections, row_losses, models, usage, events)}
+PAGE = 1000  # rows that are held at once when a table is read through
+NEAR = 500  # names among which the closest one is looked for
 
 
 class BootClock:
@@ -185,14 +67,18 @@ class DatabaseClock:
 
 
 class JobStore:
-    def __init__(self, url: str, clock: BootClock | DatabaseClock | None = None, wall: Callable[[], float] = time.time) -> None:
+    """`home` is the identity of the home that asks (durable.open_home): it claims its own jobs and no others."""
+
+    def __init__(
+        self, url: str, clock: BootClock | DatabaseClock | None = None, wall: Callable[[], float] = time.time, *, home: str = ""
+    ) -> None:  # fmt: skip
+        self.home = home
+        self.is_read_only = False
         try:
             parsed = sa.make_url(url)
             if parsed.get_backend_name() == "sqlite" and parsed.database:
-                durable.make_folder(Path(parsed.database).parent)
-                with durable.typed_errors(Path(parsed.database)):
-                    os.close(durable.open_private(Path(parsed.database)))
-            self._engine = sa.create_engine(parsed)
+                parsed = self._file(parsed, Path(parsed.database))
+            self._engine = sa.create_engine(parsed, json_deserializer=schema.lenient)
         except sa.exc.ArgumentError:
             allowed = "it is a URL such as postgresql+psycopg://user@host/name"
             raise InvalidSetting(name="TUNESMITH_STORE", value=url, allowed=allowed) from None
@@ -203,20 +89,41 @@ class JobStore:
         sa.event.listen(self._engine, "handle_error", self._unavailable)
         if on_one_machine:
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
-            sa.event.listen(self._engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE"))
+            sa.event.listen(self._engine, "begin", _begin_sqlite)
         self._open()
 
+    def _file(self, url: sa.URL, file: Path) -> sa.URL:
+        """SQLite's file, made where it is missing; one that cannot be written is opened for reading."""
+        if file.exists() and not (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)):
+            self.is_read_only = True
+            return url.set(database=f"file:{quote(str(file))}", query={"mode": "ro", "uri": "true"})
+        durable.make_folder(file.parent)
+        with durable.typed_errors(file):
+            os.close(durable.open_private(file))
+        return url
+
     def _open(self) -> None:
+        revision = schema.revision_table
+        with self._reading() as c:
+            found = c.scalar(sa.select(revision.c.version_num)) if sa.inspect(c).has_table(revision.name) else None
+        if found == schema.REVISION:
+            return
         with self._engine.begin() as c:
             tables = sa.inspect(c).get_table_names()
             if not tables:
-                metadata.create_all(c)
-                _revision.create(c)
-                c.execute(_revision.insert().values(version_num=REVISION))
+                schema.metadata.create_all(c)
+                revision.create(c)
+                c.execute(revision.insert().values(version_num=schema.REVISION))
                 return
-            found = c.scalar(sa.select(_revision.c.version_num)) if "alembic_version" in tables else "none"
-            if found != REVISION and not _upgrade(c, found):
-                raise StoreTooNew(store=self._engine.url.render_as_string(), found=found, known=REVISION)
+            found = c.scalar(sa.select(revision.c.version_num)) if revision.name in tables else "none"
+            if found != schema.REVISION and not _upgrade(c, found):
+                raise StoreTooNew(store=self._engine.url.render_as_string(), found=found, known=schema.REVISION)
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        """A transaction that takes no write lock."""
+        with self._engine.connect().execution_options(reads=True) as c, c.begin():
+            yield c
 
     def _unavailable(self, context: sa.ExceptionContext) -> None:
         """What the disk, the server or a lock held for too long says becomes an error of ours; a wrong statement stays what it is."""
@@ -241,43 +148,53 @@ class JobStore:
             if idempotency_key is not None:
                 before = c.execute(sa.select(jobs).where(jobs.c.idempotency_key == idempotency_key)).one_or_none()
                 if before is not None:
+                    _must_be_sound(jobs, before)
                     if before.request_digest != request:
                         raise IdempotencyConflict(key=idempotency_key, id=before.id)
                     return _job(before)
-            job = replace(job, name=_free_name(c, job.name))
-            c.execute(jobs.insert().values(
+            job = replace(job, name=_free_name(c, job.name), home=self.home)
+            c.execute(jobs.insert().values(sealed(jobs, dict(
                 id=job.id, name=job.name, model_key=model_key(job.name), task=job.task, base_model=job.base_model,
-                sequence=sa.select(sa.func.coalesce(sa.func.max(jobs.c.sequence), 0) + 1).scalar_subquery(),
+                sequence=(c.scalar(sa.select(sa.func.max(jobs.c.sequence))) or 0) + 1, home=self.home,
                 training_data=job.training_data, validation_data=job.validation_data, options=job.options.to_json(),
                 base=dict(job.base), template=dict(job.template), data_digest=job.data_digest, status=job.status.value,
                 rows=dict(job.rows), warnings=list(job.warnings), created_at=job.created_at, owner=job.owner,
                 idempotency_key=idempotency_key, request_digest=request,
-            ))  # fmt: skip
+            ))))  # fmt: skip
         return job
 
     def find_request(self, idempotency_key: str) -> Job | None:
-        with self._engine.begin() as c:
+        with self._reading() as c:
             row = c.execute(sa.select(jobs).where(jobs.c.idempotency_key == idempotency_key)).one_or_none()
         return _job(row) if row else None
 
     def get(self, job_id: str) -> Job:
-        with self._engine.begin() as c:
+        """UnknownJob, or DamagedRow where its row cannot be believed."""
+        with self._reading() as c:
             return _job(_row(c, job_id))
 
     def all_jobs(self, statuses: Collection[JobStatus] = (), newest: int | None = None) -> list[Job]:
-        """All jobs, or those in some states, or the newest so many of them; the newest last."""
-        query = sa.select(jobs).order_by(jobs.c.sequence.desc()).limit(newest)
-        if statuses:
-            query = query.where(jobs.c.status.in_([s.value for s in statuses]))
-        with self._engine.begin() as c:
-            return [_job(r) for r in c.execute(query)][::-1]
+        """All jobs, or those in some states, or the newest so many of them; the newest last. Damaged ones are named and left out."""
+        query = _in(statuses).order_by(jobs.c.sequence.desc()).limit(newest)
+        return [_job(r) for r in self._sound_rows(jobs, query)][::-1]
+
+    def jobs_in_pages(self, statuses: Collection[JobStatus] = ()) -> Iterator[Job]:
+        """All jobs, the oldest first, no more than a page of them in memory."""
+        last = 0
+        while page := self._read(jobs, _in(statuses).where(jobs.c.sequence > last).order_by(jobs.c.sequence).limit(PAGE // 10)):
+            yield from map(_job, self._sound(jobs, page))
+            last = page[-1].sequence
+
+    def states(self) -> dict[str, tuple[str, JobStatus, str]]:
+        """Name, state and home of every job, by its id; no document is read."""
+        with self._reading() as c:
+            found = c.execute(sa.select(jobs.c.id, jobs.c.name, jobs.c.status, jobs.c.home)).all()
+        known = set(JobStatus)
+        return {r.id: (r.name, JobStatus(r.status) if r.status in known else JobStatus.FAILED, r.home) for r in found}
 
     def count_jobs(self, statuses: Collection[JobStatus] = ()) -> int:
-        query = sa.select(sa.func.count()).select_from(jobs)
-        if statuses:
-            query = query.where(jobs.c.status.in_([s.value for s in statuses]))
-        with self._engine.begin() as c:
-            return int(c.scalar(query) or 0)
+        with self._reading() as c:
+            return int(c.scalar(_in(statuses).with_only_columns(sa.func.count(jobs.c.id))) or 0)
 
     def request_cancel(self, job_id: str) -> Job:
         """A waiting job is cancelled now; a working one is told by its next heartbeat. Cancelling twice is one cancel."""
@@ -290,8 +207,7 @@ class JobStore:
                 raise JobAlreadyFinished(id=job_id, status=status)
             after = JobStatus.CANCELLING if status.is_working else JobStatus.CANCELLED
             ended = {} if after is JobStatus.CANCELLING else {"finished_at": self._wall()}
-            c.execute(jobs.update().where(jobs.c.id == row.id).values(status=after.value, **ended))
-            return _job(_row(c, job_id))
+            return _save(c, row, status=after.value, **ended)
 
     def request_pause(self, job_id: str) -> Job:
         """A training job gives its worker back by the next heartbeat; what was done up to its last checkpoint stays."""
@@ -309,36 +225,49 @@ class JobStore:
                 return _job(row)
             if row.status != before.value:
                 raise JobNotInState(id=job_id, status=row.status, needed=before.value)
-            c.execute(jobs.update().where(jobs.c.id == row.id).values(status=after.value))
-            return _job(_row(c, job_id))
+            return _save(c, row, status=after.value)
+
+    def delete_job(self, job_id: str) -> None:
+        """Remove a job that has ended, or whose row is damaged, with all that was recorded of it; what it used stays counted.
+
+        JobNotInState before its end, JobHasModel while the catalogue has its model.
+        """
+        with self._engine.begin() as c:
+            try:
+                row = _row(c, job_id, lock=True)
+                if not JobStatus(row.status).is_final:
+                    raise JobNotInState(id=job_id, status=row.status, needed="at its end (SUCCEEDED, FAILED, CANCELLED)")
+            except DamagedRow:
+                pass
+            if (name := c.scalar(sa.select(models.c.name).where(models.c.job_id == job_id))) is not None:
+                raise JobHasModel(id=job_id, name=name)
+            for table in (metrics, rejections, row_losses, events):
+                c.execute(table.delete().where(table.c.job_id == job_id))
+            c.execute(jobs.delete().where(jobs.c.id == job_id))
 
     # ------------------------------------------------------------ jobs, as workers see them
 
     def claim(self, holder: str, lease_s: float = LEASE_S) -> Job | None:
-        """Take the oldest job that waits, or whose worker is gone; its attempt number grows by one.
+        """Take this home's oldest job that waits, or whose worker is gone; its attempt number grows by one.
 
         `holder` names this machine's one worker: what it held before, it held in an earlier life, so it is free at once.
         """
         with self._engine.begin() as c:
             now = self._clock.now(c)
-            lost = self._lost(holder, now)
-            c.execute(
-                jobs.update()
-                .where(lost, jobs.c.status == JobStatus.CANCELLING.value)
-                .values(status=JobStatus.CANCELLED.value, attempt=jobs.c.attempt + 1, finished_at=self._wall())
-            )
-            waiting = sa.select(jobs).where(lost | (jobs.c.status == JobStatus.PENDING.value)).order_by(jobs.c.sequence).limit(1)
-            row = c.execute(waiting.with_for_update(skip_locked=True)).one_or_none()
-            if row is None:
-                return None
-            status = JobStatus.VALIDATING.value if row.status == JobStatus.PENDING.value else row.status
-            c.execute(
-                jobs.update().where(jobs.c.id == row.id).values(
-                    status=status, attempt=row.attempt + 1, holder=holder, boot=self._clock.boot,
-                    lease_until=now + lease_s, started_at=row.started_at or self._wall(),
-                )
-            )  # fmt: skip
-            return _job(_row(c, row.id))
+            mine, lost = jobs.c.home == self.home, self._lost(holder, now)
+            cancelled = sa.select(jobs).where(mine, lost, jobs.c.status == JobStatus.CANCELLING.value)
+            for row in self._sound(jobs, c.execute(cancelled.with_for_update(skip_locked=True))):
+                _save(c, row, status=JobStatus.CANCELLED.value, attempt=row.attempt + 1, finished_at=self._wall())
+            free = (mine, lost | (jobs.c.status == JobStatus.PENDING.value))
+            for job_id in c.scalars(sa.select(jobs.c.id).where(*free).order_by(jobs.c.sequence)).all():
+                still = sa.select(jobs).where(jobs.c.id == job_id, *free).with_for_update(skip_locked=True)
+                for row in self._sound(jobs, c.execute(still)):
+                    status = JobStatus.VALIDATING.value if row.status == JobStatus.PENDING.value else row.status
+                    return _save(
+                        c, row, status=status, attempt=row.attempt + 1, holder=holder, boot=self._clock.boot, lease_until=now + lease_s,
+                        started_at=row.started_at or self._wall(),
+                    )  # fmt: skip
+        return None
 
     def _lost(self, holder: str, now: float) -> sa.ColumnElement[bool]:
         """Jobs that nobody alive holds."""
@@ -346,26 +275,25 @@ class JobStore:
         return jobs.c.status.in_([s.value for s in WORKING]) & free
 
     def has_work(self) -> bool:
-        """Whether a worker would find anything: a waiting job, or one that somebody holds (perhaps no longer)."""
-        wanted = [s.value for s in WORKING] + [JobStatus.PENDING.value]
-        with self._engine.begin() as c:
-            return bool(c.scalar(sa.select(sa.func.count()).select_from(jobs).where(jobs.c.status.in_(wanted))))
+        """Whether this home's worker would find anything: a waiting job, or one that somebody holds (perhaps no longer)."""
+        return self._has([*WORKING, JobStatus.PENDING])
 
     def has_waiting(self) -> bool:
-        with self._engine.begin() as c:
-            return bool(c.scalar(sa.select(sa.func.count()).select_from(jobs).where(jobs.c.status == JobStatus.PENDING.value)))
+        return self._has([JobStatus.PENDING])
+
+    def _has(self, statuses: Collection[JobStatus]) -> bool:
+        with self._reading() as c:
+            return c.scalar(_in(statuses).where(jobs.c.home == self.home).with_only_columns(jobs.c.id).limit(1)) is not None
 
     def renew(self, job: Job, lease_s: float = LEASE_S) -> JobStatus:
         """Heartbeat: keep the lease and read the state, which tells of a cancel."""
         with self._fenced(job) as (c, row):
-            c.execute(jobs.update().where(jobs.c.id == job.id).values(lease_until=self._clock.now(c) + lease_s))
-            return JobStatus(row.status)
+            return _save(c, row, lease_until=self._clock.now(c) + lease_s).status
 
     def retry(self, job: Job) -> Job:
         """The next attempt by the same worker, after its child process died."""
         with self._fenced(job) as (c, row):
-            c.execute(jobs.update().where(jobs.c.id == job.id).values(attempt=row.attempt + 1))
-            return _job(_row(c, job.id))
+            return _save(c, row, attempt=row.attempt + 1)
 
     def move(self, job: Job, status: JobStatus, **changes: Any) -> Job:
         """One step in the state machine, by the worker that holds the job. A cancel that came first wins."""
@@ -375,8 +303,7 @@ class JobStore:
                 return _job(row)
             if status.is_final:
                 changes["finished_at"] = self._wall()
-            c.execute(jobs.update().where(jobs.c.id == job.id).values(status=status.value, **changes))
-            return _job(_row(c, job.id))
+            return _save(c, row, status=status.value, **changes)
 
     def succeed(self, job: Job, model: Mapping[str, Any], used: Mapping[str, Any], *, version_of: str = "", moves: bool = False) -> Job:
         """The compare-and-set that makes a model appear: EVALUATING and still ours, or nothing happens.
@@ -387,23 +314,22 @@ class JobStore:
             if row.status != JobStatus.EVALUATING.value:
                 return _job(row)
             at = self._wall()
-            _add_model(c, {"created_at": at, **model}, version_of, moves)
-            c.execute(usage.insert().values(ended_at=at, **used))
-            c.execute(jobs.update().where(jobs.c.id == job.id).values(status=JobStatus.SUCCEEDED.value, finished_at=at))
-            return _job(_row(c, job.id))
+            _add_model(c, {"created_at": at, "home": self.home, **model}, version_of, moves)
+            c.execute(usage.insert().values(sealed(usage, {"ended_at": at, **used})))
+            return _save(c, row, status=JobStatus.SUCCEEDED.value, finished_at=at)
 
     def record(self, job: Job, **changes: Any) -> None:
         """Store facts about the job: progress, losses, decided options."""
-        with self._fenced(job) as (c, _):
-            c.execute(jobs.update().where(jobs.c.id == job.id).values(**changes))
+        with self._fenced(job) as (c, row):
+            _save(c, row, **changes)
 
     def record_step(self, job: Job, metric: Mapping[str, Any], losses: Sequence[Mapping[str, Any]] = (), trained: int = 0) -> None:
         """A recorded step, the rows' losses up to it and the job's progress, in one commit; a step run again replaces its first record."""
-        with self._fenced(job) as (c, _):
+        with self._fenced(job) as (c, row):
             _replace_rows(c, metrics, [{"job_id": job.id, **metric}])
             _replace_rows(c, row_losses, [{"job_id": job.id, **r} for r in losses])
             known = {k: metric[k] for k in ("training_loss", "validation_loss") if metric.get(k) is not None}
-            c.execute(jobs.update().where(jobs.c.id == job.id).values(step=metric["step"], trained_tokens=trained, **known))
+            _save(c, row, step=metric["step"], trained_tokens=trained, **known)
 
     def record_rows(self, job: Job, table: Table, rows: Iterable[Mapping[str, Any]]) -> None:
         """Rejections or per-row losses; rows recorded before under the same key are replaced."""
@@ -413,9 +339,9 @@ class JobStore:
     def warn(self, job: Job, message: str, level: str = "warn") -> None:
         """An event; a warning is also shown with the job, once."""
         with self._fenced(job) as (c, row):
-            c.execute(events.insert().values(job_id=job.id, at=self._wall(), level=level, message=message))
+            c.execute(events.insert().values(sealed(events, dict(job_id=job.id, at=self._wall(), level=level, message=message))))
             if level == "warn" and message not in row.warnings:
-                c.execute(jobs.update().where(jobs.c.id == job.id).values(warnings=[*row.warnings, message]))
+                _save(c, row, warnings=[*row.warnings, message])
 
     @contextmanager
     def _fenced(self, job: Job) -> Iterator[tuple[Connection, Any]]:
@@ -423,25 +349,37 @@ class JobStore:
             row = c.execute(sa.select(jobs).where(jobs.c.id == job.id, jobs.c.attempt == job.attempt).with_for_update()).one_or_none()
             if row is None:
                 raise LeaseLost(id=job.id, attempt=job.attempt)
-            yield c, row
+            yield c, _must_be_sound(jobs, row)
 
     # ------------------------------------------------------------ models, usage, tables
 
     def all_models(self) -> list[Any]:
-        with self._engine.begin() as c:
-            return list(c.execute(sa.select(models).order_by(models.c.created_at)))
+        """Every model, the oldest first. Damaged ones are named and left out."""
+        return self._sound_rows(models, sa.select(models).order_by(models.c.created_at))
+
+    def model_ids(self) -> list[str]:
+        """Those of damaged rows too."""
+        with self._reading() as c:
+            return list(c.scalars(sa.select(models.c.id)))
+
+    def model_names(self) -> list[str]:
+        """Names of the newest models, to find the one that was meant."""
+        with self._reading() as c:
+            return list(c.scalars(sa.select(models.c.name).order_by(models.c.created_at.desc()).limit(NEAR)))
 
     def add_model(self, model: Mapping[str, Any]) -> None:
         """A model that no job of this store made."""
         with self._engine.begin() as c:
             name = _free_name(c, model["name"])
-            _add_model(c, {"created_at": self._wall(), **model, "name": name, "model_key": model_key(name)}, "", True)
+            added = {"created_at": self._wall(), "home": self.home, **model, "name": name, "model_key": model_key(name)}
+            _add_model(c, added, "", True)
 
     def version(self, line: str, number: int | None = None) -> Any | None:
         """The version of this number in a line, by default the one that its name answers with."""
         which = models.c.is_current if number is None else models.c.version == number
-        with self._engine.begin() as c:
-            return c.execute(sa.select(models).where(models.c.line == line, which)).one_or_none()
+        with self._reading() as c:
+            row = c.execute(sa.select(models).where(models.c.line == line, which)).first()
+        return None if row is None else _must_be_sound(models, row)
 
     def promote(self, model_id: str) -> None:
         """Let the name of the model's line answer with this version."""
@@ -449,41 +387,241 @@ class JobStore:
             line = c.scalar(sa.select(models.c.line).where(models.c.id == model_id))
             _move_line(c, line, model_id)
 
-    def drop_model(self, model_id: str) -> None:
-        """Take a model out of the catalogue; where its line's name answered with it, the last version that is left does."""
+    def drop_model(self, model_id: str) -> dict[str, Any]:
+        """Take a model out of the catalogue, and give its row; where its line's name answered with it, the last version that is left does.
+        Its job no longer holds its name."""
         with self._engine.begin() as c:
-            row = c.execute(models.delete().where(models.c.id == model_id).returning(models.c.line, models.c.is_current)).one()
+            row = c.execute(models.delete().where(models.c.id == model_id).returning(*models.c)).one()
             left = c.scalar(sa.select(models.c.id).where(models.c.line == row.line).order_by(models.c.version.desc()).limit(1))
             if row.is_current and left is not None:
                 _move_line(c, row.line, left)
+            job = c.execute(sa.select(jobs).where(jobs.c.id == row.job_id)).one_or_none()
+            if job is not None and not schema.damage(jobs, job._mapping):
+                _save(c, job, model_key=f"dropped/{job.id}")
+        return dict(row._mapping)
+
+    def put_back(self, table: Table, row: Mapping[str, Any]) -> bool:
+        """A row that was taken out, where nothing has its place by now."""
+        with self._engine.begin() as c:
+            if c.execute(sa.select(table.c.id).where(table.c.id == row["id"])).first() is not None:
+                return False
+            if table is models:
+                taken = (models.c.model_key == row["model_key"]) | ((models.c.line == row["line"]) & (models.c.version == row["version"]))
+                if c.execute(sa.select(models.c.id).where(taken)).first() is not None:
+                    return False
+                has_current = c.scalar(sa.select(models.c.id).where(models.c.line == row["line"], models.c.is_current)) is not None
+                row = {**row, "is_current": not has_current or row["is_current"]}
+            c.execute(table.insert().values(sealed(table, row)))
+            if table is models and row["is_current"]:
+                _move_line(c, row["line"], row["id"])
+            job = c.execute(sa.select(jobs).where(jobs.c.id == row.get("job_id"))).one_or_none()
+            if job is not None and job.model_key.startswith("dropped/"):
+                _save(c, job, model_key=row["model_key"])
+        return True
+
+    def put_back_status(self, job_id: str, status: JobStatus) -> None:
+        """A job that was cancelled for want of its rows waits as before."""
+        with self._engine.begin() as c:
+            row = _row(c, job_id, lock=True)
+            if row.status == JobStatus.CANCELLED.value:
+                _save(c, row, status=status.value, finished_at=None)
 
     def model(self, key: str) -> Any | None:
         """The model under this key; a bare name also finds database.schema.name where only one ends so."""
-        with self._engine.begin() as c:
+        with self._reading() as c:
             found = c.execute(sa.select(models).where(models.c.model_key == key)).one_or_none()
             if found is None and "." not in key:
-                ends = c.execute(sa.select(models).where(models.c.model_key.endswith("." + key, autoescape=True))).all()
+                ends = c.execute(sa.select(models).where(models.c.model_key.endswith("." + key, autoescape=True)).limit(2)).all()
                 found = ends[0] if len(ends) == 1 else None
-        return found
+        return None if found is None else _must_be_sound(models, found)
 
     def add_usage(self, **facts: Any) -> None:
         with self._engine.begin() as c:
-            c.execute(usage.insert().values(**facts))
+            c.execute(usage.insert().values(sealed(usage, facts)))
 
     def last_metric(self, job_id: str) -> dict[str, Any] | None:
-        with self._engine.begin() as c:
-            row = c.execute(sa.select(metrics).where(metrics.c.job_id == job_id).order_by(metrics.c.step.desc()).limit(1)).one_or_none()
-        return dict(row._mapping) if row else None
+        query = sa.select(metrics).where(metrics.c.job_id == job_id).order_by(metrics.c.step.desc()).limit(1)
+        found = self._sound_rows(metrics, query)
+        return _shown(found[0]) if found else None
 
     def rows(self, table: str, job_id: str | None = None) -> list[dict[str, Any]]:
-        """A table of the store as it is, for the SQL views and the exports."""
-        query = sa.select(TABLES[table])
-        if job_id is not None and table == "jobs":
-            query = query.where(jobs.c.id == job_id)
-        elif job_id is not None:
-            query = query.where(TABLES[table].c.job_id == job_id)
+        """A table of the store, or of one job in it, for exports; damaged rows are told and left out."""
+        return [row for page in self.pages(table, job_id) for row in page]
+
+    def pages(self, table: str, job_id: str | None = None) -> Iterator[list[dict[str, Any]]]:
+        """The same, a page at a time, each in a transaction of its own."""
+        last: list[Any] | None = None
+        while True:
+            page, last = self.page(table, job_id, last)
+            yield page
+            if last is None:
+                return
+
+    def page(self, table: str, job_id: str | None, after: Sequence[Any] | None) -> tuple[list[dict[str, Any]], list[Any] | None]:
+        """The rows of a table that come after a key, in the order of its primary key, and the key to go on from: None at the end."""
+        asked = SEALED[table]
+        keys, size = list(asked.primary_key), PAGE // 10 if asked is jobs else PAGE
+        query = sa.select(asked).order_by(*keys).limit(size)
+        if job_id is not None:
+            query = query.where((jobs.c.id if asked is jobs else asked.c.job_id) == job_id)
+        if after is not None:
+            query = query.where(sa.tuple_(*keys) > sa.tuple_(*map(sa.literal, after)))
+        with self._reading() as c:
+            rows = c.execute(query).all()
+        last = [rows[-1]._mapping[k.name] for k in keys] if len(rows) == size else None
+        return [_shown(r) for r in self._sound(asked, rows)], last
+
+    # ------------------------------------------------------------ homes
+
+    def register(self, place: str, *, only_look: bool = False) -> bool:
+        """Whether the store knew this home; it knows it, and where it is, from now on."""
+        homes = schema.homes
+        with self._reading() as c:
+            found = c.scalar(sa.select(homes.c.place).where(homes.c.id == self.home))
+        if not only_look and found != place:
+            with self._engine.begin() as c:
+                c.execute(homes.delete().where(homes.c.id == self.home))
+                c.execute(homes.insert().values(id=self.home, place=place, machine=os.uname().nodename, opened_at=self._wall()))
+        return found is not None
+
+    def place(self) -> str:
+        """The store's URL, without its password."""
+        return self._engine.url.render_as_string()
+
+    def place_of(self, home: str) -> str:
+        """Where a home was when it was last opened, on which machine."""
+        with self._reading() as c:
+            found = c.execute(sa.select(schema.homes).where(schema.homes.c.id == home)).one_or_none()
+        return f"{found.place} on {found.machine}" if found else f"{home or 'unknown'} (never opened with this store)"
+
+    def is_empty(self) -> bool:
+        """Whether no job and no model is this home's."""
+        with self._reading() as c:
+            return not any(c.scalar(sa.select(t.c.id).where(t.c.home == self.home).limit(1)) for t in (jobs, models))
+
+    def without_home(self) -> list[str]:
+        """Jobs and models, by id, that a program wrote which did not know homes yet."""
+        with self._reading() as c:
+            return [i for t in (jobs, models) for i in c.scalars(sa.select(t.c.id).where(t.c.home == ""))]
+
+    def take_over(self, ids: Collection[str] | None, former: str = "") -> None:
+        """Make rows of another identity this home's: those with these ids, or all of them."""
         with self._engine.begin() as c:
-            return [dict(r._mapping) for r in c.execute(query.order_by(*TABLES[table].primary_key))]
+            for table in (jobs, models):
+                for row in self._sound(table, c.execute(sa.select(table).where(table.c.home == former))):
+                    if ids is None or row.id in ids:
+                        c.execute(table.update().where(table.c.id == row.id).values(_resealed(table, row, home=self.home)))
+
+    # ------------------------------------------------------------ damage
+
+    def damaged(self, tables: Iterable[str] = tuple(SEALED)) -> Iterator[DamagedRow]:
+        """Every row that cannot be believed, and what the database itself says of its file."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name in tables:
+                yield from self._damaged_in(SEALED[name])
+
+    def _damaged_in(self, table: Table) -> Iterator[DamagedRow]:
+        keys, last = list(table.primary_key), None
+        while True:
+            query = sa.select(table).order_by(*keys).limit(PAGE)
+            if last is not None:
+                query = query.where(sa.tuple_(*keys) > sa.tuple_(*map(sa.literal, last)))
+            try:
+                with self._reading() as c:
+                    rows = c.execute(query).all()
+            except StoreUnavailable as e:
+                yield _damaged(table, "of an unknown place", str(e.fields["reason"]))
+                return
+            for row in rows:
+                if why := schema.damage(table, row._mapping):
+                    yield _damaged(table, _name_of(table, row), why)
+            if len(rows) < PAGE:
+                return
+            last = [rows[-1]._mapping[k.name] for k in keys]
+
+    def integrity(self) -> str:
+        """What SQLite finds wrong with its file, in its words; empty where it is whole."""
+        if self._engine.dialect.name != "sqlite":
+            return ""
+        try:
+            with self._reading() as c:
+                said = [str(r[0]) for r in c.exec_driver_sql("PRAGMA integrity_check(10)")]
+        except StoreUnavailable as e:
+            return str(e.fields["reason"])
+        return "" if said == ["ok"] else "; ".join(said)
+
+    def _sound_rows(self, table: Table, query: Any) -> list[Any]:
+        """The rows of a query that can be believed; the others are named and left out."""
+        return list(self._sound(table, self._read(table, query)))
+
+    def _read(self, table: Table, query: Any) -> list[Any]:
+        try:
+            with self._reading() as c:
+                return list(c.execute(query).all())
+        except StoreUnavailable as e:
+            if "malformed" not in str(e.fields["reason"]):
+                raise
+        return self._one_by_one(table, query)
+
+    def _one_by_one(self, table: Table, query: Any) -> list[Any]:
+        """The rows of a query from a file that is damaged in places."""
+        keys: list[Any] = list(table.primary_key)
+        found: list[Any] = []
+        with self._reading() as c:
+            named = c.execute(query.with_only_columns(*keys)).all()
+        for key in named:
+            try:
+                with self._reading() as c:
+                    found += c.execute(sa.select(table).where(*(k == v for k, v in zip(keys, key, strict=True)))).all()
+            except StoreUnavailable as e:
+                _leave_out(_damaged(table, str(key[0]), str(e.fields["reason"])))
+        return found
+
+    def _sound(self, table: Table, rows: Iterable[Any]) -> Iterator[Any]:
+        for row in list(rows):
+            if why := schema.damage(table, row._mapping):
+                _leave_out(_damaged(table, _name_of(table, row), why))
+            else:
+                yield row
+
+
+def _leave_out(error: DamagedRow) -> None:
+    warnings.warn(str(error), stacklevel=2)
+
+
+def _damaged(table: Table, row: str, reason: str) -> DamagedRow:
+    return DamagedRow(table=table.name, row=row, reason=reason)
+
+
+def _name_of(table: Table, row: Any) -> str:
+    return " ".join(str(row._mapping[k.name]) for k in table.primary_key)
+
+
+def _must_be_sound(table: Table, row: Any) -> Any:
+    if why := schema.damage(table, row._mapping):
+        raise _damaged(table, _name_of(table, row), why)
+    return row
+
+
+def _shown(row: Any) -> dict[str, Any]:
+    return {k: v for k, v in row._mapping.items() if k != "seal"}
+
+
+def _in(statuses: Collection[JobStatus]) -> Any:
+    """Jobs in some states; without any, all."""
+    query = sa.select(jobs)
+    return query.where(jobs.c.status.in_([s.value for s in statuses])) if statuses else query
+
+
+def _resealed(table: Table, row: Any, **changes: Any) -> dict[str, Any]:
+    return {**changes, "seal": schema.seal_of(table, {**row._mapping, **changes})}
+
+
+def _save(c: Connection, row: Any, **changes: Any) -> Job:
+    """Change a job's row as it was read in this transaction, and give the job as it stands then."""
+    c.execute(jobs.update().where(jobs.c.id == row.id).values(_resealed(jobs, row, **changes)))
+    return _job(_row(c, row.id))
 
 
 def _upgrade(c: Connection, found: str | None) -> bool:
@@ -493,11 +631,12 @@ def _upgrade(c: Connection, found: str | None) -> bool:
     from alembic.script import ScriptDirectory
 
     config = Config()
-    config.set_main_option("script_location", MIGRATIONS)
+    config.set_main_option("script_location", schema.MIGRATIONS)
     config.attributes["connection"] = c
     if found not in {s.revision for s in ScriptDirectory.from_config(config).walk_revisions()}:
         return False
-    command.upgrade(config, REVISION)
+    command.upgrade(config, schema.REVISION)
+    schema.seal_all(c)
     return True
 
 
@@ -508,8 +647,13 @@ def _is_lost_server(error: BaseException | None) -> bool:
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # transactions are begun by us, not by the driver
+    connection.text_factory = lambda data: data.decode(errors="replace")  # damage is told by the row's seal
     for pragma in ("busy_timeout=30000", "journal_mode=DELETE", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(c: Connection) -> None:
+    c.exec_driver_sql("BEGIN" if c.get_execution_options().get("reads") else "BEGIN IMMEDIATE")
 
 
 def _row(c: Connection, job_id: str, lock: bool = False) -> Any:
@@ -517,36 +661,49 @@ def _row(c: Connection, job_id: str, lock: bool = False) -> Any:
     query = sa.select(jobs).where(jobs.c.id == job_id)
     row = c.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
-        raise UnknownJob(id=job_id, closest=closest(job_id, c.scalars(sa.select(jobs.c.id))))
-    return row
+        newest = c.scalars(sa.select(jobs.c.id).order_by(jobs.c.sequence.desc()).limit(NEAR)).all()
+        alike = c.scalars(sa.select(jobs.c.id).where(jobs.c.id.startswith(job_id[:11], autoescape=True)).limit(NEAR)).all()
+        raise UnknownJob(id=job_id, closest=closest(job_id, {*newest, *alike}))
+    return _must_be_sound(jobs, row)
 
 
 def _add_model(c: Connection, model: Mapping[str, Any], version_of: str, moves: bool) -> None:
     if not version_of:
-        c.execute(models.insert().values(**model, line=model["model_key"], version=1, is_current=True))
+        c.execute(models.insert().values(sealed(models, {**model, "line": model["model_key"], "version": 1, "is_current": True})))
         return
     c.execute(sa.select(models.c.id).where(models.c.line == version_of).with_for_update()).all()  # versions of a line take turns
     last = c.scalar(sa.select(sa.func.max(models.c.version)).where(models.c.line == version_of)) or 0
-    c.execute(models.insert().values(**model, line=version_of, version=last + 1, is_current=False))
+    c.execute(models.insert().values(sealed(models, {**model, "line": version_of, "version": last + 1, "is_current": False})))
     if moves:
         _move_line(c, version_of, model["id"])
 
 
 def _move_line(c: Connection, line: Any, model_id: str) -> None:
-    c.execute(models.update().where(models.c.line == line).values(is_current=models.c.id == model_id))
+    for row in c.execute(sa.select(models).where(models.c.line == line)).all():
+        if row.is_current != (row.id == model_id) and not schema.damage(models, row._mapping):
+            c.execute(models.update().where(models.c.id == row.id).values(_resealed(models, row, is_current=row.id == model_id)))
 
 
 def _free_name(c: Connection, name: str) -> str:
     """The name itself, or with the first suffix that is free. The names of base models are taken."""
-    taken = {*c.scalars(sa.select(jobs.c.model_key).where(_NAME_TAKEN)), *c.scalars(sa.select(models.c.model_key)), *catalog.entries()}
-    if model_key(name) not in taken:
+    places = ((jobs.c.model_key, NAME_TAKEN), (models.c.model_key, sa.true()), (models.c.line, sa.true()))
+
+    def is_taken(key: str) -> bool:
+        return key in catalog.entries() or any(c.scalar(sa.select(k).where(k == key, also).limit(1)) is not None for k, also in places)
+
+    if not is_taken(key := model_key(name)):
         return name
+    stem = key[: max(1, len(key) - len("_99999"))]  # a name at its limit is cut for its suffix
+    taken = {t for k, also in places for t in c.scalars(sa.select(k).where(k.startswith(stem, autoescape=True), also))} | {
+        *catalog.entries()
+    }
     return next(n for i in range(2, len(taken) + 3) if model_key(n := with_suffix(name, f"_{i}")) not in taken)
 
 
 def _replace_rows(c: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
+    rows = [sealed(table, r) for r in rows]
     if c.dialect.name == "sqlite":
         c.execute(table.insert().prefix_with("OR REPLACE"), rows)
         return
@@ -575,5 +732,5 @@ def _job(row: Any) -> Job:
         verdict=row.verdict, moved=row.moved or {}, doing=row.doing,
         warnings=tuple(row.warnings), error=row.error, created_at=row.created_at,
         started_at=row.started_at, finished_at=row.finished_at, attempt=row.attempt, owner=row.owner,
-        data_digest=row.data_digest, template=row.template, base=row.base,
+        data_digest=row.data_digest, template=row.template, base=row.base, home=row.home,
     )  # fmt: skip

@@ -37,9 +37,11 @@ from tunesmith.errors import (
     from_json,
 )
 from tunesmith.evaluation.verdict import objection
+from tunesmith.home import open_store
 from tunesmith.jobs import Job, JobStatus, model_key
+from tunesmith.schema import rejections
 from tunesmith.settings import Settings
-from tunesmith.store import LEASE_S, JobStore, rejections
+from tunesmith.store import LEASE_S, JobStore
 from tunesmith.tuning import child
 
 log = logging.getLogger("tunesmith.worker")
@@ -162,6 +164,9 @@ def collect(settings: Settings, job: Job) -> None:
 def sweep(settings: Settings, store: JobStore) -> None:
     """What killed processes left: staging folders of none that is alive, and what jobs that have ended no longer need."""
     durable.sweep_staging(settings.home)
+    known = {i.removeprefix("ft_") for i in (*store.states(), *store.model_ids())}
+    for folder in (f for kind in ("jobs", "models") for f in durable.abandoned(settings.home / kind)):
+        (durable.settle if folder.name in known else durable.remove)(folder)
     kept = {folder.parent.parent.name for folder in (settings.home / "jobs").glob("*/attempt-*/*") if folder.is_dir()}
     for name in sorted(kept):
         try:
@@ -176,7 +181,7 @@ class Worker:
     def __init__(self, settings: Settings, store: JobStore, *, holder: str = "", lease_s: float = LEASE_S) -> None:
         """`holder` names what may take its jobs back at once when it starts again: by default this home on this machine."""
         self._settings, self._store, self._lease_s = settings, store, lease_s
-        self._holder = holder or f"{os.uname().nodename}:{settings.home}"
+        self._holder = holder or f"{os.uname().nodename}:{store.home or settings.home}"
 
     def run(self) -> None:
         """Work until there was nothing to do for a while."""
@@ -486,7 +491,7 @@ def _signal(process: subprocess.Popen[bytes], number: int) -> None:
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     settings = Settings.read()
-    store = JobStore(settings.store_url)
+    store = open_store(settings)
     try:
         while True:
             with _only_worker(settings.home):

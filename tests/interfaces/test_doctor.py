@@ -18,7 +18,7 @@ def test_a_fit_machine_is_told_what_is_there(home: Path) -> None:
     found = checks()
     assert all(c.ok for c in found.values()), [c for c in found.values() if not c.ok]
     assert "ms a file" in found["fsync"].found and "boot clock" in found["clock"].found
-    assert sqlite3.sqlite_version in found["store"].found and "schema 0002" in found["store"].found
+    assert sqlite3.sqlite_version in found["store"].found and "schema 0003" in found["store"].found
     assert found["torch build"].found in ("for the CPU",) or found["torch build"].found.startswith("for CUDA")
     assert "usable" in found["processor"].found
 

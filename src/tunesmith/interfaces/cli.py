@@ -38,6 +38,7 @@ app.add_typer(model_app, name="model")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the id or the name.")]
 Database = Annotated[str, typer.Option("--database", "-d", envvar="TUNESMITH_DATABASE", help="DuckDB file where queries run.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 JobId = Annotated[str, typer.Argument(help="Id of a job (ft_…).")]
 
 
@@ -513,19 +514,35 @@ def worker() -> None:
 @app.command()
 def doctor(
     repair: Annotated[bool, typer.Option("--repair", help="Reconcile rows and files, as after a restore from a backup.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Take the last repair back.")] = False,
+    as_copy: Annotated[bool, typer.Option("--as-copy", help="Make a copied home one of its own.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every row of the store and every file of jobs and models.")] = False,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """What works on this machine, and what to do about what does not."""
-    from tunesmith.interfaces.doctor import examine, mend
+    from tunesmith.interfaces import doctor as doctor_module
 
     if repair:
-        found = mend()
+        found = doctor_module.plan()
         if as_json:
             print(json.dumps([asdict(m) for m in found], default=str))
         else:
             print("\n".join(f"{m.kind}: {m.what}: {m.remedy}" for m in found) or "every row has its files and every folder its row")
+        if found:
+            _confirm("do this", yes or as_json)
+            place = doctor_module.mend(found)
+            print(f"done, and written down in {place}; tunesmith doctor --undo takes it back", file=sys.stderr)
         return
-    checks = examine()
+    if undo:
+        said = doctor_module.undo()
+        print(json.dumps(said) if as_json else "\n".join(said) or "there is no repair to take back")
+        return
+    if as_copy:
+        n = doctor_module.as_copy()
+        _print(as_json, {"cancelled": n}, f"a home of its own from now on; {counted(n, 'unfinished job')} cancelled here")
+        return
+    checks = doctor_module.examine(deep=deep)
     if as_json:
         print(json.dumps([c.__dict__ for c in checks]))
     else:
@@ -541,6 +558,13 @@ def demo(path: Annotated[str, typer.Argument(help="The DuckDB file to write.")] 
     from tunesmith.interfaces.demo import run
 
     sys.exit(run(path))
+
+
+def _confirm(what: str, is_agreed: bool) -> None:
+    """On a terminal, ask before what is hard to take back; elsewhere it was asked for by the command itself."""
+    sys.stdout.flush()
+    if not is_agreed and sys.stdin is not None and sys.stdin.isatty():
+        typer.confirm(f"{what}?", abort=True, err=True)
 
 
 def _print(as_json: bool, facts: dict[str, Any], text: str) -> None:

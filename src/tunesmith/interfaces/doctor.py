@@ -6,7 +6,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -14,10 +15,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tunesmith import catalog, durable
+from tunesmith import repair as repairs
 from tunesmith.errors import TunesmithError, WorkerAtWork
-from tunesmith.repair import UNCLAIMED, Mismatch, mismatches, repair
+from tunesmith.home import open_store, separate
+from tunesmith.repair import UNCLAIMED, Mismatch, at_rest, last_repair, mismatches
+from tunesmith.schema import REVISION
 from tunesmith.settings import Settings, processors
-from tunesmith.store import REVISION, BootClock, JobStore
+from tunesmith.store import BootClock, JobStore
 from tunesmith.words import counted
 from tunesmith.worker import is_alive
 
@@ -33,13 +37,36 @@ BUILT = 2026  # no clock is before it
 FREE_MB = 1024  # below it a job of a small base may have to wait for space
 
 
-def mend() -> list[Mismatch]:
-    """Reconcile rows and files, as after a restore; WorkerAtWork while jobs run."""
+def plan() -> list[Mismatch]:
+    """What a repair would do; WorkerAtWork while jobs run."""
+    settings, store = _at_rest()
+    return list(mismatches(settings, store, read=True))
+
+
+def mend(found: Sequence[Mismatch]) -> Path | None:
+    """Reconcile rows and files, as after a restore: do what was planned; where it was written down."""
+    settings, store = _at_rest()
+    return repairs.repair(settings, store, found)
+
+
+def undo() -> list[str]:
+    """Take the newest repair back."""
+    return repairs.undo(*_at_rest())
+
+
+def as_copy() -> int:
+    """Make a copied home one of its own; how many unfinished jobs were cancelled in it."""
     settings = Settings.read()
     if is_alive(settings.home):
         raise WorkerAtWork(home=str(settings.home))
-    durable.open_home(settings.home)
-    return repair(settings, JobStore(settings.store_url))
+    return separate(settings)
+
+
+def _at_rest() -> tuple[Settings, JobStore]:
+    settings = Settings.read()
+    if is_alive(settings.home):
+        raise WorkerAtWork(home=str(settings.home))
+    return settings, open_store(settings, lost_too=True)
 
 
 @dataclass(frozen=True)
@@ -50,38 +77,63 @@ class Check:
     advice: str = ""
 
 
-def examine() -> list[Check]:
+def examine(*, deep: bool = False) -> list[Check]:
+    """`deep`: read all that is at rest, every row of the store and every file of jobs and models."""
     settings = Settings.read()
-    return [*_places(settings), *_packages(), *_torch()]
+    return [*_places(settings, deep), *_packages(), *_torch()]
 
 
-def _places(settings: Settings) -> Iterator[Check]:
+def _places(settings: Settings, deep: bool) -> Iterator[Check]:
     yield Check("python", sys.version_info >= (3, 11), sys.version.split()[0], "")
     try:
-        durable.open_home(settings.home)
+        marker = durable.open_home(settings.home)
         durable.write_json(settings.home / "tmp" / "doctor.json", {"fsync": True})
         (settings.home / "tmp" / "doctor.json").unlink()
-        yield Check("home", True, str(settings.home))
+        moved = f", moved here from {marker['moved_from']}" if marker.get("moved_from") else ""
+        yield Check("home", True, f"{settings.home} ({marker['id'][:8]}{moved})")
     except (OSError, TunesmithError) as e:
         yield Check("home", False, str(settings.home), f"cannot be written ({e}); set TUNESMITH_HOME to a folder of your own")
         return
     yield _sync_check(settings.home)
     yield _clock_check()
     try:
-        store = JobStore(settings.store_url)
+        store = open_store(settings)
     except TunesmithError as e:
         yield Check("store", False, settings.store_url.split("://")[0], str(e))
         return
-    yield Check("store", True, _store_words(settings.store_url))
-    apart = list(mismatches(settings, store, read=False))
-    yield Check("files", not apart, f"{len(apart)} of the rows and folders do not belong together" if apart else "every row has its folder",
-                "tunesmith doctor --repair says which, and mends it" if apart else "")  # fmt: skip
+    broken = store.integrity()
+    yield Check("store", not broken, broken or _store_words(settings.store_url), "bring it back from a backup" if broken else "")
+    yield from _rows_checks(settings, store, deep)
     yield _prices_check(settings.home)
     yield from _leftovers(settings.home)
     yield _readers_check(settings.home)
     free = shutil.disk_usage(settings.home).free >> 20
     yield Check("disk", free > FREE_MB, f"{free:,} MB free", "" if free > FREE_MB else "free some space: jobs will wait")
     yield Check("worker", True, "alive" if is_alive(settings.home) else "none; one starts with the next job")
+
+
+def _rows_checks(settings: Settings, store: JobStore, deep: bool) -> Iterator[Check]:
+    """What is in the store, and whether it is whole and has its files."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # each is told below
+            damaged = list(store.damaged(("jobs", "models")))
+            apart = list(mismatches(settings, store, read=False))
+            elsewhere = sum(home != store.home for _, _, home in store.states().values())
+            lost = list(at_rest(settings, store)) if deep else []
+    except TunesmithError as e:
+        yield Check("rows", False, "cannot be read", str(e))
+        return
+    yield Check("rows", not damaged, "; ".join(map(str, damaged[:3])) if damaged else "jobs and models match their seals")
+    if elsewhere:
+        yield Check("other homes", True, f"{counted(elsewhere, 'job')} of theirs on this store: shown, never claimed, repaired or removed")
+    words = "; ".join(f"{m.kind}: {m.what}" for m in apart[:3]) + (f"; … ({len(apart)} in all)" if len(apart) > 3 else "")
+    undoes = ", --undo takes the last repair back" if last_repair(settings.home) else ""
+    yield Check("files", not apart, words or "every row has its folder",
+                f"tunesmith doctor --repair says what it will do, and mends it{undoes}" if apart else "")  # fmt: skip
+    if deep:
+        more = f"; … ({len(lost)} in all)" if len(lost) > 3 else ""
+        yield Check("at rest", not lost, "; ".join(lost[:3]) + more if lost else "every row and every file is as it was written")
 
 
 def _prices_check(home: Path) -> Check:
@@ -104,7 +156,8 @@ def _leftovers(home: Path) -> Iterator[Check]:
     aside = home / UNCLAIMED
     if aside.is_dir():
         size = sum(f.stat().st_size for f in aside.rglob("*") if f.is_file())
-        yield Check("put aside", True, f"{size:,} bytes in {aside}", "what repairs put aside; remove it when you are sure")
+        undoes = "; tunesmith doctor --undo brings the last of it back" if last_repair(home) else ""
+        yield Check("put aside", True, f"{size:,} bytes in {aside}", f"what repairs put aside; remove it when you are sure{undoes}")
 
 
 def _readers_check(home: Path) -> Check:

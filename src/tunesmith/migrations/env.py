@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from tunesmith.store import metadata
+from tunesmith.schema import metadata
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=metadata, render_as_batch=True)
 with context.begin_transaction():

@@ -1,0 +1,231 @@
+"""The tables of the store, and the seal that each of their rows carries.
+
+A seal is a digest over all other columns of its row, written with the row in one statement: SQLite has no checksums of its own, so a bit
+that flips on a disk would otherwise change a loss, a verdict or a name unseen. Jobs and models carry SHA-256 (their certificate and verdict
+are what the product proves), the many small rows a CRC-32, which sees every flip of one bit. Columns without a value do not count, so a
+column that a later revision adds leaves seals as they are.
+"""
+
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, String, Table, Text
+from sqlalchemy.engine import Connection
+
+MIGRATIONS, REVISION = "tunesmith:migrations", "0003"  # where the revisions are, and the newest of them
+
+metadata = sa.MetaData()
+_JSON = sa.JSON(none_as_null=True)
+
+jobs = Table(
+    "jobs", metadata,
+    Column("id", String, primary_key=True),
+    Column("sequence", Integer, nullable=False),
+    Column("name", String, nullable=False),
+    Column("model_key", String, nullable=False),
+    Column("task", String, nullable=False),
+    Column("base_model", String, nullable=False),
+    Column("training_data", Text, nullable=False),
+    Column("validation_data", Text, nullable=False),
+    Column("options", _JSON, nullable=False),
+    Column("resolved", _JSON),
+    Column("base", _JSON, nullable=False),
+    Column("template", _JSON, nullable=False),
+    Column("data_digest", String, nullable=False),
+    Column("status", String, nullable=False),
+    Column("step", Integer, nullable=False, default=0),
+    Column("total_steps", Integer, nullable=False, default=0),
+    Column("rows", _JSON, nullable=False),
+    Column("input_tokens", Integer, nullable=False, default=0),
+    Column("trained_tokens", Integer, nullable=False, default=0),
+    Column("training_loss", Float),
+    Column("validation_loss", Float),
+    Column("stopped_by", String, nullable=False, default=""),
+    Column("quote", _JSON),
+    Column("used", _JSON),
+    Column("certificate", _JSON),
+    Column("verdict", _JSON),
+    Column("moved", _JSON),
+    Column("doing", _JSON),
+    Column("warnings", _JSON, nullable=False),
+    Column("error", _JSON),
+    Column("created_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("finished_at", Float),
+    Column("owner", String, nullable=False),
+    Column("attempt", Integer, nullable=False, default=0),
+    Column("holder", String, nullable=False, default=""),
+    Column("boot", String, nullable=False, default=""),
+    Column("lease_until", Float, nullable=False, default=0.0),
+    Column("idempotency_key", String, unique=True),
+    Column("request_digest", String, nullable=False, default=""),
+    Column("home", String, nullable=False, default=""),
+    Column("seal", String),
+)  # fmt: skip
+NAME_TAKEN = sa.text("status NOT IN ('FAILED', 'CANCELLED')")
+Index("jobs_in_order", jobs.c.sequence)
+Index("jobs_of_a_home", jobs.c.home, jobs.c.status, jobs.c.sequence)
+Index("one_job_per_name", jobs.c.model_key, unique=True, sqlite_where=NAME_TAKEN, postgresql_where=NAME_TAKEN)
+
+metrics = Table(
+    "metrics", metadata,
+    Column("job_id", ForeignKey("jobs.id"), primary_key=True),
+    Column("step", Integer, primary_key=True),
+    Column("epoch", Integer, nullable=False),
+    Column("training_loss", Float),
+    Column("validation_loss", Float),
+    Column("learning_rate", Float),
+    Column("grad_norm", Float),
+    Column("tokens", Integer),
+    Column("tokens_per_second", Float),
+    Column("seconds", Float),
+    Column("seal", BigInteger),
+)  # fmt: skip
+rejections = Table(
+    "rejections", metadata,
+    Column("job_id", ForeignKey("jobs.id"), primary_key=True),
+    Column("part", String, primary_key=True),
+    Column("row", Integer, primary_key=True),
+    Column("reason", String, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("context", Text, nullable=False),
+    Column("seal", BigInteger),
+)  # fmt: skip
+row_losses = Table(
+    "row_losses", metadata,
+    Column("job_id", ForeignKey("jobs.id"), primary_key=True),
+    Column("part", String, primary_key=True),
+    Column("epoch", Integer, primary_key=True),
+    Column("row", Integer, primary_key=True),
+    Column("loss", Float),
+    Column("tokens", Integer, nullable=False),
+    Column("seal", BigInteger),
+)  # fmt: skip
+models = Table(
+    "models", metadata,
+    Column("id", String, primary_key=True),
+    Column("name", String, nullable=False),
+    Column("model_key", String, nullable=False, unique=True),
+    Column("line", String, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("is_current", Boolean, nullable=False),
+    Column("job_id", ForeignKey("jobs.id"), index=True),
+    Column("base_model", String, nullable=False),
+    Column("base", _JSON, nullable=False),
+    Column("task", String, nullable=False),
+    Column("method", String, nullable=False),
+    Column("folder", String, nullable=False),
+    Column("digest", String, nullable=False),
+    Column("verdict", _JSON),
+    Column("created_at", Float, nullable=False),
+    Column("owner", String, nullable=False),
+    Column("home", String, nullable=False, default=""),
+    Column("seal", String),
+    sa.UniqueConstraint("line", "version"),
+)  # fmt: skip
+usage = Table(
+    "usage", metadata,
+    Column("id", Integer, primary_key=True),
+    Column("kind", String, nullable=False),
+    Column("model", String, nullable=False),
+    Column("base_model", String, nullable=False),
+    Column("job_id", String),
+    Column("input_tokens", Integer, nullable=False),
+    Column("output_tokens", Integer, nullable=False),
+    Column("credits", Float, nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("ended_at", Float, nullable=False),
+    Column("seal", BigInteger),
+)  # fmt: skip
+events = Table(
+    "events", metadata,
+    Column("id", Integer, primary_key=True),
+    Column("job_id", ForeignKey("jobs.id"), nullable=False, index=True),
+    Column("at", Float, nullable=False),
+    Column("level", String, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("seal", BigInteger),
+)  # fmt: skip
+homes = Table(
+    "homes", metadata,
+    Column("id", String, primary_key=True),
+    Column("place", String, nullable=False),
+    Column("machine", String, nullable=False),
+    Column("opened_at", Float, nullable=False),
+)  # fmt: skip
+revision_table = Table("alembic_version", sa.MetaData(), Column("version_num", String(32), primary_key=True))
+SEALED = {t.name: t for t in (jobs, metrics, rejections, row_losses, models, usage, events)}
+
+
+# ---------------------------------------------------------------- seals
+
+
+class Unreadable:
+    """A document of the store that is no JSON any more."""
+
+
+def lenient(text: Any) -> Any:
+    """A JSON column's value; damage is told by its row's seal, not in the middle of a listing."""
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return Unreadable()
+
+
+def seal_of(table: Table, values: Mapping[Any, Any]) -> str | int:
+    """The digest of a row's other columns; TypeError or ValueError for a value that its column cannot hold."""
+    known = {c.name: _plain(c, values[c.name]) for c in table.columns if c.name != "seal" and not _is_counted(c)}
+    text = json.dumps({k: v for k, v in known.items() if v is not None}, sort_keys=True).encode()
+    return zlib.crc32(text) if isinstance(table.c.seal.type, BigInteger) else hashlib.sha256(text).hexdigest()
+
+
+def sealed(table: Table, values: Mapping[Any, Any]) -> dict[str, Any]:
+    """A whole row: what is given, the defaults of the rest, and the seal."""
+    defaults = {c.name: c.default.arg if isinstance(c.default, sa.ColumnDefault) else None for c in table.columns if not _is_counted(c)}
+    row = {**defaults, **values}
+    return {**row, "seal": seal_of(table, row)}
+
+
+def damage(table: Table, row: Mapping[Any, Any]) -> str:
+    """Why a row cannot be believed; empty where it can."""
+    try:
+        return "" if row["seal"] == seal_of(table, row) else "it does not match its seal"
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return "it holds a value that cannot be"
+
+
+def seal_all(c: Connection) -> None:
+    """Give every row that has none its seal: those that an older program wrote."""
+    for table in SEALED.values():
+        keys = list(table.primary_key)
+        while rows := c.execute(sa.select(table).where(table.c.seal.is_(None)).limit(1000)).all():
+            for row in rows:
+                mine = sa.and_(*(k == row._mapping[k.name] for k in keys))
+                c.execute(table.update().where(mine).values(seal=seal_of(table, row._mapping)))
+
+
+def _is_counted(column: Column[Any]) -> bool:
+    """A number that the database gives."""
+    return column.primary_key and isinstance(column.type, Integer) and len(column.table.primary_key) == 1
+
+
+def _plain(column: Column[Any], value: Any) -> Any:
+    """A value as every database gives it back; SQLite keeps no NaN and no negative zero."""
+    if value is None:
+        return None
+    kind = column.type
+    if isinstance(kind, sa.JSON):
+        return json.loads(json.dumps(value))
+    if isinstance(kind, Boolean):
+        return bool(value)
+    wanted: Any = (int, float) if isinstance(kind, Float) else int if isinstance(kind, Integer) else str
+    if not isinstance(value, wanted):
+        raise TypeError(f"{column.name} is {value!r}")
+    if isinstance(kind, Float):
+        return None if math.isnan(float(value)) else float(value) + 0.0
+    return int(value) if isinstance(kind, Integer) else str(value)
