@@ -31,8 +31,8 @@ from record import Proof, show_and_save
 
 from tunesmith import Tunesmith, durable, worker
 from tunesmith.errors import TunesmithError
+from tunesmith.home import open_store
 from tunesmith.settings import Settings
-from tunesmith.store import JobStore
 from tunesmith.tuning import checkpoints, child, loop
 
 for name in ("tunesmith.tuning.prepare", "tunesmith.tuning.trainer", "tunesmith.evaluation.evaluator", "tunesmith.models.methods.lora",
@@ -70,7 +70,7 @@ def work(home: Path) -> None:
     """Do all that waits in a home, then return."""
     settings = Settings.read(home)
     loop.RECORD_SECONDS = 0.0
-    InProcess(settings, JobStore(settings.store_url)).work_all()
+    InProcess(settings, open_store(settings)).work_all()
 
 
 def dying_at(n: int, home: Path) -> Callable[[], None]:

@@ -25,9 +25,9 @@ from record import Proof, show_and_save
 from tunesmith import Tunesmith, durable, worker
 from tunesmith.data.dataset import Dataset
 from tunesmith.errors import DamagedFiles, DiskFull, StorageFailed, TunesmithError
+from tunesmith.home import open_store
 from tunesmith.inference.engine import Engine
 from tunesmith.settings import Settings
-from tunesmith.store import JobStore
 from tunesmith.tuning import checkpoints
 
 FAULTS = {"full": errno.ENOSPC, "broken": errno.EIO, "read-only": errno.EROFS, "too many files": errno.EMFILE}
@@ -149,7 +149,7 @@ def faults(trials: Trials, every: int) -> Iterator[Proof]:
             crash.work(home)
 
         code = forked(body)
-        [job] = JobStore(Settings.read(home).store_url).all_jobs()
+        [job] = open_store(Settings.read(home)).all_jobs()
         if code or (job.status.is_final and job.status.value != "SUCCEEDED"):
             return f"ended with {code}, {job.status}: {job.error}"
         if not job.status.is_final:
@@ -342,7 +342,7 @@ def lost(home: Path, moment: Moment) -> str:
         return "the home folder is gone, and the store was there"
     (home / "state.db").write_bytes(moment.store)
     settings = Settings.read(home)
-    store = JobStore(settings.store_url)
+    store = open_store(settings)
     try:
         jobs, models = store.all_jobs(), store.all_models()
         for job in jobs:

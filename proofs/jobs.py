@@ -22,9 +22,9 @@ from forks import ForkedChild, at_once, forked, room, start
 from record import Proof, show_and_save
 
 from tunesmith import Tunesmith, worker
+from tunesmith.home import open_store
 from tunesmith.jobs import JobStatus
 from tunesmith.settings import Settings
-from tunesmith.store import JobStore
 from tunesmith.tuning import child
 
 TOLD_S, GONE_S = 10.0, 20.0  # what is promised of a cancel
@@ -57,8 +57,8 @@ def cancels(base: Path, folder: Path, n: int, seed: int) -> Iterator[Proof]:
         service = without_workers(home)
         many = crash.rows() * 20
         job = service.create("m", str(base), many, **{**crash.OPTIONS, "max_epochs": 10, "batch_size": 2})
-        at_work = start(lambda: worker.Worker(Settings.read(home), JobStore(Settings.read(home).store_url)).work_all())
-        store = JobStore(Settings.read(home).store_url)
+        at_work = start(lambda: worker.Worker(Settings.read(home), open_store(Settings.read(home))).work_all())
+        store = open_store(Settings.read(home))
         until = time.monotonic() + chance.uniform(0.1, 3.0)
         while time.monotonic() < until and not store.get(job.id).status.is_final:
             time.sleep(0.01)
@@ -159,7 +159,7 @@ def growth(base: Path, folder: Path, seconds: float) -> Iterator[Proof]:
     def at_work() -> None:
         fork_children()
         settings = Settings.read(home)
-        mine, measured = worker.Worker(settings, JobStore(settings.store_url), lease_s=0.3 * 100), []
+        mine, measured = worker.Worker(settings, open_store(settings), lease_s=0.3 * 100), []
         while time.monotonic() - began < seconds + 2:
             mine.work_all()
             measured.append(f"{_memory_kb()} {len(os.listdir('/proc/self/fd'))}")
@@ -178,7 +178,7 @@ def growth(base: Path, folder: Path, seconds: float) -> Iterator[Proof]:
     code = forked(asks)
     os.waitpid(worker_pid, 0)
     lines = [tuple(map(int, line.split())) for line in report.read_text().splitlines()]
-    store = JobStore(Settings.read(home).store_url)
+    store = open_store(Settings.read(home))
     done = [j for j in store.all_jobs() if j.status is JobStatus.SUCCEEDED]
     third = max(1, len(lines) // 3)
     early, late = (max(m for m, _ in part) for part in (lines[third : 2 * third], lines[2 * third :]))

@@ -28,6 +28,7 @@ from record import Proof, show_and_save
 
 from tunesmith import durable, worker
 from tunesmith.errors import JobAlreadyFinished, StoreUnavailable, TunesmithError
+from tunesmith.home import open_store
 from tunesmith.jobs import Job, JobStatus, Options, Resolved
 from tunesmith.settings import Settings
 from tunesmith.store import BootClock, JobStore
@@ -72,7 +73,7 @@ def new_job(name: str) -> Job:
 
 def client(settings: Settings, number: int, jobs: int) -> None:
     """Create jobs, each under a key of its own; a client that is killed begins again with the same keys. Writes down what was accepted."""
-    chance, store = random.Random(f"{number} {os.getpid()}"), JobStore(settings.store_url)
+    chance, store = random.Random(f"{number} {os.getpid()}"), open_store(settings)
     for n in range(jobs):
         key = f"{number}-{n}"
         for _ in range(2 if chance.random() < REPEATED else 1):
@@ -91,7 +92,7 @@ def patiently(act: Callable[[], Any]) -> Any:
 
 def work(settings: Settings, jobs: int) -> None:
     """One life of a worker, under a name of its own: until every job has ended."""
-    store = JobStore(settings.store_url)
+    store = open_store(settings)
     mine = Quick(settings, store, holder=str(uuid.uuid4()), lease_s=LEASE_S)
     while not (settings.home / "stop").exists():
         with suppress(StoreUnavailable):
@@ -104,7 +105,7 @@ def storm(home: Path, url: str, clients: int, each: int, kills: int, seed: int) 
     began, chance = time.monotonic(), random.Random(seed)
     settings = settings_of(home, url)
     durable.open_home(home)
-    store = JobStore(settings.store_url)
+    store = open_store(settings)
     alive: dict[int, Callable[[], None]] = {}
     for number in range(clients):
         body = lambda number=number: client(settings, number, each)  # noqa: E731
@@ -159,7 +160,7 @@ def races(home: Path, url: str, n: int, seed: int) -> Iterator[Proof]:
     began, chance, wrong, won = time.monotonic(), random.Random(seed), 0, 0
     settings = settings_of(home, url)
     durable.open_home(home)
-    user, store = JobStore(settings.store_url), JobStore(settings.store_url)
+    user, store = open_store(settings), open_store(settings)
     mine = Quick(settings, store)
 
     def evaluated(name: str) -> Job:
@@ -212,12 +213,12 @@ def dead_workers(home: Path, url: str, n: int, seed: int) -> Iterator[Proof]:
     began, chance = time.monotonic(), random.Random(seed)
     settings = settings_of(home, url)
     durable.open_home(home)
-    store = JobStore(settings.store_url)
+    store = open_store(settings)
     for i in range(n):
         store.add(new_job(f"held_{i}"))
 
     def hold() -> None:
-        own = JobStore(settings.store_url)
+        own = open_store(settings)
         job = own.claim(str(uuid.uuid4()), LEASE_S)
         assert job is not None
         (home / f"holder-{os.getpid()}").write_text(job.id)

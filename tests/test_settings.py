@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tunesmith import Tunesmith, worker
 from tunesmith.data.sources import opened
 from tunesmith.errors import InvalidSetting, StorageFailed
+from tunesmith.home import open_store
 from tunesmith.settings import Settings
-from tunesmith.store import JobStore
 
 PROPERTY = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ROWS = [{"prompt": f"q {i}", "completion": "a"} for i in range(12)]
@@ -32,7 +32,7 @@ def test_a_value_that_cannot_be_one_is_named_with_what_it_may_be(
 ) -> None:
     monkeypatch.setenv(f"TUNESMITH_{name}", value)
     with pytest.raises(InvalidSetting, match=f"TUNESMITH_{name} = "):
-        JobStore(Settings.read().store_url)
+        open_store(Settings.read())
     shown = subprocess.run([sys.executable, "-m", "tunesmith.interfaces.cli", "job", "list"], capture_output=True, text=True)
     assert shown.returncode == 2 and shown.stderr.startswith("tunesmith: The setting") and "Traceback" not in shown.stderr
 
@@ -69,14 +69,18 @@ def test_each_home_has_its_own_store_inside_it_whatever_its_name(tmp_path_factor
     place = tmp_path_factory.mktemp("homes")
     homes = [place / f"{first}a", place / f"{second}b"]
     for n, home in enumerate(homes):
-        store = JobStore(Settings.read(home).store_url)
+        store = open_store(Settings.read(home))
         store.add_usage(
             kind="complete", model=f"m{n}", base_model="b", input_tokens=1, output_tokens=1, started_at=0.0, ended_at=0.0, credits=0.0
         )
         store.close()
     for n, home in enumerate(homes):
-        store = JobStore(Settings.read(home).store_url)
-        assert [u["model"] for u in store.rows("usage")] == [f"m{n}"] and [p.name for p in home.iterdir()] == ["state.db"]
+        store = open_store(Settings.read(home))
+        assert [u["model"] for u in store.rows("usage")] == [f"m{n}"] and sorted(p.name for p in home.iterdir()) == [
+            "FORMAT",
+            "state.db",
+            "tmp",
+        ]
         store.close()
     assert sorted(p.name for p in place.iterdir()) == sorted({h.name for h in homes}), "nothing beside the homes"
 

@@ -43,11 +43,12 @@ FAILED = {
 def open_home(home: Path) -> dict[str, Any]:
     """Make the home folder and its tmp/ (same file system, so that a rename is atomic); what its marker says: id, its identity, and place,
     where it was when that was written. HomeTooNew where the marker is of another format."""
-    if not (home / "tmp").is_dir():
-        make_folder(home / "tmp")
     marker = home / MARKER
-    if not marker.exists():
-        _write_first(marker, {"format": FORMAT, "id": new_identity(), "place": str(home)})
+    with typed_errors(home):
+        if not (home / "tmp").is_dir():
+            make_folder(home / "tmp")
+        if not marker.exists():
+            _write_first(marker, {"format": FORMAT, "id": new_identity(), "place": str(home)})
     found = read_marker(home)
     if found.get("format") != FORMAT:
         raise HomeTooNew(home=str(home), found=found.get("format", "that cannot be read"), known=FORMAT)

@@ -34,6 +34,10 @@ class TunesmithError(Exception):
         return {"code": self.code, "message": str(self), "fields": self.fields}
 
 
+class Notice(UserWarning):
+    """What a user is told without being stopped; the command line prints its sentence."""
+
+
 def from_json(data: dict[str, Any]) -> TunesmithError:
     kind = _by_code().get(data["code"])
     if kind is None:
@@ -257,7 +261,7 @@ class NotADataSource(Invalid):
 
 
 class CreateNotTopLevel(Invalid):
-    """FINETUNE('{verb}', …) acts, so it runs only as a statement of its own: SELECT FINETUNE('{verb}', …), with no FROM, no
+    """{call} acts, so it runs only as a statement of its own: SELECT {call}, with no FROM, no
     EXPLAIN, no view and no other column. Nothing was done. From Python, use connection.execute(…). The statement: {statement}"""
 
 
@@ -342,6 +346,11 @@ class StoreLost(Conflict):
 
 class JobNotInState(Conflict):
     """Job {id} is {status}; only a job that is {needed} takes this. `tunesmith job show {id}` shows how it goes."""
+
+
+class UsageNotRecorded(Conflict):
+    """The home {home} cannot be written, so answers of {name} could not be charged, and the price table there (prices.toml) has a price for
+    them. Nothing was computed. Make the home writable, or take that price away."""
 
 
 class WorkerAtWork(Conflict):

@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -40,11 +40,13 @@ from tunesmith.errors import (
     LineAwaited,
     MissingExtra,
     MoreRowsThan,
+    Notice,
     NotPromoted,
     OfAnotherHome,
     TooManyRows,
     UnfinishedAnswer,
     UnknownModel,
+    UsageNotRecorded,
     ViewNotWritten,
     closest,
 )
@@ -139,6 +141,11 @@ class Tunesmith:
         """All jobs, or those in some states, or the newest so many of them; the oldest first."""
         worker.ensure(self.settings, self.store)
         return [self._hand_out(j) for j in self.store.all_jobs(statuses, newest)]
+
+    def each_job(self, statuses: Collection[JobStatus] = ()) -> Iterator[Job]:
+        """The same, the oldest first, with few of them in memory at a time."""
+        worker.ensure(self.settings, self.store)
+        return map(self._hand_out, self.store.jobs_in_pages(statuses))
 
     def describe(self, job_id: str) -> Job:
         """One job as it stands now; UnknownJob otherwise."""
@@ -393,6 +400,7 @@ class Tunesmith:
             )
         catalog.prices(self.settings.home)  # UnreadableSettings before anything is computed
         tuned = {n: self._usable(n) for n in ([name] if isinstance(name, str) else dict.fromkeys(names))}
+        self._must_record(tuned.values())
         inference, sampling = _inference(), _sampling(options)
         found: dict[int, Completion] = {}
         by_base = sorted(tuned, key=lambda n: tuned[n].base.name)
@@ -417,6 +425,7 @@ class Tunesmith:
         messages, began = _messages(prompt), time.time()
         catalog.prices(self.settings.home)
         tuned, inference, asked = self._usable(name), _inference(), _sampling(options)
+        self._must_record([tuned])
         engine, sampling, last = inference.engine_for(tuned, self.settings.device), inference.Sampling(**asked), None
         try:
             for so_far in engine.stream(messages, sampling):
@@ -433,7 +442,22 @@ class Tunesmith:
         self._warn_once(tuned)
         return tuned
 
+    def _must_record(self, asked: Iterable[TunedModel]) -> None:
+        """UsageNotRecorded before anything is computed, where answers have a price and the home cannot be written."""
+        home = self.settings.home
+        if not self.store.is_read_only or not (home / "prices.toml").exists():
+            return
+        for model in asked:
+            if catalog.credits(home, model.base.name, "inference", 10**6) > 0:
+                raise UsageNotRecorded(name=model.name, home=str(home))
+
     def _charge(self, tuned: TunedModel, found: "Sequence[Completion]", began: float) -> None:
+        if self.store.is_read_only:
+            if "usage" not in self._warned:
+                self._warned.add("usage")
+                words = f"the home {self.settings.home} cannot be written: its answers are not recorded as usage"
+                warnings.warn(words, Notice, stacklevel=4)
+            return
         used = sum(c.prompt_tokens for c in found), sum(c.completion_tokens for c in found)
         self.store.add_usage(
             kind="complete", model=tuned.name, base_model=tuned.base.name, job_id=tuned.job_id or None, input_tokens=used[0],
@@ -447,35 +471,44 @@ class Tunesmith:
 
     def rows(self, table: str, job_id: str | None = None) -> list[dict[str, Any]]:
         """A table of the store (jobs, metrics, models, rejections, row_losses, usage, events), or `lineage` or `verdicts`; of one job where
-        it is named: then no other row is read."""
-        made = {"lineage": self._lineage, "verdicts": self._verdicts}
-        return list(made[table](job_id)) if table in made else self.store.rows(table, job_id)
+        it is named: then no other row is read. What is damaged is told and left out."""
+        found: list[dict[str, Any]] = []
+        after, is_first = None, True
+        while is_first or after is not None:
+            page, after = self.page(table, job_id, after)
+            found, is_first = [*found, *page], False
+        return found
 
-    def _lineage(self, job_id: str | None) -> Iterator[dict[str, Any]]:
-        """Which models learned from which rows: a row is known by its content hash, wherever it came from."""
-        for model in self.models():
-            if model.home != self.store.home or not model.job_id or (job_id is not None and model.job_id != job_id):
-                continue
+    def page(self, table: str, job_id: str | None = None, after: str | None = None) -> tuple[list[dict[str, Any]], str | None]:
+        """The next rows of the same: those after the place `after`, and the place to go on from, None at the end."""
+        key = json.loads(after) if after else None
+        if table == "lineage":
+            rows, key = self._lineage(job_id, key or 0)
+        elif table == "verdicts":
+            rows, key = self.store.page("jobs", job_id, key)
+            rows = [_verdict_row(r) for r in rows if r["verdict"]]
+        else:
+            rows, key = self.store.page(table, job_id, key)
+        return rows, None if key is None else json.dumps(key)
+
+    def _lineage(self, job_id: str | None, n: int) -> tuple[list[dict[str, Any]], int | None]:
+        """Which model learned from which rows, the n-th model's: a row is known by its content hash, wherever it came from."""
+        models = [m for m in self.models() if m.home == self.store.home and m.job_id and job_id in (None, m.job_id)]
+        if n >= len(models):
+            return [], None
+        model = models[n]
+        found: list[dict[str, Any]] = []
+        try:
             job = self.store.get(model.job_id)
             refused = {r["row"] for r in self.store.rows("rejections", job.id) if r["part"] == "train"}
-            try:
-                rows = Dataset.open(self.settings.job_folder(job.id) / "data", job.data_digest, job.moved).hashes("train")
-            except DamagedFiles as e:  # the others are told all the same
-                warnings.warn(f"what {model.name} learned from cannot be read: {e}", stacklevel=2)
-                continue
-            for row_hash, row in rows:
-                if row not in refused:
-                    yield {"row_hash": row_hash, "model": model.name, "job_id": job.id, "row": row, "base_model": model.base.name}
-
-    def _verdicts(self, job_id: str | None) -> Iterator[dict[str, Any]]:
-        for job in self.store.all_jobs() if job_id is None else [self.store.get(job_id)]:
-            if job.verdict:
-                v = Verdict.from_json(job.verdict)
-                yield {
-                    "job_id": job.id, "model": job.name, "base_model": job.base_model, "finished_at": job.finished_at, **v.arms,
-                    **{k: getattr(v, k) for k in ("word", "metric", "n", "against", "difference", "low", "high", "stop_rate")},
-                    "base_loss": v.losses["base"], "tuned_loss": v.losses["tuned"], "rows_won": len(v.won), "rows_lost": len(v.lost),
-                }  # fmt: skip
+            rows = Dataset.open(self.settings.job_folder(job.id) / "data", job.data_digest, job.moved).hashes("train")
+            found = [
+                {"row_hash": row_hash, "model": model.name, "job_id": job.id, "row": row, "base_model": model.base.name}
+                for row_hash, row in rows if row not in refused
+            ]  # fmt: skip
+        except (DamagedFiles, DamagedRow) as e:  # the others are told all the same
+            warnings.warn(f"what {model.name} learned from cannot be read: {e}", Notice, stacklevel=2)
+        return found, n + 1 if n + 1 < len(models) else None
 
     # ------------------------------------------------------------ inside
 
@@ -526,7 +559,7 @@ class Tunesmith:
         """A model that tuning harmed answers all the same; whoever asks it is told once."""
         if tuned.verdict and tuned.verdict["word"] == Word.HARMED and tuned.name not in self._warned:
             self._warned.add(tuned.name)
-            warnings.warn(f"{tuned.name}: {sentence(tuned.verdict)}", stacklevel=4)
+            warnings.warn(f"{tuned.name}: {sentence(tuned.verdict)}", Notice, stacklevel=4)
 
     def _hand_out(self, job: Job) -> Job:
         return replace(job, service=self)
@@ -581,6 +614,15 @@ class Tunesmith:
             raise database_error(path, e) from None
         with connection:
             yield connection
+
+
+def _verdict_row(job: Mapping[str, Any]) -> dict[str, Any]:
+    v = Verdict.from_json(job["verdict"])
+    return {
+        "job_id": job["id"], "model": job["name"], "base_model": job["base_model"], "finished_at": job["finished_at"], **v.arms,
+        **{k: getattr(v, k) for k in ("word", "metric", "n", "against", "difference", "low", "high", "stop_rate")},
+        "base_loss": v.losses["base"], "tuned_loss": v.losses["tuned"], "rows_won": len(v.won), "rows_lost": len(v.lost),
+    }  # fmt: skip
 
 
 def _epochs(options: Options) -> int:

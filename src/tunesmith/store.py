@@ -33,6 +33,7 @@ from tunesmith.errors import (
     JobNotInState,
     LeaseLost,
     MissingExtra,
+    Notice,
     StoreTooNew,
     StoreUnavailable,
     UnknownJob,
@@ -587,7 +588,7 @@ class JobStore:
 
 
 def _leave_out(error: DamagedRow) -> None:
-    warnings.warn(str(error), stacklevel=2)
+    warnings.warn(str(error), Notice, stacklevel=2)
 
 
 def _damaged(table: Table, row: str, reason: str) -> DamagedRow:

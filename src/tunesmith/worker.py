@@ -65,7 +65,9 @@ _started: dict[Path, subprocess.Popen[bytes]] = {}  # by home; kept, so that a w
 
 
 def ensure(settings: Settings, store: JobStore) -> None:
-    """Start a detached worker if there is work and none is alive on this machine."""
+    """Start a detached worker if there is work and none is alive on this machine; never in a home that cannot be written."""
+    if store.is_read_only:
+        return
     with _starting:
         _ensure(settings, store)
 

@@ -61,8 +61,9 @@ def relations(connection: duckdb.DuckDBPyConnection, text: str) -> set[str]:
     return {str(n["table_name"]).lower() for n in found if not n.get("schema_name")}
 
 
-def check_top_level(connection: duckdb.DuckDBPyConnection, statement: str, verb: str) -> None:
-    """CreateNotTopLevel unless the statement is nothing but SELECT FINETUNE(…), so that it can run only once."""
+def check_top_level(connection: duckdb.DuckDBPyConnection, statement: str, call: str) -> None:
+    """CreateNotTopLevel unless the statement is nothing but a SELECT of the call, such as FINETUNE('CREATE', …), so that it can run only
+    once."""
     try:
         statements = syntax_tree(connection, statement.strip().rstrip(";"))["statements"]
     except ValueError:
@@ -74,10 +75,10 @@ def check_top_level(connection: duckdb.DuckDBPyConnection, statement: str, verb:
         and not node["cte_map"]["map"]
         and node["where_clause"] is None
         and len(node["select_list"]) == 1
-        and str(node["select_list"][0].get("function_name", "")).lower() == "finetune"
+        and str(node["select_list"][0].get("function_name", "")).lower() == call.partition("(")[0].lower()
     )
     if not alone:
-        raise CreateNotTopLevel(verb=verb, statement=statement)
+        raise CreateNotTopLevel(call=call, statement=statement)
 
 
 def syntax_tree(connection: duckdb.DuckDBPyConnection, text: str) -> dict[str, Any]:

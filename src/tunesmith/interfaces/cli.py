@@ -9,14 +9,16 @@ import inspect
 import io
 import json
 import os
+import re
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunesmith.errors import InvalidOptionValue, OptionNotRead, TunesmithError
+from tunesmith.errors import InvalidOptionValue, Notice, OptionNotRead, TunesmithError
 from tunesmith.jobs import Job, JobStatus, Options, allowed_values
 from tunesmith.words import counted
 
@@ -30,8 +32,8 @@ LISTED = 50  # jobs that `job list` shows
 app = typer.Typer(
     help="Fine-tune models where your tables are.", add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False
 )
-job_app = typer.Typer(help="Jobs: list, show, wait, pause, resume, cancel, verify-resume.", no_args_is_help=True)
-model_app = typer.Typer(help="Models: list, show, promote, export, import.", no_args_is_help=True)
+job_app = typer.Typer(help="Jobs: list, show, wait, pause, resume, cancel, delete, prune, verify-resume.", no_args_is_help=True)
+model_app = typer.Typer(help="Models: list, show, promote, export, import, delete.", no_args_is_help=True)
 app.add_typer(job_app, name="job")
 app.add_typer(model_app, name="model")
 
@@ -47,6 +49,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character shows its number
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = _tell
     try:
         try:
             app(standalone_mode=True)
@@ -67,6 +70,12 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         print("tunesmith: standard output is full; what was asked for is done", file=sys.stderr)
         sys.exit(1)
+
+
+def _tell(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None) -> None:
+    """Ours are sentences for users; those of libraries stay as they are."""
+    ours = f"tunesmith: {message}\n"
+    sys.stderr.write(ours if issubclass(category, Notice) else warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def _service(database: str = ":memory:") -> "Tunesmith":
@@ -226,16 +235,25 @@ def job_list(
     """The newest jobs, the newest of them last."""
     statuses = [_status(s) for s in status or ()]
     service = _service()
-    jobs = service.show(statuses=statuses, newest=None if everything else limit)
+    jobs = service.each_job(statuses) if everything else service.show(statuses=statuses, newest=limit)
+    shown = 0
+    for shown, j in enumerate(jobs, 1):
+        if as_json:
+            print(("[" if shown == 1 else ", ") + json.dumps(job_facts(j)), end="")
+        else:
+            print(j.id if quiet else _job_line(service, j))
     if as_json:
-        print(json.dumps([job_facts(j) for j in jobs]))
+        print("]" if shown else "[]")
         return
-    for j in jobs:
-        print(j.id if quiet else f"{j.id}  {j.status.value:<13} {100 * j.progress:3.0f} %  {j.base_model:<16} {j.name}")
-    if not jobs and not quiet:
+    if not shown and not quiet:
         print("no such jobs" if statuses else "no jobs yet: tunesmith tune --help", file=sys.stderr)
-    if len(jobs) == limit and not everything and not quiet and (more := service.store.count_jobs(statuses) - limit) > 0:
+    if shown == limit and not everything and not quiet and (more := service.store.count_jobs(statuses) - limit) > 0:
         print(f"… and {more:,} before: --all", file=sys.stderr)
+
+
+def _job_line(service: "Tunesmith", j: Job) -> str:
+    elsewhere = "" if j.home == service.store.home else f"  (of the home {service.store.place_of(j.home)})"
+    return f"{j.id}  {j.status.value:<13} {100 * j.progress:3.0f} %  {j.base_model:<16} {j.name}{elsewhere}"
 
 
 def _status(word: str) -> JobStatus:
@@ -263,6 +281,48 @@ def job_cancel(id: JobId, as_json: Json = False, quiet: Quiet = False) -> None:
     """Stop a job. No model will appear."""
     job = _service().cancel(id)
     _print_job(job, as_json, quiet, f"job {job.id}: {job.status.value}")
+
+
+@job_app.command("delete")
+def job_delete(
+    ids: Annotated[list[str], typer.Argument(help="Ids of jobs that have ended.")], yes: Yes = False, as_json: Json = False
+) -> None:
+    """Remove jobs that have ended, with their frozen rows, metrics and logs. What they used stays counted."""
+    service = _service()
+    _confirm(f"remove {counted(len(ids), 'job')} for good", yes or as_json)
+    for id in ids:
+        service.delete_job(id)
+    _print(as_json, {"deleted": ids}, "\n".join(f"job {id}: removed" for id in ids))
+
+
+@job_app.command("prune")
+def job_prune(
+    older_than: Annotated[str, typer.Option("--older-than", help="Ended so long ago: 90d, 12h, 30m.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which.")] = False,
+    yes: Yes = False, as_json: Json = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Remove jobs that ended some time ago and whose model is not in the catalogue, with all that is kept of them."""
+    service, seconds = _service(), _duration(older_than)
+    old = service.prune(older_than_s=seconds, dry_run=True)
+    if not as_json:
+        for job in old:
+            print(job.id if quiet else _job_line(service, job))
+    if old and not dry_run:
+        _confirm(f"remove {counted(len(old), 'job')} for good", yes or as_json)
+        for job in old:
+            service.delete_job(job.id)
+    done = "would be removed" if dry_run else "removed"
+    if as_json:
+        print(json.dumps({"removed": [] if dry_run else [j.id for j in old], "found": [j.id for j in old]}))
+    elif not quiet:
+        print(f"{counted(len(old), 'job')} {done}", file=sys.stderr)
+
+
+def _duration(text: str) -> float:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([smhdw])", text.strip())
+    if not match:
+        raise InvalidOptionValue(name="older-than", value=text, allowed="a number and a unit: s, m, h, d or w, such as 90d")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[match[2]]
 
 
 @job_app.command("pause")
@@ -317,7 +377,7 @@ def job_facts(job: Job) -> dict[str, Any]:
         "certificate": job.certificate, "verdict": job.verdict, "warnings": list(job.warnings), "error": job.error,
         "training_data": job.training_data, "validation_data": job.validation_data, "options": job.options.to_json(),
         "resolved": job.resolved.to_json() if job.resolved else None, "created_at": job.created_at, "started_at": job.started_at,
-        "finished_at": job.finished_at, "attempt": job.attempt, "owner": job.owner,
+        "finished_at": job.finished_at, "attempt": job.attempt, "owner": job.owner, "home": job.home,
     }  # fmt: skip
 
 
@@ -417,6 +477,16 @@ def model_promote(
     """Let the name that a model is a version of (option new_version_of) answer with it."""
     model = _service().promote(name, force=force)
     _print(as_json, model_facts(model), f"{model.line} now answers with version {model.version} ({model.name})")
+
+
+@model_app.command("delete")
+def model_delete(names: Annotated[list[str], typer.Argument(help="Tuned models.")], yes: Yes = False, as_json: Json = False) -> None:
+    """Remove tuned models and their files. Their jobs stay, and their names are free."""
+    service = _service()
+    _confirm(f"remove {counted(len(names), 'model')} for good", yes or as_json)
+    for name in names:
+        service.drop_model(name)
+    _print(as_json, {"deleted": names}, "\n".join(f"model {name}: removed" for name in names))
 
 
 @model_app.command("export")

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.jobs import Job, JobStatus
@@ -29,7 +30,7 @@ def description(job: Job) -> str:
     return json.dumps(found, allow_nan=False)
 
 
-def listing(jobs: list[Job]) -> str:
+def listing(jobs: Iterable[Job]) -> str:
     """FINETUNE('SHOW') (Snowflake, finetune-show)."""
     return json.dumps([
         {"id": j.id, "status": j.status.sql, "base_model": j.base_model, "created_on": _ms(j.created_at)} for j in jobs

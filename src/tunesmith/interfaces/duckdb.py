@@ -23,7 +23,16 @@ from tunesmith.data.dataset import ROW_HASH
 from tunesmith.data.gate import OWN, check_top_level
 from tunesmith.data.session import SESSION_SQL, Session, session
 from tunesmith.data.text import INVALID, LIST, MISSING, B, Broken, sql_cell
-from tunesmith.errors import InvalidCall, InvalidOptions, InvalidOptionValue, ReservedDatabaseName, ReservedSchemaName, TunesmithError
+from tunesmith.errors import (
+    InvalidCall,
+    InvalidModelName,
+    InvalidOptions,
+    InvalidOptionValue,
+    Notice,
+    ReservedDatabaseName,
+    ReservedSchemaName,
+    TunesmithError,
+)
 from tunesmith.interfaces.contract import cancelled, completion_object, description, listing
 from tunesmith.jobs import Options
 from tunesmith.service import Tunesmith, database_error
@@ -73,7 +82,7 @@ def _users_own(connection: duckdb.DuckDBPyConnection) -> set[str]:
     sql = "SELECT DISTINCT lower(function_name) FROM duckdb_functions() WHERE database_name = current_database() AND NOT internal"
     taken = {name for (name,) in connection.execute(sql).fetchall()} & set(MACROS)
     for name in sorted(taken):
-        warnings.warn(f"{name}() is a macro of this database and stays that; ours is SNOWFLAKE.CORTEX.{name.upper()}", stacklevel=4)
+        warnings.warn(f"{name}() is a macro of this database and stays that; ours is SNOWFLAKE.CORTEX.{name.upper()}", Notice, stacklevel=4)
     return taken
 
 
@@ -103,7 +112,8 @@ class _Functions:
             )  # fmt: skip
 
         scalar(f"{OWN}finetune", self._finetune, None, "VARCHAR")
-        scalar(f"{OWN}table", self._table, 2, "VARCHAR")
+        scalar(f"{OWN}page", self._page, 3, "VARCHAR")
+        scalar(f"{OWN}drop_model", self._drop_model, 2, "VARCHAR")
         scalar(f"{OWN}audit", self._audit, 6, "VARCHAR")
         scalar(f"{OWN}count_tokens", self._count_tokens, 2, "BIGINT")
         for name, function in (("complete", self._complete), ("try_complete", self._try_complete)):
@@ -121,18 +131,18 @@ class _Functions:
         verb = str(arguments[0]).upper() if arguments else ""
         match verb, len(arguments):
             case "CREATE", 4 | 5 | 6:
-                self._must_stand_alone(statement, verb)
+                self._must_stand_alone(statement, "FINETUNE('CREATE', …)")
                 name, base_model, training, validation, options = (*arguments[1:], None, None)[:5]
                 if name is None or base_model is None:
                     raise InvalidCall(call=tuple(arguments))
                 with _told(of_session):
                     return self._create(str(name), str(base_model), str(training or ""), validation, options)
             case "SHOW", 1:
-                return listing(self._service.show())
+                return listing(self._service.each_job())
             case "DESCRIBE", 2:
                 return description(self._service.describe(str(arguments[1])))
             case "CANCEL", 2:
-                self._must_stand_alone(statement, verb)
+                self._must_stand_alone(statement, "FINETUNE('CANCEL', …)")
                 return cancelled(self._service.cancel(str(arguments[1])))
         raise InvalidCall(call=tuple(arguments))
 
@@ -141,9 +151,9 @@ class _Functions:
         asked = Options.parse(options if options is not None else {}).to_json()
         return self._service.create(name, base_model, training, validation or None, **asked).id
 
-    def _must_stand_alone(self, statement: str, verb: str) -> None:
+    def _must_stand_alone(self, statement: str, call: str) -> None:
         with self._connection.cursor() as cursor:
-            check_top_level(cursor, statement, verb)
+            check_top_level(cursor, statement, call)
 
     # ------------------------------------------------------------ COMPLETE
 
@@ -203,8 +213,15 @@ class _Functions:
             report = self._service.audit(training, validation, test_data=test, base_model=base_model, encoding=encoding)
         return json.dumps([{k: getattr(f, k) for k in AUDIT_COLUMNS} for f in report.findings])
 
-    def _table(self, name: str, job_id: str | None) -> str:
-        return json.dumps([TABLES[name][1](row) for row in self._service.rows(TABLES[name][0], job_id)], default=str)
+    def _page(self, name: str, job_id: str | None, after: str | None) -> str:
+        rows, following = self._service.page(TABLES[name][0], job_id, after)
+        return json.dumps({"rows": [TABLES[name][1](row) for row in rows], "next": following}, default=str)
+
+    def _drop_model(self, statement: str, name: str | None) -> str:
+        self._must_stand_alone(statement, "DROP_MODEL(…)")
+        if name is None:
+            raise InvalidModelName(name="NULL")
+        return self._service.drop_model(name).name
 
 
 @contextmanager
@@ -266,10 +283,11 @@ def _macros(taken: set[str]) -> list[str]:
         f"AS TABLE {_rows_of(_AUDIT, AUDIT_COLUMNS)}"
     )
     made.append(f"CREATE MACRO tunesmith.main.row_hash(prompt, completion) AS {B}{ROW_HASH.replace('chr(', B + 'chr(')}")
+    made.append(f"CREATE MACRO tunesmith.main.drop_model(name) AS {B}{OWN}drop_model({B}current_query(), name)")
     for name, (_, _, columns) in TABLES.items():
         made.append(f"CREATE VIEW tunesmith.main.{name} AS {_view(name, columns, 'NULL')}")
-        if "job_id" in columns:  # a filter on the view would come after all its rows were read
-            made.append(f"CREATE MACRO tunesmith.main.{name}_of(job_id) AS TABLE {_view(name, columns, 'job_id')}")
+        if name != "models":  # a filter on the view would come after all its rows were read
+            made.append(f"CREATE MACRO tunesmith.main.{name}_of(job) AS TABLE {_view(name, columns, 'job')}")
     made.append(f"CREATE VIEW snowflake.account_usage.cortex_fine_tuning_usage_history AS {_USAGE_HISTORY}")
     return made
 
@@ -335,7 +353,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]], dict[st
         "training_data": "VARCHAR", "validation_data": "VARCHAR", "options": "JSON", "resolved": "JSON", "rows": "JSON", "verdict": "JSON",
         "moved": "JSON", "doing": "JSON", "warnings": "JSON", "error": "VARCHAR",
         "created_at": "TIMESTAMP", "started_at": "TIMESTAMP", "finished_at": "TIMESTAMP",
-        "attempt": "BIGINT", "owner": "VARCHAR",
+        "attempt": "BIGINT", "owner": "VARCHAR", "home": "VARCHAR",
     }),
     "metrics": ("metrics", dict, {
         "job_id": "VARCHAR", "step": "BIGINT", "epoch": "BIGINT", "training_loss": "DOUBLE", "validation_loss": "DOUBLE",
@@ -344,7 +362,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]], dict[st
     "models": ("models", lambda r: {**r, **_times(r, "created_at"), "version_of": r["line"]}, {
         "name": "VARCHAR", "version_of": "VARCHAR", "version": "BIGINT", "is_current": "BOOLEAN", "base_model": "VARCHAR",
         "method": "VARCHAR", "job_id": "VARCHAR", "verdict": "JSON",
-        "created_at": "TIMESTAMP", "owner": "VARCHAR",
+        "created_at": "TIMESTAMP", "owner": "VARCHAR", "home": "VARCHAR",
     }),
     "rejections": ("rejections", lambda r: {**r, "context": json.loads(r["context"] or "{}")}, {
         "job_id": "VARCHAR", "part": "VARCHAR", "row": "BIGINT", "reason": "VARCHAR", "detail": "VARCHAR", "context": "JSON",
@@ -375,7 +393,14 @@ AUDIT_COLUMNS = {
 
 
 def _view(name: str, columns: dict[str, str], job_id: str) -> str:
-    return _rows_of(f"{OWN}table('{name}', {job_id})", columns)
+    """The rows of a table, a page at a time: DuckDB asks for the next one when it has used one up, and for no more than a LIMIT needs."""
+    shape = json.dumps({"rows": [columns], "next": "VARCHAR"}).replace("'", "''")
+
+    def page(after: str) -> str:
+        return f"{B}from_json({B}{OWN}page('{name}', {job_id}, {after}), '{shape}') AS page"
+
+    pages = f"SELECT {page('NULL')} UNION ALL SELECT {page('page.next')} FROM pages WHERE page.next IS NOT NULL"
+    return f"WITH RECURSIVE pages AS ({pages}) SELECT r.* FROM (SELECT unnest(page.rows) AS r FROM pages)"
 
 
 def _rows_of(call: str, columns: dict[str, str]) -> str:
