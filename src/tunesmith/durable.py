@@ -140,6 +140,11 @@ def _temporary(place: Path, prefix: str = "") -> Iterator[Path]:
             remove(folder)
 
 
+def spill_folder(home: Path) -> Path:
+    """Where this process may put what its memory does not hold; not made, and swept like a staging folder."""
+    return home / "tmp" / f"{os.getpid()}-{_started(os.getpid())}-spill"
+
+
 def _started(process: int) -> str:
     """When a process was started, in the system's ticks, so that a number that is used again is told from it; empty where it is gone."""
     try:

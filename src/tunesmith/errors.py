@@ -391,6 +391,10 @@ class StorageFailed(Failed):
     """{path} could not be written: {reason}. What was there before is whole; mend the disk or its permissions, and try again."""
 
 
+class FreezingFailed(Failed):
+    """The rows could not be frozen: {reason}. Nothing was kept; give fewer or shorter rows, or free some memory and space."""
+
+
 class StoreUnavailable(Failed):
     """The store of jobs cannot be used: {reason}. Jobs keep their state and go on when it can: {store}"""
 

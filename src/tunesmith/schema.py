@@ -8,9 +8,9 @@ column that a later revision adds leaves seals as they are.
 
 import hashlib
 import json
-import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -179,8 +179,8 @@ def lenient(text: Any) -> Any:
 
 def seal_of(table: Table, values: Mapping[Any, Any]) -> str | int:
     """The digest of a row's other columns; TypeError or ValueError for a value that its column cannot hold."""
-    known = {c.name: _plain(c, values[c.name]) for c in table.columns if c.name != "seal" and not _is_counted(c)}
-    text = json.dumps({k: v for k, v in known.items() if v is not None}, sort_keys=True).encode()
+    known = [(name, p) for name, plain in _plains(table) if (v := values[name]) is not None and (p := plain(v)) is not None]
+    text = _ENCODER.encode(known).encode()
     return zlib.crc32(text) if isinstance(table.c.seal.type, BigInteger) else hashlib.sha256(text).hexdigest()
 
 
@@ -214,18 +214,35 @@ def _is_counted(column: Column[Any]) -> bool:
     return column.primary_key and isinstance(column.type, Integer) and len(column.table.primary_key) == 1
 
 
-def _plain(column: Column[Any], value: Any) -> Any:
-    """A value as every database gives it back; SQLite keeps no NaN and no negative zero."""
-    if value is None:
-        return None
+_ENCODER = json.JSONEncoder(sort_keys=True)
+
+
+@cache
+def _plains(table: Table) -> list[tuple[str, Callable[[Any], Any]]]:
+    """For each column that a seal covers, what makes its values such as every database gives them back."""
+    return [(c.name, _plain_of(c)) for c in table.columns if c.name != "seal" and not _is_counted(c)]
+
+
+def _plain_of(column: Column[Any]) -> Callable[[Any], Any]:
     kind = column.type
     if isinstance(kind, sa.JSON):
-        return json.loads(json.dumps(value))
+        return lambda v: json.loads(json.dumps(v))
     if isinstance(kind, Boolean):
-        return bool(value)
-    wanted: Any = (int, float) if isinstance(kind, Float) else int if isinstance(kind, Integer) else str
-    if not isinstance(value, wanted):
-        raise TypeError(f"{column.name} is {value!r}")
+        return bool
     if isinstance(kind, Float):
-        return None if math.isnan(float(value)) else float(value) + 0.0
-    return int(value) if isinstance(kind, Integer) else str(value)
+        return _plain_float
+    wanted, name = (int if isinstance(kind, Integer) else str), column.name
+
+    def plain(value: Any) -> Any:
+        if not isinstance(value, wanted):
+            raise TypeError(f"{name} is {value!r}")
+        return wanted(value)
+
+    return plain
+
+
+def _plain_float(value: Any) -> float | None:
+    """SQLite keeps no NaN and no negative zero."""
+    if not isinstance(value, (float, int)):
+        raise TypeError(f"{value!r} is no number")
+    return None if value != value else float(value) + 0.0

@@ -606,7 +606,9 @@ def _must_be_sound(table: Table, row: Any) -> Any:
 
 
 def _shown(row: Any) -> dict[str, Any]:
-    return {k: v for k, v in row._mapping.items() if k != "seal"}
+    found = row._asdict()
+    found.pop("seal")
+    return found  # type: ignore[no-any-return]
 
 
 def _in(statuses: Collection[JobStatus]) -> Any:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tunesmith import durable
 from tunesmith.data import dataset
 from tunesmith.data.dataset import Dataset, snapshot
 from tunesmith.data.given import sources_of
@@ -196,6 +197,6 @@ def test_a_snapshot_leaves_nothing_in_the_process_also_when_it_fails(tmp_path: P
                 snapshot(connection, sources_of({"training": query}), tmp_path / str(n), home=tmp_path / "home", seed=0)
             except TunesmithError:
                 assert n > 0
-    with dataset._instance(os.getpid()).cursor() as own:
+    with dataset._instance(os.getpid(), durable.spill_folder(tmp_path / "home")).cursor() as own:
         names = [name for (name,) in own.execute("SELECT database_name FROM duckdb_databases()").fetchall()]
     assert not [name for name in names if name.startswith("scratch_")]

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ import numpy as np
 from tunesmith import durable
 from tunesmith.data import conversation, split
 from tunesmith.data.conversation import Message
-from tunesmith.data.given import Source
+from tunesmith.data.given import PARQUET, Source
 from tunesmith.data.split import PARTS
 from tunesmith.data.text import INVALID, LIST, MISSING, is_empty
-from tunesmith.errors import InvalidPrompt, MoreRowsThan, NoUsableRows
+from tunesmith.errors import FreezingFailed, InvalidPrompt, MoreRowsThan, NoUsableRows
 from tunesmith.words import counted
 
 ROW_HASH = "md5(prompt || chr(31) || completion)"
@@ -35,6 +35,7 @@ NORMAL = r"lower(trim(regexp_replace({0}, '\s+', ' ', 'g')))"
 """SQL: a text with its case and spaces taken out, by which duplicates are told."""
 
 MOST_ROWS = 10_000_000  # read of one query or file
+MEMORY = "512MB"  # of the tables that a CREATE works on; the rest goes to the disk
 
 Moved = Mapping[str, Mapping[str, Sequence[int]]]
 """Rows of a part, by their numbers, that a job counts to another one: {from: {to: rows}}."""
@@ -127,23 +128,23 @@ def snapshot(
     connection: duckdb.DuckDBPyConnection, sources: Sequence[Source], final: Path, *, home: Path, seed: int, most: int = MOST_ROWS
 ) -> Snapshot:  # fmt: skip
     """Freeze the rows of the training, validation and test data (those given) into the folder `final`. MoreRowsThan `most` is an error."""
-    with durable.staging(home) as outer, _scratch() as own:
+    with durable.staging(home) as outer, _scratch(durable.spill_folder(home)) as own, _typed_errors():
         durable.check_space(outer, 0)
         staged = outer / "data"
         staged.mkdir()
         told = collect(connection, sources, own, outer, most)
         plans = _split(own, seed)
-        counted = dict(own.execute("SELECT part, count(*) FROM parted GROUP BY part").fetchall())
+        counted = dict(own.execute("SELECT part, count(*) FROM rows WHERE part IS NOT NULL GROUP BY part").fetchall())
         rows = {part: counted.get(part, 0) for part in PARTS}
         rejected = _count(own, "SELECT count(*) FROM rows WHERE reason IS NOT NULL")
         for part in PARTS:
-            own.execute(f"COPY (SELECT row, prompt, completion, context, chat, draw FROM parted WHERE part = '{part}' ORDER BY row) "
-                        f"TO '{_quoted(staged / part)}.parquet' (FORMAT parquet)")  # fmt: skip
-        own.execute(f"COPY (SELECT source AS part, row, reason, context FROM rows WHERE reason IS NOT NULL ORDER BY source, row) "
-                    f"TO '{_quoted(staged / 'rejected')}.parquet' (FORMAT parquet)")  # fmt: skip
+            own.execute(f"COPY (SELECT row, prompt, completion, context, chat, draw FROM rows WHERE part = '{part}') "
+                        f"TO '{_quoted(staged / part)}.parquet' ({PARQUET})")  # fmt: skip
+        own.execute(f"COPY (SELECT source AS part, row, reason, context FROM rows WHERE reason IS NOT NULL) "
+                    f"TO '{_quoted(staged / 'rejected')}.parquet' ({PARQUET})")  # fmt: skip
         facts = {
             "rows": rows, "rejected": rejected, "frozen_at": time.time(), "sources": [s.part for s in sources],
-            "source_of": dict(own.execute("SELECT DISTINCT part, source FROM parted ORDER BY part").fetchall()),
+            "source_of": dict(own.execute("SELECT DISTINCT part, source FROM rows WHERE part IS NOT NULL ORDER BY part").fetchall()),
         }  # fmt: skip
         content = str(own.execute(_CONTENT).fetchall()[0][0])
         digest = durable.publish(staged, final, facts)
@@ -151,18 +152,30 @@ def snapshot(
 
 
 _CONTENT = """
-WITH every AS (SELECT source, row, prompt, completion, context, reason, part
-               FROM rows LEFT JOIN (SELECT source, row, part FROM parted) AS p USING (source, row))
-SELECT sha256(coalesce(string_agg(sha256(CAST(to_json(every) AS VARCHAR)), '' ORDER BY source, row), '')) FROM every
+WITH every AS (SELECT source, row, sha256(CAST(to_json(struct_pack(source, row, prompt, completion, context, reason, part)) AS VARCHAR))
+               AS told FROM rows)
+SELECT sha256(coalesce(string_agg(told, '' ORDER BY source, row), '')) FROM every
 """
 
 
 @contextmanager
-def _scratch() -> Iterator[duckdb.DuckDBPyConnection]:
-    """An empty database in memory, inside one that this process opens once: opening one takes longer than all that is done in it."""
+def _typed_errors() -> Iterator[None]:
+    """FreezingFailed for what DuckDB says of its own work; a full disk is told by `durable`."""
+    try:
+        yield
+    except duckdb.Error as e:
+        if "No space left on device" in str(e):
+            raise
+        raise FreezingFailed(reason=str(e).splitlines()[0]) from None
+
+
+@contextmanager
+def _scratch(spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """An empty database in memory, inside one that this process opens once: opening one takes longer than all that is done in it. What its
+    memory limit does not hold goes to the folder `spill`."""
     name = f"scratch_{uuid.uuid4().hex}"
     with _one_at_a_time:
-        cursor = _instance(os.getpid()).cursor()
+        cursor = _instance(os.getpid(), spill).cursor()
     with cursor as own:
         own.execute(f"ATTACH ':memory:' AS {name}; USE {name}")
         try:
@@ -174,10 +187,10 @@ def _scratch() -> Iterator[duckdb.DuckDBPyConnection]:
 _one_at_a_time = threading.Lock()
 
 
-@cache
-def _instance(process: int) -> duckdb.DuckDBPyConnection:
+@lru_cache(maxsize=1)
+def _instance(process: int, spill: Path) -> duckdb.DuckDBPyConnection:
     """Of this process alone: a fork must not go on with its parent's threads."""
-    return duckdb.connect()
+    return duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": str(spill), "threads": "1"})
 
 
 def collect(
@@ -186,7 +199,7 @@ def collect(
     """Read what was given once and make the table `rows` of the connection `own`: source, row, prompt, completion, context, chat,
     key (what duplicates are told by) and the reason why a row cannot be used. Gives what must be told."""
     own.execute("CREATE TABLE rows (source VARCHAR, row BIGINT, prompt VARCHAR, completion VARCHAR, context VARCHAR, chat BOOLEAN, "
-                "key VARCHAR, reason VARCHAR)")  # fmt: skip
+                "key VARCHAR, reason VARCHAR, draw BIGINT, part VARCHAR)")  # fmt: skip
     own.execute("CREATE TABLE begins (source VARCHAR, key VARCHAR, begins_with VARCHAR)")
     unread: dict[str, int] = {}
     for source in sources:
@@ -213,7 +226,7 @@ def _reasons(column: str) -> str:
 
 _PAIRS = f"""
 INSERT INTO rows SELECT $source, row, prompt, completion, context, false, md5({NORMAL.format("prompt")}),
-    CASE {_reasons("prompt")} {_reasons("completion")} END
+    CASE {_reasons("prompt")} {_reasons("completion")} END, NULL, NULL
 FROM read_parquet($file) WHERE NOT ({_LISTS})
 """
 
@@ -300,26 +313,27 @@ def _insert(own: duckdb.DuckDBPyConnection, table: str, source: str, rows: Seque
         return
     names = [f"c{i}" for i in range(len(rows[0]))]
     own.register("arriving", {name: np.array(values, dtype=object) for name, values in zip(names, zip(*rows, strict=True), strict=True)})
-    values = "c0, c1, c2, c3, c4, md5({}), c6" if table == "rows" else "md5({}), md5({})"
+    values = "c0, c1, c2, c3, c4, md5({}), c6, NULL, NULL" if table == "rows" else "md5({}), md5({})"
     keys = [NORMAL.format(f"CAST({k} AS VARCHAR)") for k in (["c5"] if table == "rows" else ["c0", "c1"])]
     own.execute(f"INSERT INTO {table} SELECT ?, {values.format(*keys)} FROM arriving", [source])
     own.unregister("arriving")
 
 
 def _split(own: duckdb.DuckDBPyConnection, seed: int) -> dict[str, split.Plan]:
-    """The table `parted`: usable rows with their part and their group's place in the drawn order. Whole groups move together."""
+    """Give usable rows their part and their group's place in the drawn order. Whole groups move together."""
     own.execute("CREATE TABLE joined (source VARCHAR, key VARCHAR, head VARCHAR)")
     _join_beginnings(own)
     own.execute("""
-        CREATE TABLE drawn AS SELECT rows.*, dense_rank() OVER (PARTITION BY rows.source ORDER BY md5(? || coalesce(head, rows.key)),
-        coalesce(head, rows.key)) AS draw FROM rows LEFT JOIN joined USING (source, key) WHERE reason IS NULL""", [f"{seed}:"])  # fmt: skip
+        CREATE TABLE drawn AS SELECT rows.source, row, dense_rank() OVER
+        (PARTITION BY rows.source ORDER BY md5(? || coalesce(head, rows.key)), coalesce(head, rows.key)) AS draw FROM rows LEFT JOIN joined USING (source, key) WHERE reason IS NULL""", [f"{seed}:"])  # fmt: skip
     usable = dict(own.execute("SELECT source, count(*) FROM drawn GROUP BY source").fetchall())
     plans = split.plans(usable)
     own.execute("CREATE TABLE parts (source VARCHAR, draw BIGINT, part VARCHAR)")
     for source, plan in plans.items():
         sizes = own.execute("SELECT draw, count(*) FROM drawn WHERE source = ? GROUP BY draw ORDER BY draw", [source]).fetchall()
         _insert_parts(own, source, [d for d, _ in sizes], split.split([n for _, n in sizes], plan))
-    own.execute("CREATE TABLE parted AS SELECT drawn.*, part FROM drawn JOIN parts USING (source, draw)")
+    own.execute("UPDATE rows SET draw = parted.draw, part = parted.part FROM (drawn JOIN parts USING (source, draw)) AS parted "
+                "WHERE rows.source = parted.source AND rows.row = parted.row")  # fmt: skip
     return plans
 
 

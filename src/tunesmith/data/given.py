@@ -314,6 +314,10 @@ def _pyarrow(what: str) -> Any:
 # ---------------------------------------------------------------- from SQL
 
 
+ROW_GROUP = 8192  # rows that a writer holds at once
+PARQUET = f"FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP}"
+
+
 def _stage_sql(connection: duckdb.DuckDBPyConnection, source: Source, file: Path, most: int) -> None:
     """Run a query once and write what it gives; columns are named by their places, so that no name can meet another."""
     try:
@@ -327,7 +331,7 @@ def _stage_sql(connection: duckdb.DuckDBPyConnection, source: Source, file: Path
         odd = {w: i for w, i in columns.wanted.items() if types[i] != "VARCHAR" and not source.is_chat}
         before = "".join(f", CAST(#{i + 1} AS VARCHAR) AS {w}_was" for w, i in odd.items())
         rows = found.limit(most + 1).project(f"{B}row_number() OVER () AS row, {values}, {context} AS context{before}")
-        interruptible(connection, lambda: rows.write_parquet(str(file)))
+        interruptible(connection, lambda: rows.write_parquet(str(file), row_group_size=ROW_GROUP))
         source.not_text = [_not_text(file, w, found.columns[i], types[i]) for w, i in odd.items()]
         if odd:
             texts = ", ".join(f"{sql_text(quoted(found.columns[i]))} AS {quoted(found.columns[i])}" for i in odd.values())
@@ -465,6 +469,6 @@ def _choose_columns(file: Path, columns: Columns) -> None:
     part = f"{file}.part"
     with duckdb.connect() as own:
         own.execute(
-            f"COPY (SELECT row, {kept}, {context} AS context FROM read_parquet({literal(part)})) TO {literal(str(file))} (FORMAT parquet)"
+            f"COPY (SELECT row, {kept}, {context} AS context FROM read_parquet({literal(part)})) TO {literal(str(file))} ({PARQUET})"
         )
     Path(part).unlink()
