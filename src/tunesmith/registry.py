@@ -58,6 +58,13 @@ def resolve(store: JobStore, home: Path, name: str) -> TunedModel:
         raise UnknownModel(name=name, closest=closest(name, known)) from None
 
 
+def itself(store: JobStore, home: Path, found: TunedModel, name: str) -> TunedModel:
+    """The model that bears this name, where `found` is another version that answers under it."""
+    plain, number = _numbered(name)
+    row = None if number else store.model(model_key(plain))
+    return found if row is None else _tuned(row, home)
+
+
 def listing(store: JobStore, home: Path) -> list[TunedModel]:
     return [_tuned(row, home) for row in store.all_models()]
 

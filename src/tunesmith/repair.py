@@ -15,7 +15,7 @@ from tunesmith import durable
 from tunesmith.errors import DamagedFiles
 from tunesmith.home import folders
 from tunesmith.jobs import JobStatus
-from tunesmith.schema import models
+from tunesmith.schema import jobs, models
 from tunesmith.settings import Settings
 from tunesmith.store import JobStore
 
@@ -38,7 +38,8 @@ class Mismatch:
 
 def mismatches(settings: Settings, store: JobStore, *, read: bool) -> Iterator[Mismatch]:
     """`read`: compare every model's files with their digests, which takes as long as reading them; else only see that they are there."""
-    home, states, known = settings.home, store.states(), set(store.model_ids())
+    home, states = settings.home, store.states()
+    mine, known = {i.removeprefix("ft_") for i in store.own_ids(jobs)}, store.own_ids(models)
     leaves = "it leaves the catalogue; its job keeps what is known of it"
     for model in (m for m in store.all_models() if m.home == store.home):
         folder = home / model.folder
@@ -47,7 +48,6 @@ def mismatches(settings: Settings, store: JobStore, *, read: bool) -> Iterator[M
         elif read and (reason := damage(folder, model.digest)):
             yield Mismatch("damaged_model", f"{model.name}: {reason}", f"{leaves}, its files go to {UNCLAIMED}/", model.id, folder)
     working = {i.removeprefix("ft_") for i, (_, s, at) in states.items() if at == store.home and not s.is_final}
-    mine = {i.removeprefix("ft_") for i, (_, _, at) in states.items() if at == store.home}
     for folder in (f for f in folders(home) if not durable.is_marked(f)):  # the next worker sees to those
         if folder.parent.name == "models" and folder.name not in known | working:  # a worker adopts what was published
             yield Mismatch("files_without_model", str(folder), f"they go to {UNCLAIMED}/", folder=folder)

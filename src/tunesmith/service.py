@@ -322,11 +322,11 @@ class Tunesmith:
     def drop_model(self, name: str) -> TunedModel:
         """Remove a tuned model and its files; its job keeps what is known of it and gives its name back.
 
-        The name of a line answers with the last version that is left.
+        The model is the one that bears the name, or `name@2`; the name of a line answers with the last version that is left.
 
         UnknownModel, OfAnotherHome, or LineAwaited while an unfinished job is to become a version of a line of which this is the last.
         """
-        tuned = self._tuned(name)
+        tuned = self._files_here(registry.itself(self.store, self.settings.home, self._tuned(name), name))
         access.require(access.principal(), "OWNERSHIP", tuned.name)
         if [m.id for m in self.models() if m.line == tuned.line] == [tuned.id]:
             for job in self.store.all_jobs([s for s in JobStatus if not s.is_final]):

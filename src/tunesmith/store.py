@@ -358,10 +358,12 @@ class JobStore:
         """Every model, the oldest first. Damaged ones are named and left out."""
         return self._sound_rows(models, sa.select(models).order_by(models.c.created_at))
 
-    def model_ids(self) -> list[str]:
-        """Those of damaged rows too."""
+    def own_ids(self, table: Table) -> set[str]:
+        """Ids of the jobs or models that are this home's, or whose row cannot say whose they are."""
         with self._reading() as c:
-            return list(c.scalars(sa.select(models.c.id)))
+            own = set(c.scalars(sa.select(table.c.id).where(table.c.home == self.home)))
+            others = c.execute(sa.select(table).where(table.c.home != self.home)).all()
+        return own | {r.id for r in others if schema.damage(table, r._mapping)}
 
     def model_names(self) -> list[str]:
         """Names of the newest models, to find the one that was meant."""

@@ -39,7 +39,7 @@ from tunesmith.errors import (
 from tunesmith.evaluation.verdict import objection
 from tunesmith.home import open_store
 from tunesmith.jobs import Job, JobStatus, model_key
-from tunesmith.schema import rejections
+from tunesmith.schema import jobs, models, rejections
 from tunesmith.settings import Settings
 from tunesmith.store import LEASE_S, JobStore
 from tunesmith.tuning import child
@@ -166,9 +166,10 @@ def collect(settings: Settings, job: Job) -> None:
 def sweep(settings: Settings, store: JobStore) -> None:
     """What killed processes left: staging folders of none that is alive, and what jobs that have ended no longer need."""
     durable.sweep_staging(settings.home)
-    known = {i.removeprefix("ft_") for i in (*store.states(), *store.model_ids())}
-    for folder in (f for kind in ("jobs", "models") for f in durable.abandoned(settings.home / kind)):
-        (durable.settle if folder.name in known else durable.remove)(folder)
+    for table in (jobs, models):
+        for folder in durable.abandoned(settings.home / table.name):
+            known = folder.name in {i.removeprefix("ft_") for i in store.own_ids(table)}
+            (durable.settle if known else durable.remove)(folder)
     kept = {folder.parent.parent.name for folder in (settings.home / "jobs").glob("*/attempt-*/*") if folder.is_dir()}
     for name in sorted(kept):
         try:

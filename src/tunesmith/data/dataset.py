@@ -323,9 +323,9 @@ def _split(own: duckdb.DuckDBPyConnection, seed: int) -> dict[str, split.Plan]:
     """Give usable rows their part and their group's place in the drawn order. Whole groups move together."""
     own.execute("CREATE TABLE joined (source VARCHAR, key VARCHAR, head VARCHAR)")
     _join_beginnings(own)
-    own.execute("""
-        CREATE TABLE drawn AS SELECT rows.source, row, dense_rank() OVER
-        (PARTITION BY rows.source ORDER BY md5(? || coalesce(head, rows.key)), coalesce(head, rows.key)) AS draw FROM rows LEFT JOIN joined USING (source, key) WHERE reason IS NULL""", [f"{seed}:"])  # fmt: skip
+    order = "md5(? || coalesce(head, rows.key)), coalesce(head, rows.key)"
+    own.execute(f"CREATE TABLE drawn AS SELECT rows.source, row, dense_rank() OVER (PARTITION BY rows.source ORDER BY {order}) AS draw "
+                "FROM rows LEFT JOIN joined USING (source, key) WHERE reason IS NULL", [f"{seed}:"])  # fmt: skip
     usable = dict(own.execute("SELECT source, count(*) FROM drawn GROUP BY source").fetchall())
     plans = split.plans(usable)
     own.execute("CREATE TABLE parts (source VARCHAR, draw BIGINT, part VARCHAR)")

@@ -609,8 +609,10 @@ def doctor(
         print(json.dumps(said) if as_json else "\n".join(said) or "there is no repair to take back")
         return
     if as_copy:
-        n = doctor_module.as_copy()
-        _print(as_json, {"cancelled": n}, f"a home of its own from now on; {counted(n, 'unfinished job')} cancelled here")
+        n, aside = doctor_module.as_copy()
+        words = f"a home of its own from now on; {counted(n, 'unfinished job')} cancelled here"
+        words += f"; folders of the other home's jobs and models are in {aside}" if aside else ""
+        _print(as_json, {"cancelled": n, "aside": aside and str(aside)}, words)
         return
     checks = doctor_module.examine(deep=deep)
     if as_json:

@@ -54,12 +54,15 @@ def undo() -> list[str]:
     return repairs.undo(*_at_rest())
 
 
-def as_copy() -> int:
-    """Make a copied home one of its own; how many unfinished jobs were cancelled in it."""
+def as_copy() -> tuple[int, Path | None]:
+    """Make a copied home one of its own; how many unfinished jobs were cancelled in it, and where folders are whose rows stay the other
+    home's, in a store that both share."""
     settings = Settings.read()
     if is_alive(settings.home):
         raise WorkerAtWork(home=str(settings.home))
-    return separate(settings)
+    cancelled = separate(settings)
+    store = open_store(settings, lost_too=True)
+    return cancelled, repairs.repair(settings, store, list(mismatches(settings, store, read=True)))
 
 
 def _at_rest() -> tuple[Settings, JobStore]:
