@@ -26,7 +26,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 sys.path.insert(0, str(Path(__file__).parent))
 import torch
-from forks import at_once, forked, room
+from forks import at_once, forked, moved, room
 from record import Proof, show_and_save
 
 from tunesmith import Tunesmith, durable, worker
@@ -134,7 +134,7 @@ class Trials:
 
     def home(self) -> Path:
         self._n += 1
-        return Path(shutil.copytree(self._start, self._folder / f"home-{os.getpid()}-{self._n}"))
+        return moved(Path(shutil.copytree(self._start, self._folder / f"home-{os.getpid()}-{self._n}")))
 
     def _count(self, home: Path) -> int:
         """Operations of a whole job, told by the process that did it."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import crash
 from crash import Trials, end_of
-from forks import at_once, forked, room
+from forks import at_once, forked, moved, room
 from record import Proof, show_and_save
 
 from tunesmith import Tunesmith, durable, worker
@@ -340,7 +340,7 @@ def lost(home: Path, moment: Moment) -> str:
         return ""
     if not home.is_dir():
         return "the home folder is gone, and the store was there"
-    (home / "state.db").write_bytes(moment.store)
+    (moved(home) / "state.db").write_bytes(moment.store)
     settings = Settings.read(home)
     store = open_store(settings)
     try:

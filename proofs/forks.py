@@ -19,6 +19,14 @@ def room() -> "tempfile.TemporaryDirectory[str]":
     return tempfile.TemporaryDirectory(dir=memory if is_large else None)
 
 
+def moved(home: Path) -> Path:
+    """A copy of a home that stands for the home itself: what it is a copy of is still there, and it would be refused."""
+    marker = home / "FORMAT"
+    if marker.exists():
+        marker.write_text(json.dumps({**json.loads(marker.read_text()), "place": str(home)}))
+    return home
+
+
 def forked(body: Callable[[], Any], kill_after: float | None = None) -> int:
     """Run `body` in a forked process; how it ended (0, or minus the signal)."""
     pid = start(body)

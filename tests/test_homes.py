@@ -168,6 +168,15 @@ def test_a_home_reached_by_another_name_is_no_copy(home: Path, tmp_path: Path, m
     assert len(Tunesmith().show()) == 1
 
 
+def test_a_home_whose_marker_was_lost_is_itself_again(home: Path) -> None:
+    service = Tunesmith()
+    job = service.create("m", "tunesmith-tiny", ROWS)
+    (home / "FORMAT").unlink()
+    again = Tunesmith()
+    assert again.describe(job.id).home == again.store.home != job.home
+    assert again.store.claim("w") is not None
+
+
 LOSSES = {
     "emptied": lambda file: file.write_bytes(b""), "removed": lambda file: file.unlink(),
     "its rows deleted": lambda file: _sql(file, "DELETE FROM models", "DELETE FROM jobs"),

@@ -32,6 +32,8 @@ def open_store(settings: Settings, *, lost_too: bool = False) -> JobStore:
     if ids := store.without_home():
         inside = is_inside(settings)
         store.take_over([i for i in ids if inside or any(p.exists() for p in _folders_of(home, i))])
+    for former in store.identities_at(str(home)):  # the marker was lost, or the home made anew
+        store.take_over(None, former)
     if not lost_too:
         _must_know(settings, store, marker)
     if not store.is_read_only:

@@ -487,6 +487,13 @@ class JobStore:
                 c.execute(homes.insert().values(id=self.home, place=place, machine=os.uname().nodename, opened_at=self._wall()))
         return found is not None
 
+    def identities_at(self, place: str) -> list[str]:
+        """Other homes that were at this place of this machine, and have rows."""
+        homes, here = schema.homes, os.uname().nodename
+        with self._reading() as c:
+            former = c.scalars(sa.select(homes.c.id).where(homes.c.place == place, homes.c.machine == here, homes.c.id != self.home)).all()
+            return [i for i in former if any(c.scalar(sa.select(t.c.id).where(t.c.home == i).limit(1)) for t in (jobs, models))]
+
     def place(self) -> str:
         """The store's URL, without its password."""
         return self._engine.url.render_as_string()
