@@ -29,6 +29,7 @@ from train import RANK, config_of
 
 COUNTS, MANY = (100, 1000, 10_000), 100_000
 FROZEN = 100_000
+STORED = 100_000
 LENGTHS = (128, 512, 2048)
 TUNESMITH = [sys.executable, "-m", "tunesmith.interfaces.cli"]
 
@@ -110,6 +111,22 @@ def frozen() -> dict[str, float]:
         return {name: statistics.median(seconds(lambda d=data: _frozen(service, d)) for _ in range(3)) for name, data in sources.items()}
 
 
+def stored() -> dict[str, dict[str, tuple[float, float]]]:
+    """What each door takes in a home of very many jobs, and in one with one job: seconds and MB, in new processes, the best of three."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "proofs"))
+    import large
+
+    with tempfile.TemporaryDirectory() as folder:
+        homes = {"1": Path(folder) / "small", f"{STORED:,}": Path(folder) / "big"}
+        ids = {n: large.one_real_job(home) for n, home in homes.items()}
+        ids[f"{STORED:,}"] = large.fill(homes[f"{STORED:,}"], STORED, STORED)[-1]
+        found = {n: [large.doors(home, ids[n]) for _ in range(3)] for n, home in homes.items()}
+    return {n: {d: (min(r[d][0] for r in runs), min(r[d][1] for r in runs)) for d in large.DOORS} for n, runs in found.items()}
+
+
+ALONE: dict[str, Callable[[], Any]] = {"frozen": frozen, "stored": stored}
+
+
 def _frozen(service: Any, data: str) -> None:
     service.cancel(service.create("m", "tunesmith-tiny", data, max_epochs=1).id)
 
@@ -182,7 +199,17 @@ def tables(f: dict[str, Any]) -> dict[str, str]:
         for x in f["lengths"]
     ]
     start = ["| | seconds |", "|---|---|", *(f"| {name} | {s:.2f} |" for name, s in f["starts"].items())]
+    if f.get("stored"):
+        return {"rows": "\n".join(rows), "lengths": "\n".join(lengths), "starts": "\n".join(start), "stored": stored_table(f["stored"])}
     return {"rows": "\n".join(rows), "lengths": "\n".join(lengths), "starts": "\n".join(start)}
+
+
+def stored_table(f: dict[str, Any]) -> str:
+    counts = list(f["found"])
+    lines = ["| door | " + " | ".join(f"{n} job{'s' * (n != '1')}, s | MB" for n in counts) + " |", "|---" * (1 + 2 * len(counts)) + "|"]
+    for door in f["found"][counts[0]]:
+        lines.append(f"| `{door}` | " + " | ".join("{:.2f} | {:.0f}".format(*f["found"][n][door]) for n in counts) + " |")
+    return "\n".join(lines) + f"\n\n{f['machine']}."
 
 
 def main() -> None:
@@ -190,7 +217,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
     parser.add_argument(
-        "--parts", nargs="+", default=["starts", "lengths", "rows", "many", "frozen"], help="the others keep what was recorded"
+        "--parts", nargs="+", default=["starts", "lengths", "rows", "many", *ALONE], help="the others keep what was recorded"
     )
     args = parser.parse_args()
     os.environ["TUNESMITH_THREADS"] = str(args.threads)
@@ -200,13 +227,14 @@ def main() -> None:
         "rows": lambda: [rows_cost(rows[:n]) for n in COUNTS], "many": many_rows,
     }  # fmt: skip
     before = marked.results().get("costs", {"found": {}})["found"]
-    if "frozen" in args.parts:  # an entry of its own: it may be of another day and machine
-        marked.record("frozen", frozen())
-    parts = [part for part in args.parts if part != "frozen"]
+    for name, part in ALONE.items():  # entries of their own: they may be of another day and machine
+        if name in args.parts:
+            marked.record(name, part())
+    parts = [part for part in args.parts if part not in ALONE]
     found = {**before, "threads": args.threads, **{part: measure[part]() for part in parts}}
     if parts:
         marked.record("costs", found)
-    made = tables({**found, "frozen": marked.results().get("frozen")})
+    made = tables({**found, **{name: marked.results().get(name) for name in ALONE}})
     marked.write("performance.md", made)
     print("\n\n".join(made.values()))
 

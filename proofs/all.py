@@ -12,7 +12,7 @@ from pathlib import Path
 
 from record import LATEST
 
-PROOFS = ("store", "crash", "files", "jobs", "served", "models", "guards", "verdict")
+PROOFS = ("store", "crash", "files", "jobs", "homes", "served", "models", "guards", "verdict")
 ARGUMENTS = {"models": ("--every", "3")}  # a third of its cases: 330
 PAGE = Path(__file__).parents[1] / "docs" / "promises.md"
 BEGIN, END = "<!-- proofs: begin -->\n", "<!-- proofs: end -->"

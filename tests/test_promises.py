@@ -18,6 +18,7 @@ DOSES = [
     "crash.py --points 12 --kills 25",
     "files.py --damaged 100 --states 500 --every 5",
     "jobs.py --cancels 5 --kinds 5 --minutes 0.33",
+    "homes.py --homes 2 --each 2 --flips 30 --kills 4 --jobs 0",
     "models.py --every 22",
     "guards.py --first 3",
 ]
