@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import crash
 import large
 from crash import InProcess, make_base
 from forks import at_once, forked, room, start
@@ -158,6 +159,43 @@ def kills(folder: Path, n: int, seed: int) -> Iterator[Proof]:
     )  # fmt: skip
 
 
+def cancels(base: Path, folder: Path, n: int, seed: int) -> Iterator[Proof]:
+    """A working job is killed before a random operation, then cancelled (or paused first, where it trains): its checkpoints go with it."""
+    began = time.monotonic()
+    trials = crash.Trials(base, crash.rows(), folder)
+
+    def judge(case: int) -> str:
+        chance, home = random.Random(f"{seed} {case}"), trials.home()
+        at = chance.randint(1, trials.operations)
+        forked(crash.dying_at(at, home))
+        settings = Settings.read(home)
+        store = open_store(settings)
+        [job] = store.all_jobs()
+        if job.status is JobStatus.RUNNING and chance.random() < 0.5:
+            store.request_pause(job.id)
+        if not job.status.is_final:
+            worker.ensure = lambda settings, store: None
+            Tunesmith(home=home).cancel(job.id)
+        forked(lambda: crash.work(home))
+        worker.sweep(settings, store)
+        [job] = store.all_jobs()
+        left = [p for p in home.glob("jobs/*/attempt-*/*") if p.is_dir()] + list((home / "tmp").iterdir())
+        left += [p for p in home.glob("models/*") if job.status is not JobStatus.SUCCEEDED]
+        size = sum(f.stat().st_size for p in left for f in p.rglob("*") if f.is_file())
+        shutil.rmtree(home)
+        if not job.status.is_final:
+            return f"killed at {at}: {job.status}"
+        return f"killed at {at}: {[str(p.relative_to(home)) for p in left]}, {size} bytes" if left else ""
+
+    wrong = [said for _, said in at_once(range(n), judge)]
+    for w in wrong[:10]:
+        print(f"  {w}")
+    yield Proof(
+        f"{n} jobs killed before any of {trials.operations} operations, then paused or cancelled: no checkpoint, result or staging folder stays",
+        "0 left", f"{len(wrong)} left", not wrong, time.monotonic() - began,
+    )  # fmt: skip
+
+
 # ---------------------------------------------------------------- many jobs
 
 
@@ -205,6 +243,8 @@ def main() -> None:
             yield from shared(base, folder / "shared", args.homes, args.each, args.seed)
             yield from flips(folder, args.flips, args.seed)
             yield from kills(folder, args.kills, args.seed)
+            (folder / "cancels").mkdir()
+            yield from cancels(base, folder / "cancels", args.kills, args.seed)
             if args.jobs:
                 yield from many(folder, args.jobs, args.metrics)
 

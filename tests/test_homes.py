@@ -324,6 +324,40 @@ def test_prune_takes_old_jobs_without_a_model(home: Path) -> None:
     assert "such as 90d" in str(bad.exception)
 
 
+# ---------------------------------------------------------------- many rows
+
+
+def test_tables_are_read_a_page_at_a_time_and_whole(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tunesmith import store as store_module
+
+    service = Tunesmith()
+    jobs = [service.create(f"m{i}", "tunesmith-tiny", ROWS) for i in range(7)]
+    for job in jobs[:2]:
+        finish(service, job.id)
+    held = service.store.claim("w2")
+    assert held is not None
+    for step in range(1, 8):
+        service.store.record_step(held, {"step": step, "epoch": 1, "training_loss": 1.0 / step})
+    monkeypatch.setattr(store_module, "PAGE", 30)  # three jobs to a page
+    pages = list(service.store.pages("jobs"))
+    assert [len(p) for p in pages] == [3, 3, 1] and sorted(r["id"] for p in pages for r in p) == sorted(j.id for j in jobs)
+    assert [j.id for j in service.each_job()] == [j.id for j in jobs]
+    monkeypatch.setattr(store_module, "PAGE", 2)
+    asked: list[str] = []
+    page = JobStore.page
+    monkeypatch.setattr(JobStore, "page", lambda self, table, *a: asked.append(table) or page(self, table, *a))
+    with tunesmith.connect() as c:
+        assert c.execute("SELECT step FROM tunesmith.metrics ORDER BY step").fetchall() == [(n,) for n in range(1, 8)]
+        assert asked == ["metrics"] * 4
+        asked.clear()
+        assert len(c.execute("SELECT step FROM tunesmith.metrics LIMIT 1").fetchall()) == 1 and len(asked) < 4, "no more than was asked for"
+        assert c.execute(f"SELECT count(*) FROM tunesmith.metrics_of('{jobs[0].id}')").fetchall() == [(0,)]
+        assert c.execute(f"SELECT count(*) FROM tunesmith.metrics_of('{held.id}')").fetchall() == [(7,)]
+        assert c.execute(f"SELECT id FROM tunesmith.jobs_of('{held.id}')").fetchall() == [(held.id,)]
+        assert c.execute("SELECT count(DISTINCT model) FROM tunesmith.lineage").fetchall() == [(2,)]
+        assert len(json.loads(c.execute("SELECT FINETUNE('SHOW')").fetchall()[0][0])) == 7
+
+
 # ---------------------------------------------------------------- kills while folders appear and go
 
 

@@ -76,7 +76,7 @@ def read_marker(home: Path) -> dict[str, Any]:
 
 def _write_first(path: Path, value: Any) -> None:
     """A small file, unless another process wrote it first: that one stays."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    part = _part_of(path)
     with typed_errors(path):
         _write_synced(part, json.dumps(value, indent=1, allow_nan=False))
         _about_to("replace", path)
@@ -326,12 +326,17 @@ def write_json(path: Path, value: Any) -> None:
 def replace_text(path: Path, text: str) -> None:
     """The same for a text."""
     make_folder(path.parent)
-    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    part = _part_of(path)
     with typed_errors(path):
         _write_synced(part, text)
         _about_to("replace", path)
         os.replace(part, path)
         _sync(path.parent)
+
+
+def _part_of(path: Path) -> Path:
+    """Where a file is written before it gets its name: each thread has a place of its own."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
 
 
 def remove(folder: Path) -> None:

@@ -50,9 +50,9 @@ def mismatches(settings: Settings, store: JobStore, *, read: bool) -> Iterator[M
     working = {i.removeprefix("ft_") for i, (_, s, at) in states.items() if at == store.home and not s.is_final}
     for folder in (f for f in folders(home) if not durable.is_marked(f)):  # the next worker sees to those
         if folder.parent.name == "models" and folder.name not in known | working:  # a worker adopts what was published
-            yield Mismatch("files_without_model", str(folder), f"they go to {UNCLAIMED}/", folder=folder)
+            yield Mismatch("files_without_model", _sized(folder), f"they go to {UNCLAIMED}/", folder=folder)
         elif folder.parent.name == "jobs" and folder.name not in mine:
-            yield Mismatch("files_without_job", str(folder), f"they go to {UNCLAIMED}/", folder=folder)
+            yield Mismatch("files_without_job", _sized(folder), f"they go to {UNCLAIMED}/", folder=folder)
     for job_id, (name, status, at) in states.items():
         if at == store.home and not status.is_final and not (settings.job_folder(job_id) / "data").is_dir():
             yield Mismatch("job_without_rows", f"{name} ({job_id})", "it is cancelled: its frozen rows are gone", job_id)
@@ -124,6 +124,10 @@ def at_rest(settings: Settings, store: JobStore) -> Iterator[str]:
         folder = settings.job_folder(job.id) / "data"
         if job.home == store.home and job.data_digest and (reason := damage(folder, job.data_digest)):
             yield f"the rows that job {job.id} ({job.name}) learned from: {reason}"
+
+
+def _sized(folder: Path) -> str:
+    return f"{folder} ({sum(f.lstat().st_size for f in folder.rglob('*') if f.is_file()):,} bytes)"
 
 
 def damage(folder: Path, digest: str) -> str:

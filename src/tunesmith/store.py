@@ -182,7 +182,7 @@ class JobStore:
     def jobs_in_pages(self, statuses: Collection[JobStatus] = ()) -> Iterator[Job]:
         """All jobs, the oldest first, no more than a page of them in memory."""
         last = 0
-        while page := self._read(jobs, _in(statuses).where(jobs.c.sequence > last).order_by(jobs.c.sequence).limit(PAGE // 10)):
+        while page := self._read(jobs, _in(statuses).where(jobs.c.sequence > last).order_by(jobs.c.sequence).limit(max(1, PAGE // 10))):
             yield from map(_job, self._sound(jobs, page))
             last = page[-1].sequence
 
@@ -463,7 +463,7 @@ class JobStore:
     def page(self, table: str, job_id: str | None, after: Sequence[Any] | None) -> tuple[list[dict[str, Any]], list[Any] | None]:
         """The rows of a table that come after a key, in the order of its primary key, and the key to go on from: None at the end."""
         asked = SEALED[table]
-        keys, size = list(asked.primary_key), PAGE // 10 if asked is jobs else PAGE
+        keys, size = list(asked.primary_key), max(1, PAGE // 10) if asked is jobs else PAGE
         query = sa.select(asked).order_by(*keys).limit(size)
         if job_id is not None:
             query = query.where((jobs.c.id if asked is jobs else asked.c.job_id) == job_id)
