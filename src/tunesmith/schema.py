@@ -69,6 +69,7 @@ jobs = Table(
 )  # fmt: skip
 NAME_TAKEN = sa.text("status NOT IN ('FAILED', 'CANCELLED')")
 Index("jobs_in_order", jobs.c.sequence)
+Index("jobs_by_status", jobs.c.status, jobs.c.sequence)
 Index("jobs_of_a_home", jobs.c.home, jobs.c.status, jobs.c.sequence)
 Index("one_job_per_name", jobs.c.model_key, unique=True, sqlite_where=NAME_TAKEN, postgresql_where=NAME_TAKEN)
 
@@ -177,9 +178,10 @@ def lenient(text: Any) -> Any:
         return Unreadable()
 
 
-def seal_of(table: Table, values: Mapping[Any, Any]) -> str | int:
-    """The digest of a row's other columns; TypeError or ValueError for a value that its column cannot hold."""
-    known = [(name, p) for name, plain in _plains(table) if (v := values[name]) is not None and (p := plain(v)) is not None]
+def seal_of(table: Table, values: Mapping[Any, Any], *, is_read: bool = False) -> str | int:
+    """The digest of a row's other columns; TypeError or ValueError for a value that its column cannot hold. `is_read`: documents are as JSON
+    gave them back."""
+    known = [(name, p) for name, plain in _plains(table, is_read) if (v := values[name]) is not None and (p := plain(v)) is not None]
     text = _ENCODER.encode(known).encode()
     return zlib.crc32(text) if isinstance(table.c.seal.type, BigInteger) else hashlib.sha256(text).hexdigest()
 
@@ -194,7 +196,7 @@ def sealed(table: Table, values: Mapping[Any, Any]) -> dict[str, Any]:
 def damage(table: Table, row: Mapping[Any, Any]) -> str:
     """Why a row cannot be believed; empty where it can."""
     try:
-        return "" if row["seal"] == seal_of(table, row) else "it does not match its seal"
+        return "" if row["seal"] == seal_of(table, row, is_read=True) else "it does not match its seal"
     except (TypeError, ValueError, OverflowError, RecursionError):
         return "it holds a value that cannot be"
 
@@ -218,15 +220,15 @@ _ENCODER = json.JSONEncoder(sort_keys=True)
 
 
 @cache
-def _plains(table: Table) -> list[tuple[str, Callable[[Any], Any]]]:
+def _plains(table: Table, is_read: bool) -> list[tuple[str, Callable[[Any], Any]]]:
     """For each column that a seal covers, what makes its values such as every database gives them back."""
-    return [(c.name, _plain_of(c)) for c in table.columns if c.name != "seal" and not _is_counted(c)]
+    return [(c.name, _plain_of(c, is_read)) for c in table.columns if c.name != "seal" and not _is_counted(c)]
 
 
-def _plain_of(column: Column[Any]) -> Callable[[Any], Any]:
+def _plain_of(column: Column[Any], is_read: bool) -> Callable[[Any], Any]:
     kind = column.type
     if isinstance(kind, sa.JSON):
-        return lambda v: json.loads(json.dumps(v))
+        return (lambda v: v) if is_read else lambda v: json.loads(json.dumps(v))
     if isinstance(kind, Boolean):
         return bool
     if isinstance(kind, Float):

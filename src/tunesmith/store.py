@@ -472,7 +472,14 @@ class JobStore:
         with self._reading() as c:
             rows = c.execute(query).all()
         last = [rows[-1]._mapping[k.name] for k in keys] if len(rows) == size else None
-        return [_shown(r) for r in self._sound(asked, rows)], last
+        names, found = asked.columns.keys(), []
+        for row in (dict(zip(names, r, strict=True)) for r in rows):
+            if why := schema.damage(asked, row):
+                _leave_out(_damaged(asked, " ".join(str(row[k.name]) for k in keys), why))
+            else:
+                del row["seal"]
+                found.append(row)
+        return found, last
 
     # ------------------------------------------------------------ homes
 

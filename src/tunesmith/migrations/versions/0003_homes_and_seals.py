@@ -23,5 +23,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("jobs_in_order", "jobs", ["sequence"])
+    op.create_index("jobs_by_status", "jobs", ["status", "sequence"])
     op.create_index("jobs_of_a_home", "jobs", ["home", "status", "sequence"])
     op.create_index("ix_models_job_id", "models", ["job_id"])
