@@ -179,8 +179,10 @@ def lenient(text: Any) -> Any:
 
 
 def seal_of(table: Table, values: Mapping[Any, Any], *, is_read: bool = False) -> str | int:
-    """The digest of a row's other columns; TypeError or ValueError for a value that its column cannot hold. `is_read`: documents are as JSON
-    gave them back."""
+    """The digest of a row's other columns; TypeError or ValueError for a value that its column cannot hold.
+
+    `is_read`: documents are as JSON gave them back.
+    """
     known = [(name, p) for name, plain in _plains(table, is_read) if (v := values[name]) is not None and (p := plain(v)) is not None]
     text = _ENCODER.encode(known).encode()
     return zlib.crc32(text) if isinstance(table.c.seal.type, BigInteger) else hashlib.sha256(text).hexdigest()
