@@ -345,7 +345,7 @@ def test_tables_are_read_a_page_at_a_time_and_whole(home: Path, monkeypatch: pyt
     monkeypatch.setattr(store_module, "PAGE", 2)
     asked: list[str] = []
     page = JobStore.page
-    monkeypatch.setattr(JobStore, "page", lambda self, table, *a: asked.append(table) or page(self, table, *a))
+    monkeypatch.setattr(JobStore, "page", lambda self, table, *a, **k: asked.append(table) or page(self, table, *a, **k))
     with tunesmith.connect() as c:
         assert c.execute("SELECT step FROM tunesmith.metrics ORDER BY step").fetchall() == [(n,) for n in range(1, 8)]
         assert asked == ["metrics"] * 4

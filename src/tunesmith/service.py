@@ -328,10 +328,10 @@ class Tunesmith:
         """
         tuned = self._files_here(registry.itself(self.store, self.settings.home, self._tuned(name), name))
         access.require(access.principal(), "OWNERSHIP", tuned.name)
-        if [m.id for m in self.models() if m.line == tuned.line] == [tuned.id]:
-            for job in self.store.all_jobs([s for s in JobStatus if not s.is_final]):
-                if job.options.new_version_of and self.model(job.options.new_version_of).line == tuned.line:
-                    raise LineAwaited(name=tuned.name, id=job.id, job=job.name)
+        is_last = [m.id for m in self.models() if m.line == tuned.line] == [tuned.id]
+        for job in self.store.all_jobs([s for s in JobStatus if not s.is_final]) if is_last else ():
+            if job.options.new_version_of and _is_of(self.store, tuned, job.options.new_version_of):
+                raise LineAwaited(name=tuned.name, id=job.id, job=job.name)
         with durable.removing(Path(tuned.folder).parent):
             self.store.drop_model(tuned.id)
         return tuned
@@ -376,10 +376,11 @@ class Tunesmith:
         store = self.store
         with durable.making(self.settings.home / "models" / model_id):
             written = child.ask("tunesmith.evaluation.exporter", work, "written")
-            store.add_model(dict(
-            id=model_id, name=name, model_key=key, job_id=None, base_model=base.name, base=base.to_json(), task=base.task, method=method,
-            folder=str(place), digest=written["digest"], verdict=None, owner=access.principal(),
-            ))  # fmt: skip
+            facts = dict(
+                id=model_id, name=name, model_key=key, job_id=None, base_model=base.name, base=base.to_json(), task=base.task,
+                method=method, folder=str(place), digest=written["digest"], verdict=None, owner=access.principal(),
+            )  # fmt: skip
+            store.add_model(facts)
         return next(m for m in self.models() if m.id == model_id)
 
     def complete(
@@ -476,14 +477,15 @@ class Tunesmith:
         after, is_first = None, True
         while is_first or after is not None:
             page, after = self.page(table, job_id, after)
-            found, is_first = [*found, *page], False
+            found += page
+            is_first = False
         return found
 
     def page(self, table: str, job_id: str | None = None, after: str | None = None) -> tuple[list[dict[str, Any]], str | None]:
         """The next rows of the same: those after the place `after`, and the place to go on from, None at the end."""
         key = json.loads(after) if after else None
         if table == "lineage":
-            rows, key = self._lineage(job_id, key or 0)
+            rows, key = self._lineage(job_id, key)
         elif table == "verdicts":
             rows, key = self.store.page("jobs", job_id, key)
             rows = [_verdict_row(r) for r in rows if r["verdict"]]
@@ -491,24 +493,20 @@ class Tunesmith:
             rows, key = self.store.page(table, job_id, key)
         return rows, None if key is None else json.dumps(key)
 
-    def _lineage(self, job_id: str | None, n: int) -> tuple[list[dict[str, Any]], int | None]:
-        """Which model learned from which rows, the n-th model's: a row is known by its content hash, wherever it came from."""
-        models = [m for m in self.models() if m.home == self.store.home and m.job_id and job_id in (None, m.job_id)]
-        if n >= len(models):
-            return [], None
-        model = models[n]
-        found: list[dict[str, Any]] = []
-        try:
-            job = self.store.get(model.job_id)
-            refused = {r["row"] for r in self.store.rows("rejections", job.id) if r["part"] == "train"}
-            rows = Dataset.open(self.settings.job_folder(job.id) / "data", job.data_digest, job.moved).hashes("train")
-            found = [
-                {"row_hash": row_hash, "model": model.name, "job_id": job.id, "row": row, "base_model": model.base.name}
-                for row_hash, row in rows if row not in refused
-            ]  # fmt: skip
-        except (DamagedFiles, DamagedRow) as e:  # the others are told all the same
-            warnings.warn(f"what {model.name} learned from cannot be read: {e}", Notice, stacklevel=2)
-        return found, n + 1 if n + 1 < len(models) else None
+    def _lineage(self, job_id: str | None, after: Sequence[Any] | None) -> tuple[list[dict[str, Any]], Sequence[Any] | None]:
+        """Which model learned from which rows, the next model's: a row is known by its content hash, wherever it came from."""
+        models, following = self.store.page("models", job_id, after, size=1)
+        for model in (m for m in models if m["home"] == self.store.home and m["job_id"]):
+            try:
+                job = self.store.get(model["job_id"])
+                refused = {r["row"] for r in self.store.rows("rejections", job.id) if r["part"] == "train"}
+                hashes = Dataset.open(self.settings.job_folder(job.id) / "data", job.data_digest, job.moved).hashes("train")
+            except (DamagedFiles, DamagedRow) as e:  # the others are told all the same
+                warnings.warn(f"what {model['name']} learned from cannot be read: {e}", Notice, stacklevel=2)
+                continue
+            known = {"model": model["name"], "job_id": job.id, "base_model": job.base_model}
+            return [{"row_hash": row_hash, "row": row, **known} for row_hash, row in hashes if row not in refused], following
+        return [], following
 
     # ------------------------------------------------------------ inside
 
@@ -614,6 +612,13 @@ class Tunesmith:
             raise database_error(path, e) from None
         with connection:
             yield connection
+
+
+def _is_of(store: JobStore, tuned: TunedModel, name: str) -> bool:
+    """Whether a name means this model or its line."""
+    plain = model_key(name.partition("@")[0])
+    row = store.model(plain)
+    return tuned.line == (plain if row is None else row.line)
 
 
 def _verdict_row(job: Mapping[str, Any]) -> dict[str, Any]:

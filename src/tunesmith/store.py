@@ -460,10 +460,12 @@ class JobStore:
             if last is None:
                 return
 
-    def page(self, table: str, job_id: str | None, after: Sequence[Any] | None) -> tuple[list[dict[str, Any]], list[Any] | None]:
+    def page(
+        self, table: str, job_id: str | None, after: Sequence[Any] | None, size: int | None = None
+    ) -> tuple[list[dict[str, Any]], list[Any] | None]:  # fmt: skip
         """The rows of a table that come after a key, in the order of its primary key, and the key to go on from: None at the end."""
         asked = SEALED[table]
-        keys, size = list(asked.primary_key), max(1, PAGE // 10) if asked is jobs else PAGE
+        keys, size = list(asked.primary_key), size or (max(1, PAGE // 10) if asked is jobs else PAGE)
         query = sa.select(asked).order_by(*keys).limit(size)
         if job_id is not None:
             query = query.where((jobs.c.id if asked is jobs else asked.c.job_id) == job_id)
