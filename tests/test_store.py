@@ -206,6 +206,20 @@ def test_clients_that_create_at_once_lose_no_job_and_share_no_name(url: str, sto
     assert len({j.id for j in added}) == len({j.name for j in added}) == len(store.all_jobs()) == 40
 
 
+def test_programs_that_open_an_empty_store_at_once_make_it_once(url: str) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    def open_and_register(i: int) -> bool:
+        store = JobStore(url, home=f"home-{i % 2}")
+        store.register("/a/place")
+        store.close()
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(open_and_register, range(16)))
+    assert JobStore(url, home="home-1").register("/a/place"), "and both are known"
+
+
 def test_workers_that_claim_at_once_never_share_a_job(url: str, store: JobStore) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

@@ -44,6 +44,7 @@ from tunesmith.schema import NAME_TAKEN, SEALED, events, jobs, metrics, models, 
 
 LEASE_S = 30.0  # six heartbeats; a worker that says nothing for so long has lost its job
 PAGE = 1000  # rows that are held at once when a table is read through
+OPENING = 0x74756E65  # of the lock under which a store is made, in PostgreSQL
 NEAR = 500  # names among which the closest one is looked for
 
 
@@ -109,7 +110,7 @@ class JobStore:
             found = c.scalar(sa.select(revision.c.version_num)) if sa.inspect(c).has_table(revision.name) else None
         if found == schema.REVISION:
             return
-        with self._engine.begin() as c:
+        with self._alone() as c:
             tables = sa.inspect(c).get_table_names()
             if not tables:
                 schema.metadata.create_all(c)
@@ -119,6 +120,14 @@ class JobStore:
             found = c.scalar(sa.select(revision.c.version_num)) if revision.name in tables else "none"
             if found != schema.REVISION and not _upgrade(c, found):
                 raise StoreTooNew(store=self._engine.url.render_as_string(), found=found, known=schema.REVISION)
+
+    @contextmanager
+    def _alone(self) -> Iterator[Connection]:
+        """A transaction of which one runs at a time, also on a server, where two could make the same table or row at once."""
+        with self._engine.begin() as c:
+            if self._engine.dialect.name == "postgresql":
+                c.execute(sa.select(sa.func.pg_advisory_xact_lock(OPENING)))
+            yield c
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
@@ -491,7 +500,7 @@ class JobStore:
         with self._reading() as c:
             found = c.scalar(sa.select(homes.c.place).where(homes.c.id == self.home))
         if not only_look and found != place:
-            with self._engine.begin() as c:
+            with self._alone() as c:
                 c.execute(homes.delete().where(homes.c.id == self.home))
                 c.execute(homes.insert().values(id=self.home, place=place, machine=os.uname().nodename, opened_at=self._wall()))
         return found is not None
