@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -187,10 +186,14 @@ def _scratch(spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 _one_at_a_time = threading.Lock()
 
 
-@lru_cache(maxsize=1)
+_instances: dict[int, tuple[Path, duckdb.DuckDBPyConnection]] = {}
+"""By process: a fork must not go on with its parent's threads, nor end them, so what its parent opened stays here unused."""
+
+
 def _instance(process: int, spill: Path) -> duckdb.DuckDBPyConnection:
-    """Of this process alone: a fork must not go on with its parent's threads."""
-    return duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": str(spill), "threads": "1"})
+    if process not in _instances or _instances[process][0] != spill:
+        _instances[process] = spill, duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": str(spill), "threads": "1"})
+    return _instances[process][1]
 
 
 def collect(
