@@ -18,10 +18,12 @@ import tunesmith
 from test_store import MODEL, USED, url
 from tunesmith import Tunesmith, durable, worker
 from tunesmith.errors import (
+    DamagedRow,
     HomeCopied,
     JobHasModel,
     JobNotInState,
     LineAwaited,
+    NotACopy,
     OfAnotherHome,
     StoreLost,
     UnknownJob,
@@ -157,7 +159,7 @@ def test_a_copied_home_is_refused_until_it_is_made_one_of_its_own(home: Path, tm
         "n": JobStatus.PENDING if is_shared else JobStatus.CANCELLED,
     }
     assert mine.store.claim("w") is None
-    assert (mine.drop_model("m").name == "m") if not is_shared else (mine.models()[0].home != mine.store.home)
+    assert (mine.drop_model("m") == "m") if not is_shared else (mine.models()[0].home != mine.store.home)
     assert first.describe(waiting.id).status is JobStatus.PENDING and [m.name for m in first.models()] == ["m"]
 
 
@@ -322,6 +324,128 @@ def test_prune_takes_old_jobs_without_a_model(home: Path) -> None:
     assert {j.id for j in service.show()} == {kept.id, waiting.id} and not service.settings.job_folder(failed.id).exists()
     bad = CliRunner().invoke(app, ["job", "prune", "--older-than", "soon"])
     assert "such as 90d" in str(bad.exception)
+
+
+# ---------------------------------------------------------------- what a stranger found
+
+
+def test_a_name_under_which_another_version_answers_removes_nothing(home: Path) -> None:
+    service = Tunesmith()
+    finish(service, service.create("m", "tunesmith-tiny", ROWS).id)
+    job = service.create("m_b", "tunesmith-tiny", ROWS, new_version_of="m")
+    held = service.store.claim("w")
+    assert held is not None
+    held = service.store.move(service.store.move(held, JobStatus.RUNNING), JobStatus.EVALUATING)
+    model = {
+        **MODEL,
+        "id": "2",
+        "name": "m_b",
+        "model_key": "m_b",
+        "job_id": job.id,
+        "base": service.model("tunesmith-tiny").base.to_json(),
+    }
+    service.store.succeed(held, model, {**USED, "job_id": job.id}, version_of="m", moves=True)
+    service.drop_model("m")
+    with pytest.raises(UnknownModel):
+        service.drop_model("m")
+    assert service.model("m").name == "m_b"
+
+
+def test_a_new_home_at_the_place_of_a_moved_one_takes_nothing(shared: None, tmp_path: Path) -> None:
+    job = Tunesmith(home=tmp_path / "x").create("mine", "tunesmith-tiny", ROWS)
+    (tmp_path / "x").rename(tmp_path / "y")
+    new, moved = Tunesmith(home=tmp_path / "x"), Tunesmith(home=tmp_path / "y")
+    assert new.describe(job.id).home != new.store.home and new.store.claim("w") is None
+    assert moved.describe(job.id).home == moved.store.home and moved.store.claim("w") is not None
+
+
+def test_copies_are_told_though_the_first_one_moved(shared: None, tmp_path: Path) -> None:
+    Tunesmith(home=tmp_path / "x").create("mine", "tunesmith-tiny", ROWS)
+    shutil.copytree(tmp_path / "x", tmp_path / "z")
+    (tmp_path / "x").rename(tmp_path / "y")
+    Tunesmith(home=tmp_path / "z").show()
+    with pytest.raises(HomeCopied, match=str(tmp_path / "z")):
+        Tunesmith(home=tmp_path / "y").show()
+
+
+def test_a_moved_home_without_its_marker_knows_the_store_inside_it(home: Path, tmp_path: Path) -> None:
+    service = Tunesmith()
+    finish(service, service.create("m", "tunesmith-tiny", ROWS).id)
+    service.store.close()
+    home.rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "FORMAT").unlink()
+    moved = Tunesmith(home=tmp_path / "elsewhere")
+    assert [m.home for m in moved.models()] == [moved.store.home] and moved.drop_model("m") == "m"
+
+
+def test_a_home_that_is_no_copy_keeps_its_jobs(home: Path) -> None:
+    job = Tunesmith().create("m", "tunesmith-tiny", ROWS)
+    said = CliRunner().invoke(app, ["doctor", "--as-copy"])
+    assert isinstance(said.exception, NotACopy) and Tunesmith().describe(job.id).status is JobStatus.PENDING
+
+
+@pytest.mark.parametrize("meanwhile", ["deleted", "name taken", "row damaged"])
+def test_an_undo_after_other_things_happened_says_what_it_could_not_bring_back(home: Path, meanwhile: str) -> None:
+    service = Tunesmith()
+    job = service.create("n", "tunesmith-tiny", ROWS)
+    model_id = finish(service, job.id)
+    shutil.move(home / "models" / model_id, home / "lost")
+    assert CliRunner().invoke(app, ["doctor", "--repair"]).exit_code == 0
+    if meanwhile == "deleted":
+        service.delete_job(job.id)
+    elif meanwhile == "name taken":
+        assert service.create("n", "tunesmith-tiny", ROWS).name == "n"
+    else:
+        _sql(home / "state.db", "UPDATE jobs SET training_loss = 0.001")
+    shutil.move(home / "lost", home / "models" / model_id)
+    said = CliRunner().invoke(app, ["doctor", "--undo"])
+    assert said.exit_code == 0 and ("its name is taken" in said.output) == (meanwhile == "name taken"), said.output
+    if meanwhile == "row damaged":
+        with pytest.raises(DamagedRow):
+            service.describe(job.id)
+
+
+def test_damage_in_a_row_is_no_reason_to_remove_another_homes_job(shared: None, tmp_path: Path) -> None:
+    first, second = Tunesmith(home=tmp_path / "a"), Tunesmith(home=tmp_path / "b")
+    job = first.create("m", "tunesmith-tiny", ROWS)
+    first.cancel(job.id)
+    from tunesmith import schema
+
+    with first.store._engine.begin() as c:
+        c.execute(schema.jobs.update().values(owner="q"))
+    with pytest.raises(DamagedRow):
+        second.delete_job(job.id)
+    first.delete_job(job.id)
+    assert first.show() == []
+
+
+def test_a_damaged_model_can_be_removed_and_holds_nothing_up(home: Path) -> None:
+    service = Tunesmith()
+    kept, old = service.create("n", "tunesmith-tiny", ROWS), service.create("p", "tunesmith-tiny", ROWS)
+    finish(service, kept.id)
+    service.cancel(old.id)
+    _sql(home / "state.db", "UPDATE models SET method = 'lorb'")
+    assert [j.id for j in service.prune(older_than_s=-60)] == [old.id]
+    assert service.drop_model("n") == "n"
+    service.delete_job(kept.id)
+    assert service.show() == [] and service.create("n", "tunesmith-tiny", ROWS).name == "n"
+
+
+@pytest.mark.parametrize("value", ["9223372036854775807", "'abc'", "x'00ff'", "1e300", "-5"])
+def test_a_damaged_number_stops_no_create(home: Path, value: str) -> None:
+    service = Tunesmith()
+    service.create("n", "tunesmith-tiny", ROWS)
+    _sql(home / "state.db", f"UPDATE jobs SET sequence = {value}")
+    job = service.create("m", "tunesmith-tiny", ROWS)
+    with pytest.warns(UserWarning, match="damaged"):
+        assert [j.id for j in service.each_job()] == [job.id]
+
+
+@pytest.mark.parametrize("content", ['{"format": 1, "id": "abc"}', '{"format": 1, "id": "abc", "place": 5}'])
+def test_a_marker_without_a_place_is_where_it_is(home: Path, content: str) -> None:
+    durable.open_home(home)
+    (home / "FORMAT").write_text(content)
+    assert Tunesmith().show() == []
 
 
 # ---------------------------------------------------------------- many rows

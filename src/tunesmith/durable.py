@@ -52,6 +52,8 @@ def open_home(home: Path) -> dict[str, Any]:
     found = read_marker(home)
     if found.get("format") != FORMAT:
         raise HomeTooNew(home=str(home), found=found.get("format", "that cannot be read"), known=FORMAT)
+    if not isinstance(found.get("place"), str):
+        found["place"] = str(home)
     if not isinstance(found.get("id"), str):  # written before homes had an identity
         at = home.stat()
         digest = hashlib.sha256(f"{home} {at.st_dev} {at.st_ino}".encode()).hexdigest()
@@ -173,11 +175,17 @@ OWNER = ".of-"  # before the name of the process that makes or removes a folder:
 
 @contextmanager
 def making(folder: Path) -> Iterator[None]:
-    """A folder under its final name that means nothing before the store tells of it. Where that fails it is removed; where its process is
-    killed, `abandoned` knows it."""
+    """A folder of a home, under its final name, that means nothing before the store tells of it.
+
+    Where that fails it is removed; where its process is killed, `abandoned` knows it.
+    """
+    make_folder(folder.parent)
+    with staging(folder.parents[1]) as staged:
+        owner = folder / _own(staged).name
+        _about_to("rename", folder)
+        staged.rename(folder)
+        _sync(folder.parent)
     try:
-        make_folder(folder)
-        owner = _own(folder)
         yield
     except BaseException:
         remove(folder)

@@ -66,7 +66,7 @@ def _shown(value: Any) -> Any:
 
 def closest(name: str, known: Iterable[str]) -> str:
     """The nearest known name, for "did you mean"; the first one where nothing is near."""
-    names = sorted(known)
+    names = sorted(n for n in known if isinstance(n, str))
     near = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1, cutoff=0.0)
     return next((n for n in names if near and n.lower() == near[0]), "(there are none)")
 
@@ -336,6 +336,11 @@ class HomeCopied(Conflict):
     """The home {home} is a copy of {place}: both are there, with one identity, and jobs would run twice. Use that one (TUNESMITH_HOME),
     or remove it; or make this one a home of its own, whose unfinished jobs are cancelled here: tunesmith doctor --as-copy. Nothing was
     done."""
+
+
+class NotACopy(Conflict):
+    """The home {home} is no copy: no other home of its identity is seen from here. Nothing was changed. Where the other one is on another
+    machine, say so: tunesmith doctor --as-copy --yes."""
 
 
 class StoreLost(Conflict):

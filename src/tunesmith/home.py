@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith import durable
-from tunesmith.errors import HomeCopied, StoreLost
+from tunesmith.errors import HomeCopied, NotACopy, StoreLost
 from tunesmith.jobs import JobStatus
 from tunesmith.settings import Settings
 from tunesmith.store import JobStore
@@ -29,11 +29,14 @@ def open_store(settings: Settings, *, lost_too: bool = False) -> JobStore:
         marker |= {"place": str(home), "moved_from": marker["place"]}
         _note(home, marker)
     store = JobStore(settings.store_url, home=marker["id"])
+    before = "" if is_inside(settings) else store.last_place()  # a store inside a home was copied with it
+    if before and before != str(home) and _is_home(Path(before), marker["id"], home):
+        raise HomeCopied(home=str(home), place=before)
     if ids := store.without_home():
         inside = is_inside(settings)
         store.take_over([i for i in ids if inside or any(p.exists() for p in _folders_of(home, i))])
-    for former in store.identities_at(str(home)):  # the marker was lost, or the home made anew
-        store.take_over(None, former)
+    if not store.is_read_only:
+        _take_back(settings, store)
     if not lost_too:
         _must_know(settings, store, marker)
     if not store.is_read_only:
@@ -43,10 +46,24 @@ def open_store(settings: Settings, *, lost_too: bool = False) -> JobStore:
     return store
 
 
-def separate(settings: Settings) -> int:
-    """Make a copied home one of its own: a new identity, for the rows of a store inside it too; how many unfinished jobs were cancelled."""
+def _take_back(settings: Settings, store: JobStore) -> None:
+    """Rows whose files are in this home are its own, where its marker was lost: those of a store inside it, or of a home at its place."""
+    home = settings.home
+    others = store.rows_of_others("" if is_inside(settings) else str(home))
+    for former in {of for _, of in others}:
+        store.take_over([i for i, of in others if of == former and any(p.exists() for p in _folders_of(home, i))], former)
+
+
+def separate(settings: Settings, *, unseen: bool = False) -> int:
+    """Make a copied home one of its own: a new identity, for the rows of a store inside it too; how many unfinished jobs were cancelled.
+
+    NotACopy where no other home of its identity is seen, unless it is known to be `unseen`, on another machine.
+    """
     marker = durable.open_home(settings.home)
     former = marker["id"]
+    places = {marker["place"], JobStore(settings.store_url, home=former).last_place()} - {"", str(settings.home)}
+    if not unseen and not any(_is_home(Path(p), former, settings.home) for p in places):
+        raise NotACopy(home=str(settings.home))
     durable.write_json(
         settings.home / durable.MARKER, {"format": durable.FORMAT, "id": durable.new_identity(), "place": str(settings.home)}
     )

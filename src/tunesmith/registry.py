@@ -58,11 +58,15 @@ def resolve(store: JobStore, home: Path, name: str) -> TunedModel:
         raise UnknownModel(name=name, closest=closest(name, known)) from None
 
 
-def itself(store: JobStore, home: Path, found: TunedModel, name: str) -> TunedModel:
-    """The model that bears this name, where `found` is another version that answers under it."""
+def itself(store: JobStore, home: Path, name: str) -> TunedModel:
+    """The tuned model that bears this name, or is this version (`name@2`); UnknownModel for a name under which another one answers."""
     plain, number = _numbered(name)
-    row = None if number else store.model(model_key(plain))
-    return found if row is None else _tuned(row, home)
+    row = store.model(model_key(plain))
+    if number:
+        row = store.version(row.line if row is not None else model_key(plain), number)
+    if row is None:
+        raise UnknownModel(name=name, closest=closest(name, store.model_names()))
+    return _tuned(row, home)
 
 
 def listing(store: JobStore, home: Path) -> list[TunedModel]:

@@ -54,7 +54,8 @@ def mismatches(settings: Settings, store: JobStore, *, read: bool) -> Iterator[M
         elif folder.parent.name == "jobs" and folder.name not in mine:
             yield Mismatch("files_without_job", _sized(folder), f"they go to {UNCLAIMED}/", folder=folder)
     for job_id, (name, status, at) in states.items():
-        if at == store.home and not status.is_final and not (settings.job_folder(job_id) / "data").is_dir():
+        has_rows = status.is_final or at != store.home or (settings.job_folder(job_id) / "data").is_dir()
+        if not has_rows and store.is_sound(job_id):
             yield Mismatch("job_without_rows", f"{name} ({job_id})", "it is cancelled: its frozen rows are gone", job_id)
 
 

@@ -232,7 +232,7 @@ def _plain_of(column: Column[Any], is_read: bool) -> Callable[[Any], Any]:
     if isinstance(kind, sa.JSON):
         return (lambda v: v) if is_read else lambda v: json.loads(json.dumps(v))
     if isinstance(kind, Boolean):
-        return bool
+        return _plain_bool
     if isinstance(kind, Float):
         return _plain_float
     wanted, name = (int if isinstance(kind, Integer) else str), column.name
@@ -243,6 +243,12 @@ def _plain_of(column: Column[Any], is_read: bool) -> Callable[[Any], Any]:
         return wanted(value)
 
     return plain
+
+
+def _plain_bool(value: Any) -> bool:
+    if value not in (0, 1):
+        raise TypeError(f"{value!r} is neither true nor false")
+    return bool(value)
 
 
 def _plain_float(value: Any) -> float | None:

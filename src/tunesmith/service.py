@@ -45,9 +45,11 @@ from tunesmith.errors import (
     OfAnotherHome,
     TooManyRows,
     UnfinishedAnswer,
+    UnknownJob,
     UnknownModel,
     UsageNotRecorded,
     ViewNotWritten,
+    WorkerAtWork,
     closest,
 )
 from tunesmith.evaluation.card import Facts
@@ -180,15 +182,19 @@ class Tunesmith:
         access.require(access.principal(), "OWNERSHIP", job_id)
         try:
             self._here(self.store.get(job_id))
-        except DamagedRow:  # what cannot be read can be removed
-            pass
+        except DamagedRow:  # what cannot be read can be removed, where it is this home's and nobody works on it
+            _, _, home = self.store.states().get(job_id, ("", None, ""))
+            if home != self.store.home and not self.settings.job_folder(job_id).is_dir():
+                raise
+            if worker.is_alive(self.settings.home):
+                raise WorkerAtWork(home=str(self.settings.home)) from None
         with durable.removing(self.settings.job_folder(job_id)):
             self.store.delete_job(job_id)
 
     def prune(self, *, older_than_s: float, dry_run: bool = False) -> list[Job]:
         """Remove this home's jobs that ended so long ago and whose model is not in the catalogue (any more); what was, or would be,
         removed."""
-        before, named = time.time() - older_than_s, {m.job_id for m in self.store.all_models()}
+        before, named = time.time() - older_than_s, self.store.jobs_with_models()
         old = [
             job for job in self.store.jobs_in_pages([s for s in JobStatus if s.is_final])
             if job.home == self.store.home and (job.finished_at or 0.0) < before and job.id not in named
@@ -319,22 +325,34 @@ class Tunesmith:
         self.store.promote(tuned.id)
         return self.model(f"{tuned.line}@{tuned.version}")
 
-    def drop_model(self, name: str) -> TunedModel:
-        """Remove a tuned model and its files; its job keeps what is known of it and gives its name back.
+    def drop_model(self, name: str) -> str:
+        """Remove a tuned model and its files, and give its name; its job keeps what is known of it and gives its name back.
 
         The model is the one that bears the name, or `name@2`; the name of a line answers with the last version that is left.
 
         UnknownModel, OfAnotherHome, or LineAwaited while an unfinished job is to become a version of a line of which this is the last.
         """
-        tuned = self._files_here(registry.itself(self.store, self.settings.home, self._tuned(name), name))
+        try:
+            tuned = self._files_here(registry.itself(self.store, self.settings.home, name))
+        except DamagedRow as e:
+            return self._drop_damaged(name, e)
         access.require(access.principal(), "OWNERSHIP", tuned.name)
         is_last = [m.id for m in self.models() if m.line == tuned.line] == [tuned.id]
-        for job in self.store.all_jobs([s for s in JobStatus if not s.is_final]) if is_last else ():
-            if job.options.new_version_of and _is_of(self.store, tuned, job.options.new_version_of):
+        for job in self.store.all_jobs([s for s in JobStatus if not s.is_final]):
+            if job.options.new_version_of and _is_of(self.store, tuned, job.options.new_version_of, is_last):
                 raise LineAwaited(name=tuned.name, id=job.id, job=job.name)
         with durable.removing(Path(tuned.folder).parent):
             self.store.drop_model(tuned.id)
-        return tuned
+        return tuned.name
+
+    def _drop_damaged(self, name: str, error: DamagedRow) -> str:
+        """A model whose row cannot be believed: its row, and its files in the folder of its id, which is here or the error stays."""
+        folder = self.settings.home / "models" / str(error.fields["row"])
+        if folder.name not in {p.name for p in (self.settings.home / "models").glob("*")}:
+            raise error
+        with durable.removing(folder):
+            self.store.drop_model(folder.name)
+        return name
 
     def export(self, name: str, folder: str | os.PathLike[str], *, merged: bool = False) -> Certificate:
         """Write a tuned model as a Hugging Face folder with its model card, once it has answered its probes again from those files.
@@ -501,7 +519,7 @@ class Tunesmith:
                 job = self.store.get(model["job_id"])
                 refused = {r["row"] for r in self.store.rows("rejections", job.id) if r["part"] == "train"}
                 hashes = Dataset.open(self.settings.job_folder(job.id) / "data", job.data_digest, job.moved).hashes("train")
-            except (DamagedFiles, DamagedRow) as e:  # the others are told all the same
+            except (DamagedFiles, DamagedRow, UnknownJob) as e:  # the others are told all the same
                 warnings.warn(f"what {model['name']} learned from cannot be read: {e}", Notice, stacklevel=2)
                 continue
             known = {"model": model["name"], "job_id": job.id, "base_model": job.base_model}
@@ -614,10 +632,15 @@ class Tunesmith:
             yield connection
 
 
-def _is_of(store: JobStore, tuned: TunedModel, name: str) -> bool:
-    """Whether a name means this model or its line."""
+def _is_of(store: JobStore, tuned: TunedModel, name: str, is_last: bool) -> bool:
+    """Whether a name means this model, or the line of which it is the last."""
     plain = model_key(name.partition("@")[0])
-    row = store.model(plain)
+    if not is_last:
+        return plain == model_key(tuned.name)
+    try:
+        row = store.model(plain)
+    except DamagedRow:
+        return False
     return tuned.line == (plain if row is None else row.line)
 
 

@@ -37,6 +37,7 @@ from tunesmith.errors import (
     StoreTooNew,
     StoreUnavailable,
     UnknownJob,
+    UnknownModel,
     closest,
 )
 from tunesmith.jobs import MOVES, WORKING, Job, JobStatus, Options, ResolvedOptions, model_key, with_suffix
@@ -74,7 +75,7 @@ class JobStore:
     def __init__(
         self, url: str, clock: BootClock | DatabaseClock | None = None, wall: Callable[[], float] = time.time, *, home: str = ""
     ) -> None:  # fmt: skip
-        self.home = home
+        self.home, self._url = home, url
         self.is_read_only = False
         try:
             parsed = sa.make_url(url)
@@ -138,9 +139,11 @@ class JobStore:
     def _unavailable(self, context: sa.ExceptionContext) -> None:
         """What the disk, the server or a lock held for too long says becomes an error of ours; a wrong statement stays what it is."""
         error = context.original_exception
-        is_broken = type(error) in (sqlite3.OperationalError, sqlite3.DatabaseError) and "syntax" not in str(error)
-        if is_broken or _is_lost_server(error):
-            raise StoreUnavailable(reason=str(error).strip(), store=self._engine.url.render_as_string()) from error
+        is_broken = type(error) in (sqlite3.OperationalError, sqlite3.DatabaseError) and (
+            "syntax" not in str(error) or "malformed" in str(error)
+        )
+        if is_broken or isinstance(error, UnicodeDecodeError) or _is_lost_server(error):
+            raise StoreUnavailable(reason=str(error).strip(), store=self.place()) from error
 
     def close(self) -> None:
         """Give the connections back."""
@@ -165,7 +168,7 @@ class JobStore:
             job = replace(job, name=_free_name(c, job.name), home=self.home)
             c.execute(jobs.insert().values(sealed(jobs, dict(
                 id=job.id, name=job.name, model_key=model_key(job.name), task=job.task, base_model=job.base_model,
-                sequence=(c.scalar(sa.select(sa.func.max(jobs.c.sequence))) or 0) + 1, home=self.home,
+                sequence=_next(c, jobs.c.sequence), home=self.home,
                 training_data=job.training_data, validation_data=job.validation_data, options=job.options.to_json(),
                 base=dict(job.base), template=dict(job.template), data_digest=job.data_digest, status=job.status.value,
                 rows=dict(job.rows), warnings=list(job.warnings), created_at=job.created_at, owner=job.owner,
@@ -190,10 +193,11 @@ class JobStore:
 
     def jobs_in_pages(self, statuses: Collection[JobStatus] = ()) -> Iterator[Job]:
         """All jobs, the oldest first, no more than a page of them in memory."""
-        last = 0
-        while page := self._read(jobs, _in(statuses).where(jobs.c.sequence > last).order_by(jobs.c.sequence).limit(max(1, PAGE // 10))):
+        query = _in(statuses).order_by(jobs.c.sequence).limit(max(1, PAGE // 10))
+        page = self._read(jobs, query)
+        while page:
             yield from map(_job, self._sound(jobs, page))
-            last = page[-1].sequence
+            page = self._read(jobs, query.where(jobs.c.sequence > page[-1].sequence))
 
     def states(self) -> dict[str, tuple[str, JobStatus, str]]:
         """Name, state and home of every job, by its id; no document is read."""
@@ -374,6 +378,11 @@ class JobStore:
             others = c.execute(sa.select(table).where(table.c.home != self.home)).all()
         return own | {r.id for r in others if schema.damage(table, r._mapping)}
 
+    def jobs_with_models(self) -> set[str]:
+        """Also those of damaged rows."""
+        with self._reading() as c:
+            return set(c.scalars(sa.select(models.c.job_id)))
+
     def model_names(self) -> list[str]:
         """Names of the newest models, to find the one that was meant."""
         with self._reading() as c:
@@ -403,7 +412,9 @@ class JobStore:
         """Take a model out of the catalogue, and give its row; where its line's name answered with it, the last version that is left does.
         Its job no longer holds its name."""
         with self._engine.begin() as c:
-            row = c.execute(models.delete().where(models.c.id == model_id).returning(*models.c)).one()
+            row = c.execute(models.delete().where(models.c.id == model_id).returning(*models.c)).one_or_none()
+            if row is None:  # another process was first
+                raise UnknownModel(name=model_id, closest="(it was removed meanwhile)")
             left = c.scalar(sa.select(models.c.id).where(models.c.line == row.line).order_by(models.c.version.desc()).limit(1))
             if row.is_current and left is not None:
                 _move_line(c, row.line, left)
@@ -417,7 +428,13 @@ class JobStore:
         with self._engine.begin() as c:
             if c.execute(sa.select(table.c.id).where(table.c.id == row["id"])).first() is not None:
                 return False
+            job = c.execute(sa.select(jobs).where(jobs.c.id == row.get("job_id"))).one_or_none()
+            if job is None:
+                row = {**row, "job_id": None}
             if table is models:
+                holders = sa.select(jobs.c.id).where(jobs.c.model_key == row["model_key"], NAME_TAKEN, jobs.c.id != row["job_id"])
+                if c.execute(holders.limit(1)).first() is not None:
+                    return False
                 taken = (models.c.model_key == row["model_key"]) | ((models.c.line == row["line"]) & (models.c.version == row["version"]))
                 if c.execute(sa.select(models.c.id).where(taken)).first() is not None:
                     return False
@@ -426,8 +443,7 @@ class JobStore:
             c.execute(table.insert().values(sealed(table, row)))
             if table is models and row["is_current"]:
                 _move_line(c, row["line"], row["id"])
-            job = c.execute(sa.select(jobs).where(jobs.c.id == row.get("job_id"))).one_or_none()
-            if job is not None and job.model_key.startswith("dropped/"):
+            if job is not None and not schema.damage(jobs, job._mapping) and job.model_key.startswith("dropped/"):
                 _save(c, job, model_key=row["model_key"])
         return True
 
@@ -505,16 +521,23 @@ class JobStore:
                 c.execute(homes.insert().values(id=self.home, place=place, machine=os.uname().nodename, opened_at=self._wall()))
         return found is not None
 
-    def identities_at(self, place: str) -> list[str]:
-        """Other homes that were at this place of this machine, and have rows."""
+    def rows_of_others(self, place: str = "") -> list[tuple[str, str]]:
+        """Ids of jobs and models that are not this home's, each with its home: all, or those of homes that were at `place`."""
         homes, here = schema.homes, os.uname().nodename
+        at = sa.select(homes.c.id).where(homes.c.place == place, homes.c.machine == here, homes.c.id != self.home)
         with self._reading() as c:
-            former = c.scalars(sa.select(homes.c.id).where(homes.c.place == place, homes.c.machine == here, homes.c.id != self.home)).all()
-            return [i for i in former if any(c.scalar(sa.select(t.c.id).where(t.c.home == i).limit(1)) for t in (jobs, models))]
+            of = [sa.true() if not place else t.c.home.in_(at) for t in (jobs, models)]
+            return [(r.id, r.home) for t, also in zip((jobs, models), of, strict=True)
+                    for r in c.execute(sa.select(t.c.id, t.c.home).where(t.c.home != self.home, also))]  # fmt: skip
+
+    def last_place(self) -> str:
+        """Where this home was when the store last heard of it; empty where it never did."""
+        with self._reading() as c:
+            return c.scalar(sa.select(schema.homes.c.place).where(schema.homes.c.id == self.home)) or ""
 
     def place(self) -> str:
         """The store's URL, without its password."""
-        return self._engine.url.render_as_string()
+        return sa.make_url(self._url).render_as_string()
 
     def place_of(self, home: str) -> str:
         """Where a home was when it was last opened, on which machine."""
@@ -567,6 +590,12 @@ class JobStore:
             if len(rows) < PAGE:
                 return
             last = [rows[-1]._mapping[k.name] for k in keys]
+
+    def is_sound(self, job_id: str) -> bool:
+        """Whether a job's row can be believed."""
+        with self._reading() as c:
+            row = c.execute(sa.select(jobs).where(jobs.c.id == job_id)).one_or_none()
+        return row is not None and not schema.damage(jobs, row._mapping)
 
     def integrity(self) -> str:
         """What SQLite finds wrong with its file, in its words; empty where it is whole."""
@@ -702,10 +731,17 @@ def _add_model(c: Connection, model: Mapping[str, Any], version_of: str, moves: 
         c.execute(models.insert().values(sealed(models, {**model, "line": model["model_key"], "version": 1, "is_current": True})))
         return
     c.execute(sa.select(models.c.id).where(models.c.line == version_of).with_for_update()).all()  # versions of a line take turns
-    last = c.scalar(sa.select(sa.func.max(models.c.version)).where(models.c.line == version_of)) or 0
-    c.execute(models.insert().values(sealed(models, {**model, "line": version_of, "version": last + 1, "is_current": False})))
+    version = _next(c, models.c.version, models.c.line == version_of)
+    c.execute(models.insert().values(sealed(models, {**model, "line": version_of, "version": version, "is_current": False})))
     if moves:
         _move_line(c, version_of, model["id"])
+
+
+def _next(c: Connection, column: Any, where: Any = None) -> int:
+    """One more than the largest number of a column, whatever damage put beside it."""
+    query = sa.select(column).order_by(column.desc()).limit(NEAR)
+    found = c.scalars(query if where is None else query.where(where)).all()
+    return max((n for n in found if isinstance(n, int) and n < 2**53), default=0) + 1
 
 
 def _move_line(c: Connection, line: Any, model_id: str) -> None:

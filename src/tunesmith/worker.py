@@ -108,7 +108,8 @@ def _only_worker(home: Path) -> Iterator[None]:
 
 def _lock(home: Path, kind: int, tries: int = 1) -> int:
     durable.open_home(home)
-    descriptor = os.open(home / "worker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with durable.typed_errors(home / "worker.lock"):
+        descriptor = os.open(home / "worker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     for n in range(tries):
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)

@@ -609,7 +609,7 @@ def doctor(
         print(json.dumps(said) if as_json else "\n".join(said) or "there is no repair to take back")
         return
     if as_copy:
-        n, aside = doctor_module.as_copy()
+        n, aside = doctor_module.as_copy(unseen=yes)
         words = f"a home of its own from now on; {counted(n, 'unfinished job')} cancelled here"
         words += f"; folders of the other home's jobs and models are in {aside}" if aside else ""
         _print(as_json, {"cancelled": n, "aside": aside and str(aside)}, words)

@@ -54,13 +54,13 @@ def undo() -> list[str]:
     return repairs.undo(*_at_rest())
 
 
-def as_copy() -> tuple[int, Path | None]:
+def as_copy(*, unseen: bool = False) -> tuple[int, Path | None]:
     """Make a copied home one of its own; how many unfinished jobs were cancelled in it, and where folders are whose rows stay the other
     home's, in a store that both share."""
     settings = Settings.read()
     if is_alive(settings.home):
         raise WorkerAtWork(home=str(settings.home))
-    cancelled = separate(settings)
+    cancelled = separate(settings, unseen=unseen)
     store = open_store(settings, lost_too=True)
     return cancelled, repairs.repair(settings, store, list(mismatches(settings, store, read=True)))
 

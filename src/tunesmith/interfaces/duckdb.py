@@ -221,7 +221,7 @@ class _Functions:
         self._must_stand_alone(statement, "DROP_MODEL(…)")
         if name is None:
             raise InvalidModelName(name="NULL")
-        return self._service.drop_model(name).name
+        return self._service.drop_model(name)
 
 
 @contextmanager
