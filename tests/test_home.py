@@ -143,7 +143,8 @@ ENDLESS = "WITH RECURSIVE r AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM r) SEL
 def test_ctrl_c_ends_an_endless_query_and_leaves_nothing(home: Path, door: str) -> None:
     program = [sys.executable, "-m", "tunesmith.interfaces.cli", "tune", ENDLESS, "-n", "m"] if door == "cli" else [
         sys.executable, "-c", f"from tunesmith import Tunesmith\ntry: Tunesmith().create('m', 'tunesmith-tiny', {ENDLESS!r})\nexcept KeyboardInterrupt: raise SystemExit(130)"]  # fmt: skip
-    process = subprocess.Popen(program, stderr=subprocess.PIPE)
+    signals = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731  # a shell's `&` lets it be ignored
+    process = subprocess.Popen(program, stderr=subprocess.PIPE, preexec_fn=signals)
     deadline = time.monotonic() + 60
     while not list(home.glob("tmp/*-*-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -338,6 +339,8 @@ def test_a_child_that_is_killed_from_outside_is_started_again_however_often(
     service: Tunesmith, tuned_base: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """Six deaths without a step: more than a job is allowed that dies by itself."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     job = service.create("m", str(tuned_base), next_word_rows(1), learning_rate=1e-2, max_epochs=1)
     start, killed = worker.start_child, []
 
@@ -394,5 +397,5 @@ def test_the_newest_jobs_are_listed_and_filters_reach_the_store(service: Tunesmi
     assert listed("--limit", "2", "--all")[0] == [f"m{i}" for i in range(5)] and listed("--status", "cancelled") == (["m1"], "", 0)
     assert listed("--status", "BUSY")[2] == 2 and "one of PENDING" in listed("--status", "BUSY")[1]
     with tunesmith.connect() as c:
-        assert c.execute(f"SELECT count(*) FROM tunesmith.metrics_of('{made[0].id}')").fetchall() == [(0,)]
+        assert c.execute(f"SELECT count(*) FROM tunesmith.metrics_of('{made[1].id}')").fetchall() == [(0,)]
         assert c.execute("SELECT count(*) FROM tunesmith.row_losses_of('ft_x'), tunesmith.rejections_of('ft_x')").fetchall() == [(0,)]
