@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 from tunesmith import catalog, durable, registry
 from tunesmith.errors import (
     ChildDied,
+    DamagedRow,
     DiskFull,
     LeaseLost,
     NotPromoted,
@@ -158,7 +159,9 @@ def start_child(module: str, errors: BinaryIO, environment: Mapping[str, str]) -
 
 
 def collect(settings: Settings, job: Job) -> None:
-    """Checkpoints and results of a job that has ended; its rows and its logs stay."""
+    """Checkpoints and results of a job that has ended, and files that were to be its model; its rows and its logs stay."""
+    if job.status in (JobStatus.CANCELLED, JobStatus.FAILED):  # a model appears with SUCCEEDED or never
+        durable.remove(settings.home / "models" / job.id.removeprefix("ft_"))
     for folder in settings.job_folder(job.id).glob("attempt-*/*"):
         if folder.is_dir():
             durable.remove(folder)
@@ -172,10 +175,11 @@ def sweep(settings: Settings, store: JobStore) -> None:
             known = folder.name in {i.removeprefix("ft_") for i in store.own_ids(table)}
             (durable.settle if known else durable.remove)(folder)
     kept = {folder.parent.parent.name for folder in (settings.home / "jobs").glob("*/attempt-*/*") if folder.is_dir()}
+    kept |= {folder.name for folder in (settings.home / "models").glob("*")} - store.own_ids(models)
     for name in sorted(kept):
         try:
             job = store.get(f"ft_{name}")
-        except UnknownJob:  # doctor tells of it, and puts it aside
+        except (UnknownJob, DamagedRow):  # doctor tells of it
             continue
         if job.status.is_final:
             collect(settings, job)
