@@ -167,6 +167,20 @@ def test_a_damaged_row_is_named_and_left_out_and_the_rest_answers(home: Path, ki
     assert {c.name: c for c in doctor.examine()}["rows"].ok
 
 
+@pytest.mark.parametrize("value", ["'abc'", "2", "x'00'"])
+def test_a_flag_that_is_neither_true_nor_false_is_seen(home: Path, value: str) -> None:
+    service = Tunesmith()
+    fill(service.store)
+    with sqlite3.connect(home / "state.db") as c:
+        c.execute(f"UPDATE models SET is_current = {value} WHERE name = 'm4'")
+    c.close()
+    with pytest.warns(Notice, match="row 4 of models"):
+        assert [m.name for m in service.models()] == ["m0"]
+    with pytest.raises(DamagedRow, match="row 4 of models"):
+        service.model("m4")
+    assert "row 4 of models" in {c.name: c for c in doctor.examine()}["rows"].found
+
+
 # ---------------------------------------------------------------- one bit
 
 

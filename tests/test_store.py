@@ -217,7 +217,7 @@ def test_programs_that_open_an_empty_store_at_once_make_it_once(url: str) -> Non
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(open_and_register, range(16)))
-    assert JobStore(url, home="home-1").register("/a/place"), "and both are known"
+    assert [JobStore(url, home=f"home-{i}").last_place() for i in (0, 1)] == ["/a/place"] * 2, "and both are known"
 
 
 def test_workers_that_claim_at_once_never_share_a_job(url: str, store: JobStore) -> None:

@@ -207,6 +207,7 @@ def removing(folder: Path) -> Iterator[None]:
 
 
 def _own(folder: Path) -> Path:
+    """Write into a folder which process it is of."""
     owner = folder / f"{OWNER}{os.getpid()}-{_started(os.getpid())}"
     with typed_errors(owner):
         _about_to("write", owner)
@@ -220,7 +221,7 @@ def abandoned(place: Path) -> list[Path]:
 
 
 def is_owned(folder: Path) -> bool:
-    """Whether a process is making it right now."""
+    """Whether a process is making or removing it right now."""
     return any(_started(int(process)) == started for process, started in _owners(folder))
 
 

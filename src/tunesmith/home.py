@@ -32,9 +32,6 @@ def open_store(settings: Settings, *, lost_too: bool = False) -> JobStore:
     before = "" if is_inside(settings) else store.last_place()  # a store inside a home was copied with it
     if before and before != str(home) and _is_home(Path(before), marker["id"], home):
         raise HomeCopied(home=str(home), place=before)
-    if ids := store.without_home():
-        inside = is_inside(settings)
-        store.take_over([i for i in ids if inside or any(p.exists() for p in _folders_of(home, i))])
     if not store.is_read_only:
         _take_back(settings, store)
     if not lost_too:
@@ -47,11 +44,13 @@ def open_store(settings: Settings, *, lost_too: bool = False) -> JobStore:
 
 
 def _take_back(settings: Settings, store: JobStore) -> None:
-    """Rows whose files are in this home are its own, where its marker was lost: those of a store inside it, or of a home at its place."""
-    home = settings.home
-    others = store.rows_of_others("" if is_inside(settings) else str(home))
+    """Rows whose files are in this home are its own, though they bear another identity: its marker was lost, or the program that wrote them
+    did not know homes yet (what such a program left in a store inside the home is all its own)."""
+    home, inside = settings.home, is_inside(settings)
+    others = store.rows_of_others("" if inside else str(home))
     for former in {of for _, of in others}:
-        store.take_over([i for i, of in others if of == former and any(p.exists() for p in _folders_of(home, i))], former)
+        ids = [i for i, of in others if of == former]
+        store.take_over([i for i in ids if (inside and not former) or any(p.exists() for p in _folders_of(home, i))], former)
 
 
 def separate(settings: Settings, *, unseen: bool = False) -> int:
@@ -93,7 +92,7 @@ def _must_know(settings: Settings, store: JobStore, marker: dict[str, Any]) -> N
     if not store.is_empty():
         return
     found = [p for p in folders(settings.home) if not durable.is_marked(p)]
-    forgotten = marker.get("stored") and not store.register("", only_look=True)
+    forgotten = marker.get("stored") and not store.last_place()
     worked = [p for p in found if p.parent.name == "models" or any(p.glob("attempt-*"))]
     if worked or (found and forgotten):
         raise StoreLost(home=str(settings.home), folders=len(found), store=store.place())

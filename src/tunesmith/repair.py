@@ -25,7 +25,7 @@ UNCLAIMED, RECORD = "unclaimed", "repair.json"
 @dataclass(frozen=True)
 class Mismatch:
     kind: str
-    """model_without_files, damaged_model, damaged_rows, files_without_model, files_without_job, job_without_rows"""
+    """model_without_files, damaged_model, files_without_model, files_without_job, job_without_rows"""
     what: str
     """The model's or the job's name, or the folder."""
     remedy: str
@@ -63,12 +63,12 @@ def repair(settings: Settings, store: JobStore, found: Sequence[Mismatch]) -> Pa
     """Do what each mismatch says; where it was written down. Only while no worker is at work."""
     if not found:
         return None
-    place = _new_folder(settings.home)
+    place, states = _new_folder(settings.home), store.states()
     rows = {m.id: {k: v for k, v in m._mapping.items() if k != "seal"} for m in store.all_models()}
     actions: list[dict[str, Any]] = []
     for one in found:
         moved = {} if one.folder is None else {"from": str(one.folder.relative_to(settings.home))}
-        known = {"status": store.states()[one.row][1].value} if one.kind == "job_without_rows" else {"model": rows.get(one.row)}
+        known = {"status": states[one.row][1].value} if one.kind == "job_without_rows" else {"model": rows.get(one.row)}
         actions.append({"kind": one.kind, "what": one.what, "row": one.row, **known, **moved})
     durable.write_json(place / RECORD, {"actions": actions})
     for one in found:

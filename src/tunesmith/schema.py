@@ -20,6 +20,15 @@ from sqlalchemy.engine import Connection
 MIGRATIONS, REVISION = "tunesmith:migrations", "0003"  # where the revisions are, and the newest of them
 
 metadata = sa.MetaData()
+
+
+class _Flag(Boolean):
+    """True or false as SQLite keeps them, where what is neither stays as it is, for the row's seal to tell."""
+
+    def result_processor(self, dialect: sa.Dialect, coltype: object) -> Any:
+        return None if dialect.supports_native_boolean else lambda v: bool(v) if v in (0, 1) else v
+
+
 _JSON = sa.JSON(none_as_null=True)
 
 jobs = Table(
@@ -114,7 +123,7 @@ models = Table(
     Column("model_key", String, nullable=False, unique=True),
     Column("line", String, nullable=False),
     Column("version", Integer, nullable=False),
-    Column("is_current", Boolean, nullable=False),
+    Column("is_current", _Flag, nullable=False),
     Column("job_id", ForeignKey("jobs.id"), index=True),
     Column("base_model", String, nullable=False),
     Column("base", _JSON, nullable=False),

@@ -490,45 +490,50 @@ class JobStore:
     ) -> tuple[list[dict[str, Any]], list[Any] | None]:  # fmt: skip
         """The rows of a table that come after a key, in the order of its primary key, and the key to go on from: None at the end."""
         asked = SEALED[table]
-        keys, size = list(asked.primary_key), size or (max(1, PAGE // 10) if asked is jobs else PAGE)
-        query = sa.select(asked).order_by(*keys).limit(size)
-        if job_id is not None:
-            query = query.where((jobs.c.id if asked is jobs else asked.c.job_id) == job_id)
-        if after is not None:
-            query = query.where(sa.tuple_(*keys) > sa.tuple_(*map(sa.literal, after)))
-        with self._reading() as c:
-            rows = c.execute(query).all()
-        last = [rows[-1]._mapping[k.name] for k in keys] if len(rows) == size else None
-        names, found = asked.columns.keys(), []
-        for row in (dict(zip(names, r, strict=True)) for r in rows):
+        mine = sa.true() if job_id is None else (jobs.c.id if asked is jobs else asked.c.job_id) == job_id
+        rows, last = self._rows_after(asked, mine, after, size or (max(1, PAGE // 10) if asked is jobs else PAGE))
+        found = []
+        for row in rows:
             if why := schema.damage(asked, row):
-                _leave_out(_damaged(asked, " ".join(str(row[k.name]) for k in keys), why))
+                _leave_out(_damaged(asked, _name_of(asked, row), why))
             else:
                 del row["seal"]
                 found.append(row)
         return found, last
 
+    def _rows_after(
+        self, table: Table, where: sa.ColumnElement[bool], after: Sequence[Any] | None, size: int
+    ) -> tuple[list[dict[str, Any]], list[Any] | None]:  # fmt: skip
+        """Rows as they stand, damaged ones too, that come after a key, and the key to go on from."""
+        keys, names = list(table.primary_key), table.columns.keys()
+        query = sa.select(table).where(where).order_by(*keys).limit(size)
+        if after is not None:
+            query = query.where(sa.tuple_(*keys) > sa.tuple_(*map(sa.literal, after)))
+        with self._reading() as c:
+            rows = [dict(zip(names, r, strict=True)) for r in c.execute(query)]
+        return rows, [rows[-1][k.name] for k in keys] if len(rows) == size else None
+
     # ------------------------------------------------------------ homes
 
-    def register(self, place: str, *, only_look: bool = False) -> bool:
-        """Whether the store knew this home; it knows it, and where it is, from now on."""
+    def register(self, place: str) -> None:
+        """From now on the store knows this home, and where it is."""
         homes = schema.homes
-        with self._reading() as c:
-            found = c.scalar(sa.select(homes.c.place).where(homes.c.id == self.home))
-        if not only_look and found != place:
+        if self.last_place() != place:
             with self._alone() as c:
                 c.execute(homes.delete().where(homes.c.id == self.home))
                 c.execute(homes.insert().values(id=self.home, place=place, machine=os.uname().nodename, opened_at=self._wall()))
-        return found is not None
 
     def rows_of_others(self, place: str = "") -> list[tuple[str, str]]:
-        """Ids of jobs and models that are not this home's, each with its home: all, or those of homes that were at `place`."""
+        """Ids of jobs and models that are not this home's, each with its home: all, or those of homes that were at `place` and those that
+        a program wrote which did not know homes yet (their home is empty)."""
         homes, here = schema.homes, os.uname().nodename
-        at = sa.select(homes.c.id).where(homes.c.place == place, homes.c.machine == here, homes.c.id != self.home)
+        at = sa.select(homes.c.id).where(homes.c.place == place, homes.c.machine == here)
+        found: list[tuple[str, str]] = []
         with self._reading() as c:
-            of = [sa.true() if not place else t.c.home.in_(at) for t in (jobs, models)]
-            return [(r.id, r.home) for t, also in zip((jobs, models), of, strict=True)
-                    for r in c.execute(sa.select(t.c.id, t.c.home).where(t.c.home != self.home, also))]  # fmt: skip
+            for t in (jobs, models):
+                of = sa.true() if not place else (t.c.home == "") | t.c.home.in_(at)
+                found += [(r.id, r.home) for r in c.execute(sa.select(t.c.id, t.c.home).where(t.c.home != self.home, of))]
+        return found
 
     def last_place(self) -> str:
         """Where this home was when the store last heard of it; empty where it never did."""
@@ -550,11 +555,6 @@ class JobStore:
         with self._reading() as c:
             return not any(c.scalar(sa.select(t.c.id).where(t.c.home == self.home).limit(1)) for t in (jobs, models))
 
-    def without_home(self) -> list[str]:
-        """Jobs and models, by id, that a program wrote which did not know homes yet."""
-        with self._reading() as c:
-            return [i for t in (jobs, models) for i in c.scalars(sa.select(t.c.id).where(t.c.home == ""))]
-
     def take_over(self, ids: Collection[str] | None, former: str = "") -> None:
         """Make rows of another identity this home's: those with these ids, or all of them."""
         with self._engine.begin() as c:
@@ -573,23 +573,17 @@ class JobStore:
                 yield from self._damaged_in(SEALED[name])
 
     def _damaged_in(self, table: Table) -> Iterator[DamagedRow]:
-        keys, last = list(table.primary_key), None
-        while True:
-            query = sa.select(table).order_by(*keys).limit(PAGE)
-            if last is not None:
-                query = query.where(sa.tuple_(*keys) > sa.tuple_(*map(sa.literal, last)))
+        last, is_first = None, True
+        while is_first or last is not None:
             try:
-                with self._reading() as c:
-                    rows = c.execute(query).all()
+                rows, last = self._rows_after(table, sa.true(), last, PAGE)
             except StoreUnavailable as e:
                 yield _damaged(table, "of an unknown place", str(e.fields["reason"]))
                 return
+            is_first = False
             for row in rows:
-                if why := schema.damage(table, row._mapping):
+                if why := schema.damage(table, row):
                     yield _damaged(table, _name_of(table, row), why)
-            if len(rows) < PAGE:
-                return
-            last = [rows[-1]._mapping[k.name] for k in keys]
 
     def is_sound(self, job_id: str) -> bool:
         """Whether a job's row can be believed."""
@@ -638,7 +632,7 @@ class JobStore:
     def _sound(self, table: Table, rows: Iterable[Any]) -> Iterator[Any]:
         for row in list(rows):
             if why := schema.damage(table, row._mapping):
-                _leave_out(_damaged(table, _name_of(table, row), why))
+                _leave_out(_damaged(table, _name_of(table, row._mapping), why))
             else:
                 yield row
 
@@ -651,13 +645,13 @@ def _damaged(table: Table, row: str, reason: str) -> DamagedRow:
     return DamagedRow(table=table.name, row=row, reason=reason)
 
 
-def _name_of(table: Table, row: Any) -> str:
-    return " ".join(str(row._mapping[k.name]) for k in table.primary_key)
+def _name_of(table: Table, row: Mapping[Any, Any]) -> str:
+    return " ".join(str(row[k.name]) for k in table.primary_key)
 
 
 def _must_be_sound(table: Table, row: Any) -> Any:
     if why := schema.damage(table, row._mapping):
-        raise _damaged(table, _name_of(table, row), why)
+        raise _damaged(table, _name_of(table, row._mapping), why)
     return row
 
 
