@@ -106,6 +106,13 @@ FAULTS = [
     Fault("a job loses its model's origin", "store.py", "                raise JobHasModel(", "                JobHasModel(", "tests/test_homes.py -k name_is_free"),
     Fault("answers that have a price are given away", "service.py", "                raise UsageNotRecorded(", "                UsageNotRecorded(", "tests/test_homes.py -k cannot_be_written"),
     Fault("a table is read whole", "store.py", ".order_by(*keys).limit(size)", ".order_by(*keys)", "tests/test_homes.py -k page_at_a_time"),
+    Fault("a damaged row stops a sweep", "worker.py", "except (UnknownJob, DamagedRow):", "except UnknownJob:", "tests/test_damage.py -k no_sweep"),
+    Fault("the tables of a CREATE hold everything", "data/dataset.py", '"memory_limit": f"{MEMORY}B"', '"memory_limit": "99GB"', "tests/data/test_dataset.py -k grow_with"),
+    Fault("long rows have no room", "data/dataset.py", "        _make_room(own, file)\n", "", "tests/data/test_dataset.py -k longer_than"),
+    Fault("a flag that is neither true nor false", "schema.py", "lambda v: bool(v) if v in (0, 1) else v", "lambda v: bool(v)", "tests/test_damage.py -k neither"),
+    Fault("another version of a line is removed", "registry.py", "    if row is None:\n        raise UnknownModel(name=name, closest=closest(name, store.model_names()))\n    return _tuned", "    if row is None:\n        return resolve(store, home, name)\n    return _tuned",
+          "tests/test_homes.py -k removes_nothing"),
+    Fault("a home takes rows whose files are elsewhere", "home.py", "if (inside and not former) or any(p.exists() for p in _folders_of(home, i))]", "]", "tests/test_homes.py -k at_the_place"),
     Fault("a child outlives its worker", "tuning/child.py", "prctl(1, signal.SIGKILL)", "getpid()", "tests/test_worker.py -k worker_is_gone"),
 ]  # fmt: skip
 

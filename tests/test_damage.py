@@ -167,6 +167,21 @@ def test_a_damaged_row_is_named_and_left_out_and_the_rest_answers(home: Path, ki
     assert {c.name: c for c in doctor.examine()}["rows"].ok
 
 
+def test_a_damaged_row_stops_no_sweep(home: Path) -> None:
+    service = Tunesmith()
+    rows = [{"prompt": f"q {i}", "completion": "a"} for i in range(12)]
+    jobs = [service.create("m", "tunesmith-tiny", rows) for _ in range(3)]
+    for job in jobs:
+        service.cancel(job.id)
+        (service.settings.job_folder(job.id) / "attempt-1" / "step-1").mkdir(parents=True)
+    with sqlite3.connect(home / "state.db") as c:
+        c.execute("UPDATE jobs SET owner = 'q' WHERE id = ?", [jobs[0].id])
+    c.close()
+    worker.sweep(service.settings, service.store)
+    left = {p.parent.parent.name for p in home.glob("jobs/*/attempt-1/step-1")}
+    assert left == {jobs[0].id.removeprefix("ft_")}, "of what cannot be believed nothing is taken away"
+
+
 @pytest.mark.parametrize("value", ["'abc'", "2", "x'00'"])
 def test_a_flag_that_is_neither_true_nor_false_is_seen(home: Path, value: str) -> None:
     service = Tunesmith()

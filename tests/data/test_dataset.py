@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +202,35 @@ def test_a_snapshot_leaves_nothing_in_the_process_also_when_it_fails(tmp_path: P
     with dataset._instance(os.getpid(), durable.spill_folder(tmp_path / "home")).cursor() as own:
         names = [name for (name,) in own.execute("SELECT database_name FROM duckdb_databases()").fetchall()]
     assert not [name for name in names if name.startswith("scratch_")]
+
+
+FREEZE = """
+import sys
+from tunesmith import Tunesmith, worker
+from tunesmith.data import dataset
+worker.ensure, dataset.MEMORY = lambda *_: None, 64 << 20
+rows, words = sys.argv[1:]
+query = f"SELECT i || ' ' || repeat('word ', {words}) AS prompt, 'a' AS completion FROM range({rows}) r(i)"
+job = Tunesmith().create("m", "tunesmith-tiny", query, max_epochs=1)
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]
+print(job.rows["train"] + job.rows["validation"] + job.rows["verdict"], int(peak) >> 10)
+"""
+
+
+def _frozen(rows: int, words: int) -> tuple[int, int]:
+    """Rows frozen, and the peak of memory in MB, where the tables may hold 64."""
+    said = subprocess.run([sys.executable, "-c", FREEZE, str(rows), str(words)], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    frozen, peak = map(int, said.stdout.split())
+    return frozen, peak
+
+
+def test_the_memory_of_a_create_does_not_grow_with_its_rows(home: Path) -> None:
+    """50,000 rows of 2,000 characters more are 95 MB more; tables that held them would take at least that."""
+    (few, before), (many, after) = _frozen(50_000, 400), _frozen(100_000, 400)
+    assert (few, many) == (50_000, 100_000) and after - before < 95 / 2
+    assert list((home / "tmp").iterdir()) == [], "what went to the disk went with its process"
+
+
+def test_rows_that_are_longer_than_the_memory_of_the_tables_are_frozen_all_the_same(home: Path) -> None:
+    assert _frozen(300, 100_000)[0] == 300  # 150 MB in one group of rows

@@ -34,7 +34,9 @@ NORMAL = r"lower(trim(regexp_replace({0}, '\s+', ' ', 'g')))"
 """SQL: a text with its case and spaces taken out, by which duplicates are told."""
 
 MOST_ROWS = 10_000_000  # read of one query or file
-MEMORY = "512MB"  # of the tables that a CREATE works on; the rest goes to the disk
+MEMORY = 512 << 20  # bytes of the tables that a CREATE works on; the rest goes to the disk
+COPIES = 16  # of a group of rows that DuckDB may hold beside them while it reads, changes and writes texts
+LARGE = 4 << 30  # bytes that very long rows may need
 
 Moved = Mapping[str, Mapping[str, Sequence[int]]]
 """Rows of a part, by their numbers, that a job counts to another one: {from: {to: rows}}."""
@@ -192,8 +194,33 @@ _instances: dict[int, tuple[Path, duckdb.DuckDBPyConnection]] = {}
 
 def _instance(process: int, spill: Path) -> duckdb.DuckDBPyConnection:
     if process not in _instances or _instances[process][0] != spill:
-        _instances[process] = spill, duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": str(spill), "threads": "1"})
+        limits: dict[str, str | bool | int | float | list[str]] = {
+            "memory_limit": f"{MEMORY}B",
+            "temp_directory": str(spill),
+            "threads": "1",
+        }
+        _instances[process] = spill, duckdb.connect(config=limits)
     return _instances[process][1]
+
+
+def _make_room(own: duckdb.DuckDBPyConnection, file: Path) -> None:
+    """Let long rows be worked on: a group of them has to fit beside the tables, however little those may hold.
+
+    Never less than before, since other threads may be at work in the same instance.
+    """
+    groups = "SELECT max(bytes) FROM (SELECT sum(total_uncompressed_size) AS bytes FROM parquet_metadata(?) GROUP BY row_group_id)"
+    needed = COPIES * int(own.execute(groups, [str(file)]).fetchall()[0][0] or 0)
+    with _one_at_a_time:
+        if needed > LARGE:  # as much as DuckDB takes by itself on this machine
+            own.execute("RESET memory_limit")
+        elif MEMORY + needed > _bytes(str(own.execute("SELECT current_setting('memory_limit')").fetchall()[0][0])):
+            own.execute(f"SET memory_limit = '{MEMORY + needed}B'")
+
+
+def _bytes(said: str) -> float:
+    """What DuckDB calls 488.2 MiB; a little more, since it rounds."""
+    number, unit = said.split()
+    return (float(number) + 0.1) * float(1024 ** ("bytes", "KiB", "MiB", "GiB", "TiB").index(unit))
 
 
 def collect(
@@ -208,6 +235,7 @@ def collect(
     for source in sources:
         file = folder / f"{source.part}.raw"
         source.stage(connection, file, most)
+        _make_room(own, file)
         if _count(own, f"SELECT count(*) FROM read_parquet('{_quoted(file)}')") > most:
             raise MoreRowsThan(part=source.part, most=f"{most:,}")
         values = {"source": source.part, "file": str(file)}

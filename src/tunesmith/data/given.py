@@ -314,7 +314,7 @@ def _pyarrow(what: str) -> Any:
 # ---------------------------------------------------------------- from SQL
 
 
-ROW_GROUP = 8192  # rows that a writer holds at once
+ROW_GROUP = 2048  # rows that a writer or reader holds at once: the fewest that DuckDB takes
 PARQUET = f"FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP}"
 
 
