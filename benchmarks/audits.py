@@ -1,4 +1,5 @@
-"""What the audit says of four public tables, and how long it takes; a person's look at three rows of each stands in docs/evidence.md.
+"""What the audit says of four public tables, and how long it takes; a person's look at three rows
+of each stands in docs/evidence.md.
 
 python benchmarks/audits.py --data FOLDER [--rows]
 """
@@ -13,19 +14,35 @@ from tunesmith import Tunesmith
 from tunesmith.data.audit import AuditReport
 
 TABLES = {
-    "banking77": "SELECT text AS prompt, label AS completion FROM '{0}/text_classification/banking77_train.csv'",
-    "restaurant8k": "SELECT prompt, completion FROM '{0}/text_generation/restaurant8k_slots_train.csv'",
-    "GoEmotions": "SELECT text AS prompt, label AS completion FROM '{0}/text_classification/goemotions_train.parquet'",
-    "Davidson": "SELECT text AS prompt, label AS completion FROM '{0}/text_classification/davidson_tweets_a.parquet'",
+    "banking77": (
+        "SELECT text AS prompt, label AS completion FROM"
+        " '{0}/text_classification/banking77_train.csv'"
+    ),
+    "restaurant8k": (
+        "SELECT prompt, completion FROM '{0}/text_generation/restaurant8k_slots_train.csv'"
+    ),
+    "GoEmotions": (
+        "SELECT text AS prompt, label AS completion FROM"
+        " '{0}/text_classification/goemotions_train.parquet'"
+    ),
+    "Davidson": (
+        "SELECT text AS prompt, label AS completion FROM"
+        " '{0}/text_classification/davidson_tweets_a.parquet'"
+    ),
 }
-LARGE = "SELECT 'message ' || i || ' about ' || md5(i::VARCHAR) AS prompt, 'team ' || i % 7 AS completion FROM range(100000) r(i)"
+LARGE = (
+    "SELECT 'message ' || i || ' about ' || md5(i::VARCHAR) AS prompt, 'team ' || i % 7 AS "
+    "completion FROM range(100000) r(i)"
+)
 SHOWN = 8  # rows printed of each finding
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", default=str(Path(__file__).parents[2] / "shared" / "data"))
-    parser.add_argument("--rows", action="store_true", help="print rows of every finding, to be looked at")
+    parser.add_argument(
+        "--rows", action="store_true", help="print rows of every finding, to be looked at"
+    )
     args = parser.parse_args()
     parts = {}
     service = Tunesmith()
@@ -39,15 +56,28 @@ def main() -> None:
             show_rows(query, report)
     began = time.monotonic()
     service.audit(LARGE)
-    parts["large"] = f"A made-up table of 100,000 rows takes {time.monotonic() - began:.0f} s (60 were asked), on two cores."
+    parts["large"] = (
+        f"A made-up table of 100,000 rows takes {time.monotonic() - began:.0f} s (60 were asked), "
+        "on two cores."
+    )
     print(parts["large"])
     marked.write("evidence.md", parts)
 
 
 def findings_md(report: AuditReport, seconds: float) -> str:
-    lines = [f"{report.rows['training']:,} rows in {seconds:.0f} s; {report.tokens:,} tokens an epoch by {report.base_model}.", "",
-             "| finding | severity | rows | |", "|---|---|---|---|"]  # fmt: skip
-    lines += [f"| `{f.name}` | {f.severity} | {f.count:,} | {f.message.replace('|', chr(92) + '|')} |" for f in report.findings]
+    lines = [
+        (
+            f"{report.rows['training']:,} rows in {seconds:.0f} s; {report.tokens:,} tokens an"
+            f" epoch by {report.base_model}."
+        ),
+        "",
+        "| finding | severity | rows | |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{f.name}` | {f.severity} | {f.count:,} | {f.message.replace('|', chr(92) + '|')} |"
+        for f in report.findings
+    ]
     return "\n".join(lines)
 
 

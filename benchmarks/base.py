@@ -1,11 +1,14 @@
-"""What pretraining of the bundled base is worth: `tunesmith-tiny` against the same model with random weights, on real tables.
+"""What pretraining of the bundled base is worth: `tunesmith-tiny` against the same model with
+random weights, on real tables.
 
-    python benchmarks/base.py                  runs what is not yet in benchmarks/results/base.json, then writes the docs
-    python benchmarks/base.py --only-docs      writes the table of docs/base.md and docs/rows.svg from the results
+    python benchmarks/base.py               runs what is not yet in benchmarks/results/base.json,
+                                            then writes the docs
+    python benchmarks/base.py --only-docs   writes docs/base.md's table and docs/rows.svg from them
 
-Every run is the product's own trainer, stopped early on validation. A method's rate is chosen on seed 0 by validation loss; the scores are
-medians over three seeds, on rows that chose nothing. The banking77 and restaurant8k rows, e2e_nlg and stories260k are read
-from the folder of `--data`; nothing is downloaded.
+Every run is the product's own trainer, stopped early on validation. A method's rate is chosen on
+seed 0 by validation loss; the scores are medians over three seeds, on rows that chose nothing. The
+banking77 and restaurant8k rows, e2e_nlg and stories260k are read from the folder of `--data`;
+nothing is downloaded.
 """
 
 import argparse
@@ -42,9 +45,17 @@ SEEDS = (0, 1, 2)
 VALIDATION, TEST = 100, 400  # rows; the demo's table has its own
 PATIENCE, BATCH = 2, 16
 MAX_EPOCHS = {"demo": 6, "restaurant8k": 5, "banking77": 5, "e2e_nlg": 4}
-RATES = {"tunesmith-tiny|full": (5e-4, 1e-3), "tunesmith-tiny|lora": (3e-3, 1e-2), "tunesmith-tiny-scratch|full": (5e-4, 1e-3, 2e-3)}
+RATES = {
+    "tunesmith-tiny|full": (5e-4, 1e-3),
+    "tunesmith-tiny|lora": (3e-3, 1e-2),
+    "tunesmith-tiny-scratch|full": (5e-4, 1e-3, 2e-3),
+}
 ROW_COUNTS = (50, 100, 300, 1000)
-CURVES = {"demo": SEEDS[:1], "restaurant8k": SEEDS[:1], "banking77": SEEDS[:1]}  # table: seeds at the smaller numbers of rows
+CURVES = {
+    "demo": SEEDS[:1],
+    "restaurant8k": SEEDS[:1],
+    "banking77": SEEDS[:1],
+}  # table: seeds at the smaller numbers of rows
 TINY, SCRATCH = "tunesmith-tiny", "tunesmith-tiny-scratch"
 
 Row = tuple[str, str]
@@ -84,8 +95,13 @@ class Run:
 @cache
 def tables(data: str) -> dict[str, Table]:
     folder = Path(data)
-    slots = _query(f"SELECT prompt, completion FROM '{folder}/text_generation/restaurant8k_slots_train.csv'")
-    intents = _query(f"SELECT text, replace(label, '_', ' ') FROM '{folder}/text_classification/banking77_train.csv'")
+    slots = _query(
+        f"SELECT prompt, completion FROM '{folder}/text_generation/restaurant8k_slots_train.csv'"
+    )
+    intents = _query(
+        f"SELECT text, replace(label, '_', ' ') "
+        f"FROM '{folder}/text_classification/banking77_train.csv'"
+    )
     sentences = _query(f"SELECT prompt, completion FROM '{folder}/text_generation/e2e_nlg_dev.csv'")
     found = [
         _demo(),
@@ -112,7 +128,8 @@ def _demo() -> Table:
 
 
 def _cut(name: str, rows: list[Row], is_closed: bool) -> Table:
-    """Test, validation and training rows in a seeded order; rows of one prompt never stand in two parts."""
+    """Test, validation and training rows in a seeded order; rows of one prompt never stand in two
+    parts."""
     by_prompt: dict[str, list[Row]] = {}
     for row in rows:
         by_prompt.setdefault(" ".join(row[0].lower().split()), []).append(row)
@@ -130,7 +147,8 @@ def _cut(name: str, rows: list[Row], is_closed: bool) -> Table:
     return Table(name, take(max(ROW_COUNTS)), validation, test, is_closed)
 
 
-# ---------------------------------------------------------------- one run, in a process of its own with one thread
+# ---------------------------------------------------------------- one run, in a process of its own
+# with one thread
 
 
 def tune(run: Run, data: str) -> dict[str, Any]:
@@ -145,26 +163,51 @@ def tune(run: Run, data: str) -> dict[str, Any]:
     from tunesmith.tuning.loop import evaluate, mean_loss
 
     table, began = tables(data)[run.table], time.monotonic()
-    asked = {"max_epochs": MAX_EPOCHS[run.table], "patience": PATIENCE, "batch_size": BATCH, "method": run.method,
-             "learning_rate": run.rate, "seed": run.seed, **json.loads(run.extra or "{}")}  # fmt: skip
-    parts = {"training": table.train[: run.rows], "validation": table.validation, "test": table.test}
+    asked = {
+        "max_epochs": MAX_EPOCHS[run.table],
+        "patience": PATIENCE,
+        "batch_size": BATCH,
+        "method": run.method,
+        "learning_rate": run.rate,
+        "seed": run.seed,
+        **json.loads(run.extra or "{}"),
+    }
+    parts = {
+        "training": table.train[: run.rows],
+        "validation": table.validation,
+        "test": table.test,
+    }
     with tempfile.TemporaryDirectory() as home:
         assignment, told = run_job(Path(home), parts, run.base, asked, phases=[trainer.run])
         trained_s, spec = time.monotonic() - began, assignment.spec
-        engine = Engine.load(TunedModel("tuned", spec, method=run.method, folder=f"{assignment.folder}/{trainer.RESULT}"), "cpu")
-        verdict = encode(assignment.dataset(), "verdict", assignment.encoder(), spec, "reject").accepted
+        engine = Engine.load(
+            TunedModel(
+                "tuned", spec, method=run.method, folder=f"{assignment.folder}/{trainer.RESULT}"
+            ),
+            "cpu",
+        )
+        verdict = encode(
+            assignment.dataset(), "verdict", assignment.encoder(), spec, "reject"
+        ).accepted
         room = 2 * max(e.encoded.n_completion for e in verdict)
-        answers = [c.text for c in engine.generate([e.messages for e in verdict], Sampling(max_tokens=room))]
+        answers = [
+            c.text
+            for c in engine.generate([e.messages for e in verdict], Sampling(max_tokens=room))
+        ]
         with torch.inference_mode():
             loss = mean_loss(evaluate(engine.model, verdict))
     return {
-        "exact_match": exact_match(answers, [e.row.completion for e in verdict]), "loss": loss, "n": len(verdict),
+        "exact_match": exact_match(answers, [e.row.completion for e in verdict]),
+        "loss": loss,
+        "n": len(verdict),
         **{k: told["trained"][k] for k in ("validation_loss", "step", "stopped_by")},
-        "trained_seconds": round(trained_s, 1), "seconds": round(time.monotonic() - began, 1),
+        "trained_seconds": round(trained_s, 1),
+        "seconds": round(time.monotonic() - began, 1),
         "samples": [
-            {"prompt": e.row.prompt, "wanted": e.row.completion, "answer": a} for e, a in zip(verdict[:12:4], answers[:12:4], strict=True)
+            {"prompt": e.row.prompt, "wanted": e.row.completion, "answer": a}
+            for e, a in zip(verdict[:12:4], answers[:12:4], strict=True)
         ],
-    }  # fmt: skip
+    }
 
 
 # ---------------------------------------------------------------- the plan
@@ -175,12 +218,20 @@ class Bench:
 
     def __init__(self, data: str, processes: int) -> None:
         self._data, self._processes = data, processes
-        weights = hashlib.sha256((ROOT / "src" / "tunesmith" / "bases" / TINY / "model.safetensors").read_bytes()).hexdigest()[:16]
+        weights = hashlib.sha256(
+            (ROOT / "src" / "tunesmith" / "bases" / TINY / "model.safetensors").read_bytes()
+        ).hexdigest()[:16]
         found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
-        self.known: dict[str, Any] = {**found, "weights": weights, "seconds": found.get("seconds", 0.0)}
+        self.known: dict[str, Any] = {
+            **found,
+            "weights": weights,
+            "seconds": found.get("seconds", 0.0),
+        }
         if found.get("weights") != weights:  # of other weights: only the control's runs still hold
             self.known["runs"] = {k: v for k, v in found["runs"].items() if SCRATCH in k.split("|")}
-            self.known["seconds"] = sum(v["seconds"] for v in self.known["runs"].values()) / processes
+            self.known["seconds"] = (
+                sum(v["seconds"] for v in self.known["runs"].values()) / processes
+            )
 
     def run(self, runs: Iterable[Run]) -> None:
         missing = [r for r in dict.fromkeys(runs) if r.key not in self.known["runs"]]
@@ -192,8 +243,12 @@ class Bench:
                 run, result = waiting[done], done.result()
                 self.known["runs"][run.key] = result
                 self.save()
-                print(f"{n}/{len(missing)}  {run.key}  exact match {result['exact_match']:.1%}  loss {result['loss']:.3f}  "
-                      f"{result['step']} steps  {result['seconds']:.0f} s", flush=True)  # fmt: skip
+                print(
+                    f"{n}/{len(missing)}  {run.key}  exact match {result['exact_match']:.1%}  "
+                    f"loss {result['loss']:.3f}  "
+                    f"{result['step']} steps  {result['seconds']:.0f} s",
+                    flush=True,
+                )
         self.known["seconds"] += time.monotonic() - began
         self.save()
 
@@ -205,19 +260,29 @@ class Bench:
         return self.known["runs"][run.key]  # type: ignore[no-any-return]
 
     def rate(self, table: str, base: str, method: str) -> float:
-        """The rate with the lowest validation loss on seed 0; LoRA's is chosen on banking77 for all tables."""
+        """The rate with the lowest validation loss on seed 0; LoRA's is chosen on banking77 for all
+        tables."""
         table = "banking77" if method == "lora" else table
         return min(
-            RATES[f"{base}|{method}"], key=lambda rate: self.get(Run(table, full_size(table), base, method, rate, 0))["validation_loss"]
+            RATES[f"{base}|{method}"],
+            key=lambda rate: self.get(Run(table, full_size(table), base, method, rate, 0))[
+                "validation_loss"
+            ],
         )
 
-    def median(self, what: str, table: str, rows: int, base: str, method: str, extra: str = "") -> float:
+    def median(
+        self, what: str, table: str, rows: int, base: str, method: str, extra: str = ""
+    ) -> float:
         rate = self.rate(table, base, method)
-        return statistics.median(self.get(Run(table, rows, base, method, rate, s, extra))[what] for s in seeds(table, method))
+        return statistics.median(
+            self.get(Run(table, rows, base, method, rate, s, extra))[what]
+            for s in seeds(table, method)
+        )
 
 
 def seeds(table: str, method: str) -> tuple[int, ...]:
-    """Three, but one for LoRA outside banking77, where it is only shown beside full tuning, and for e2e_nlg, whose runs are long."""
+    """Three, but one for LoRA outside banking77, where it is only shown beside full tuning, and for
+    e2e_nlg, whose runs are long."""
     return SEEDS if table == "banking77" or (method == "full" and table != "e2e_nlg") else SEEDS[:1]
 
 
@@ -238,15 +303,31 @@ def everything(bench: Bench) -> None:
     names = list(tables(bench._data))
     triples = [(t, b, m) for t in names for b, m in arms(t)]
     sweeps = [(t, b, m) for t, b, m in triples if m == "full" or t == "banking77"]
-    bench.run(Run(t, full_size(t), b, m, rate, 0) for t, b, m in sweeps for rate in RATES[f"{b}|{m}"])
+    bench.run(
+        Run(t, full_size(t), b, m, rate, 0) for t, b, m in sweeps for rate in RATES[f"{b}|{m}"]
+    )
     chosen = {(t, b, m): bench.rate(t, b, m) for t, b, m in triples}
     bench.run(
         [Run(t, full_size(t), b, m, chosen[t, b, m], s) for t, b, m in triples for s in seeds(t, m)]
-        + [Run("restaurant8k", 300, b, m, chosen["restaurant8k", b, m], s) for b, m in ARMS for s in seeds("restaurant8k", m)]
-        + [Run(t, rows, TINY, "full", chosen[t, TINY, "full"], s) for t in CURVES for rows in ROW_COUNTS[:-1] for s in CURVES[t]]
-        + [Run("banking77", 1000, TINY, "lora", chosen["banking77", TINY, "lora"], 0, extra) for extra in LORA_EXTRAS]
+        + [
+            Run("restaurant8k", 300, b, m, chosen["restaurant8k", b, m], s)
+            for b, m in ARMS
+            for s in seeds("restaurant8k", m)
+        ]
+        + [
+            Run(t, rows, TINY, "full", chosen[t, TINY, "full"], s)
+            for t in CURVES
+            for rows in ROW_COUNTS[:-1]
+            for s in CURVES[t]
+        ]
+        + [
+            Run("banking77", 1000, TINY, "lora", chosen["banking77", TINY, "lora"], 0, extra)
+            for extra in LORA_EXTRAS
+        ]
     )
-    bench.known["linear"] = {t.name: linear_model(t) for t in tables(bench._data).values() if t.is_closed}
+    bench.known["linear"] = {
+        t.name: linear_model(t) for t in tables(bench._data).values() if t.is_closed
+    }
     bench.known["commonest"] = {t.name: commonest_share(t) for t in tables(bench._data).values()}
     bench.known["prose"] = prose_bits(bench._data)
     bench.save()
@@ -266,14 +347,20 @@ def commonest_share(table: Table) -> float:
 
 
 def prose_bits(data: str) -> dict[str, float]:
-    """Bits per byte of 200 pieces of prose that the base was not pretrained on, each read in windows of 512 tokens."""
+    """Bits per byte of 200 pieces of prose that the base was not pretrained on, each read in
+    windows of 512 tokens."""
     import pretrain
 
     from tunesmith.models import causal_lm
 
-    args = argparse.Namespace(prose=[f"{data}/corpus/prose.parquet"], tasks=[f"{data}/corpus/tasks.parquet"], seed=0)
+    args = argparse.Namespace(
+        prose=[f"{data}/corpus/prose.parquet"], tasks=[f"{data}/corpus/tasks.parquet"], seed=0
+    )
     texts = pretrain.read_sources(args)[0][-pretrain.HELD_OUT :]
-    folders = {TINY: ROOT / "src" / "tunesmith" / "bases" / TINY, "stories260k": Path(data) / "models" / "stories260k"}
+    folders = {
+        TINY: ROOT / "src" / "tunesmith" / "bases" / TINY,
+        "stories260k": Path(data) / "models" / "stories260k",
+    }
     return {name: _bits_per_byte(causal_lm, folder, texts) for name, folder in folders.items()}
 
 
@@ -281,7 +368,10 @@ def _bits_per_byte(causal_lm: Any, folder: Path, texts: Sequence[str], window: i
     import torch
     from tokenizers import Tokenizer
 
-    model, tokenizer = causal_lm.load(folder, torch.device("cpu")), Tokenizer.from_file(str(folder / "tokenizer.json"))
+    model, tokenizer = (
+        causal_lm.load(folder, torch.device("cpu")),
+        Tokenizer.from_file(str(folder / "tokenizer.json")),
+    )
     nats, size = 0.0, 0
     with torch.inference_mode():
         for text in texts:
@@ -300,28 +390,58 @@ def _bits_per_byte(causal_lm: Any, folder: Path, texts: Sequence[str], window: i
 
 
 def write_docs(bench: Bench) -> None:
-    marked.write("base.md", {"table": table_md(bench), "lora": lora_md(bench), "samples": samples_md(bench)})
+    marked.write(
+        "base.md", {"table": table_md(bench), "lora": lora_md(bench), "samples": samples_md(bench)}
+    )
     (ROOT / "docs" / "rows.svg").write_text(curve_svg(bench))
 
 
 def table_md(bench: Bench) -> str:
-    columns = ["table, training rows", "commonest answer", "TF-IDF + logistic regression", "scratch, full", "tiny, LoRA", "tiny, full"]
+    columns = [
+        "table, training rows",
+        "commonest answer",
+        "TF-IDF + logistic regression",
+        "scratch, full",
+        "tiny, LoRA",
+        "tiny, full",
+    ]
     lines = ["| " + " | ".join([*columns, "gain", "asked"]) + " |", "|---" * 8 + "|"]
-    for table, rows, asked in (("demo", 900, 20), ("restaurant8k", 300, 8), ("restaurant8k", 1000, 10), ("banking77", 1000, 15)):
+    for table, rows, asked in (
+        ("demo", 900, 20),
+        ("restaurant8k", 300, 8),
+        ("restaurant8k", 1000, 10),
+        ("banking77", 1000, 15),
+    ):
         scores = [bench.median("exact_match", table, rows, b, m) for b, m in ARMS]
         full, lora, scratch = scores
         linear = bench.known["linear"].get(table)
         lines.append(
-            f"| {table}, {rows:,} | {bench.known['commonest'][table]:.1%} | {'–' if linear is None else f'{linear:.1%}'} | {scratch:.1%} "
-            f"| {lora:.1%} | {full:.1%} | {100 * (max(full, lora) - scratch):+.1f} points | {asked} |"
+            f"| {table}, {rows:,} | {bench.known['commonest'][table]:.1%} | "
+            f"{'–' if linear is None else f'{linear:.1%}'} | {scratch:.1%} "
+            f"| {lora:.1%} | {full:.1%} | {100 * (max(full, lora) - scratch):+.1f} points | "
+            f"{asked} |"
         )
     tiny, scratch = (bench.median("loss", "e2e_nlg", 1000, b, "full") for b in (TINY, SCRATCH))
-    lines.append(f"| e2e_nlg, 1,000: held-out loss | | | {scratch:.3f} | | {tiny:.3f} | {100 * (tiny / scratch - 1):+.0f} % | -20 % |")
+    lines.append(
+        f"| e2e_nlg, 1,000: held-out loss | | | {scratch:.3f} | | {tiny:.3f} | "
+        f"{100 * (tiny / scratch - 1):+.0f} % | -20 % |"
+    )
     prose = bench.known["prose"]
-    rates = [f"{t}: " + ", ".join(f"{b[10:]} {m} {bench.rate(t, b, m):g}" for b, m in arms(t)) for t in tables_known(bench)]
-    lines += ["", "Rates, chosen on seed 0: " + "; ".join(rates) + ".",
-        "", f"Prose never trained on, 200 pieces: {prose[TINY]:.2f} bits per byte; stories260k needs {prose['stories260k']:.2f}.",
-        "", f"All runs together took {bench.known['seconds'] / 60:.0f} minutes on two cores, two runs at a time.", ""]  # fmt: skip
+    rates = [
+        f"{t}: " + ", ".join(f"{b[10:]} {m} {bench.rate(t, b, m):g}" for b, m in arms(t))
+        for t in tables_known(bench)
+    ]
+    lines += [
+        "",
+        "Rates, chosen on seed 0: " + "; ".join(rates) + ".",
+        "",
+        f"Prose never trained on, 200 pieces: {prose[TINY]:.2f} bits per byte; stories260k needs "
+        f"{prose['stories260k']:.2f}.",
+        "",
+        f"All runs together took {bench.known['seconds'] / 60:.0f} minutes on two cores, two runs "
+        f"at a time.",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -334,7 +454,10 @@ def lora_md(bench: Bench) -> str:
     best, full = bench.rate("banking77", TINY, "lora"), bench.rate("banking77", TINY, "full")
     shown = [(f"LoRA, rank 16, rate {r:g}", "lora", r, "") for r in RATES[f"{TINY}|lora"]]
     shown += [(f"LoRA, rank 64, rate {best:g}", "lora", best, LORA_EXTRAS[0])]
-    shown += [(f"LoRA on attention only, rank 16, rate {best:g}", "lora", best, LORA_EXTRAS[1]), (f"full, rate {full:g}", "full", full, "")]
+    shown += [
+        (f"LoRA on attention only, rank 16, rate {best:g}", "lora", best, LORA_EXTRAS[1]),
+        (f"full, rate {full:g}", "full", full, ""),
+    ]
     for label, method, rate, extra in shown:
         one = bench.get(Run("banking77", 1000, TINY, method, rate, 0, extra))
         lines.append(f"| {label} | {one['exact_match']:.1%} | {one['loss']:.3f} |")
@@ -342,7 +465,10 @@ def lora_md(bench: Bench) -> str:
 
 
 def samples_md(bench: Bench) -> str:
-    both = [bench.get(Run("e2e_nlg", 1000, b, "full", bench.rate("e2e_nlg", b, "full"), 0))["samples"] for b in (TINY, SCRATCH)]
+    both = [
+        bench.get(Run("e2e_nlg", 1000, b, "full", bench.rate("e2e_nlg", b, "full"), 0))["samples"]
+        for b in (TINY, SCRATCH)
+    ]
     lines = []
     for tiny, scratch in zip(*both, strict=True):
         lines += [
@@ -361,15 +487,31 @@ def curve_svg(bench: Bench) -> str:
         rate = bench.rate(table, TINY, "full")
         sizes = [*ROW_COUNTS[:-1], full_size(table)]
         series[table] = [
-            (n, [bench.get(Run(table, n, TINY, "full", rate, s))["exact_match"] for s in (CURVES[table] if n < 900 else SEEDS)])
+            (
+                n,
+                [
+                    bench.get(Run(table, n, TINY, "full", rate, s))["exact_match"]
+                    for s in (CURVES[table] if n < 900 else SEEDS)
+                ],
+            )
             for n in sizes
         ]
-    return line_plot("Exact match after full tuning (median and range of up to 3 seeds)", "training rows", series, ROW_COUNTS, percent=True)
+    return line_plot(
+        "Exact match after full tuning (median and range of up to 3 seeds)",
+        "training rows",
+        series,
+        ROW_COUNTS,
+        percent=True,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", default=str(ROOT.parent / "shared" / "data"), help="folder with text_generation/, text_classification/ …")
+    parser.add_argument(
+        "--data",
+        default=str(ROOT.parent / "shared" / "data"),
+        help="folder with text_generation/, text_classification/ …",
+    )
     parser.add_argument("--only-docs", action="store_true")
     args = parser.parse_args()
     bench = Bench(args.data, processes=2)

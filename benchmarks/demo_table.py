@@ -1,4 +1,5 @@
-"""How far words alone get on the demo's table: TF-IDF and logistic regression, trained on its train rows, scored on its test rows.
+"""How far words alone get on the demo's table: TF-IDF and logistic regression, trained on its train
+rows, scored on its test rows.
 
 python benchmarks/demo_table.py
 """

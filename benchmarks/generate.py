@@ -1,9 +1,11 @@
-"""Answers to a column, ours against the best use of transformers' generate, interleaved in one run: ratios of medians.
+"""Answers to a column, ours against the best use of transformers' generate, interleaved in one run:
+ratios of medians.
 
     python benchmarks/generate.py [--threads 2] [--repeats 3] [--shapes 15M 135M]
 
-Work (a): 300 tokens that all prompts share, then 30 to 120, 8 new tokens, greedy, float32, a whole model (as after merging). The peer
-sorts the prompts by length and takes the best batch of 8, 16, 32 and 64, found first. Answers that differ are counted.
+Work (a): 300 tokens that all prompts share, then 30 to 120, 8 new tokens, greedy, float32, a whole
+model (as after merging). The peer sorts the prompts by length and takes the best batch of 8, 16, 32
+and 64, found first. Answers that differ are counted.
 """
 
 import argparse
@@ -34,7 +36,15 @@ def column(encoder: Encoder) -> list[list[dict[str, str]]]:
         return encoder.decode(torch.randint(300, 4000, (n,), generator=generator).tolist())
 
     shared = words(300)
-    return [[{"role": "user", "content": shared + words(int(torch.randint(30, 121, (), generator=generator)))}] for _ in range(ROWS)]
+    return [
+        [
+            {
+                "role": "user",
+                "content": shared + words(int(torch.randint(30, 121, (), generator=generator))),
+            }
+        ]
+        for _ in range(ROWS)
+    ]
 
 
 def peer(model: Any, prompts: Answers, batch: int) -> Callable[[], Answers]:
@@ -45,11 +55,21 @@ def peer(model: Any, prompts: Answers, batch: int) -> Callable[[], Answers]:
         for first in range(0, len(order), batch):
             rows = order[first : first + batch]
             longest = max(len(prompts[i]) for i in rows)
-            ids, mask = torch.zeros(len(rows), longest, dtype=torch.long), torch.zeros(len(rows), longest, dtype=torch.long)
+            ids, mask = (
+                torch.zeros(len(rows), longest, dtype=torch.long),
+                torch.zeros(len(rows), longest, dtype=torch.long),
+            )
             for b, i in enumerate(rows):
                 ids[b, longest - len(prompts[i]) :] = torch.tensor(prompts[i])
                 mask[b, longest - len(prompts[i]) :] = 1
-            out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, pad_token_id=0, use_cache=True)
+            out = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=NEW,
+                do_sample=False,
+                pad_token_id=0,
+                use_cache=True,
+            )
             for b, i in enumerate(rows):
                 found[i] = out[b, longest:].tolist()
         return found
@@ -91,20 +111,29 @@ def compare(shape: str, repeats: int) -> dict[str, Any]:
         times["ours"].append(ours_s)
     ratios = [p / o for p, o in zip(times["peer"], times["ours"], strict=True)]
     result = {
-        "shape": shape, "ours_rows_per_s": ROWS / statistics.median(times["ours"]),
+        "shape": shape,
+        "ours_rows_per_s": ROWS / statistics.median(times["ours"]),
         "peer_rows_per_s": ROWS / statistics.median(times["peer"]),
-        "peer_batch": best, "ratio": statistics.median(ratios), "spread": [min(ratios), max(ratios)],
+        "peer_batch": best,
+        "ratio": statistics.median(ratios),
+        "spread": [min(ratios), max(ratios)],
         "different": sum(a[: len(b)] != b for a, b in zip(wanted, found, strict=True)),
-    }  # fmt: skip
+    }
     print(table_md([result], torch.get_num_threads()), flush=True)
     return result
 
 
 def table_md(found: list[dict[str, Any]], threads: int) -> str:
-    lines = ["| shape | ours, rows a second | generate, best batch | times (range) | answers that differ |", "|---|---|---|---|---|"]
+    lines = [
+        "| shape | ours, rows a second | generate, best batch | times (range) | answers that "
+        "differ |",
+        "|---|---|---|---|---|",
+    ]
     lines += [
-        f"| {f['shape']} | {f['ours_rows_per_s']:.1f} | {f['peer_rows_per_s']:.1f} ({f['peer_batch']} rows) "
-        f"| **{f['ratio']:.2f}** ({f['spread'][0]:.2f} to {f['spread'][1]:.2f}) | {f['different']} of {ROWS} |"
+        f"| {f['shape']} | {f['ours_rows_per_s']:.1f} | {f['peer_rows_per_s']:.1f} "
+        f"({f['peer_batch']} rows) "
+        f"| **{f['ratio']:.2f}** ({f['spread'][0]:.2f} to {f['spread'][1]:.2f}) | "
+        f"{f['different']} of {ROWS} |"
         for f in found
     ]
     return "\n".join([*lines, "", f"{threads} threads, torch {torch.__version__}, float32.", ""])

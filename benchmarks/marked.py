@@ -1,4 +1,5 @@
-"""Where benchmarks leave what they found: benchmarks/results/latest.json, and parts of a docs page between two comments."""
+"""Where benchmarks leave what they found: benchmarks/results/latest.json, and parts of a docs page
+between two comments."""
 
 import json
 import os
@@ -17,15 +18,24 @@ def results() -> dict[str, Any]:
 
 
 def record(name: str, facts: Any) -> None:
-    """Put what one benchmark found, with the machine and the day, in place of what it found before."""
-    told = {"on": date.today().isoformat(), "machine": machine(), "python": platform.python_version(), "found": facts}
+    """Put what one benchmark found, with the machine and the day, in place of what it found
+    before."""
+    told = {
+        "on": date.today().isoformat(),
+        "machine": machine(),
+        "python": platform.python_version(),
+        "found": facts,
+    }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({**results(), name: told}, indent=1) + "\n")
 
 
 def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
     flags = next((set(line.split()) for line in lines if line.startswith("flags")), set())
     units = [u for u in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if u in flags][:1]
     return f"{os.cpu_count()} cores, {model}, {', '.join(units)}"

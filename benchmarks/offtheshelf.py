@@ -1,4 +1,5 @@
-"""Trainers as child processes that take turns: ours, the fair peer, and those of other projects in an environment of their own.
+"""Trainers as child processes that take turns: ours, the fair peer, and those of other projects in
+an environment of their own.
 
 Those of others are swept on few rows first, then each one's best setting is run.
 """
@@ -15,13 +16,17 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 HERE = Path(__file__).parent
-SWEEP_ROWS, SWEEP_S = 4, 10 * 60  # rows of a sweep, and seconds that it may take at one size and work
+SWEEP_ROWS, SWEEP_S = (
+    4,
+    10 * 60,
+)  # rows of a sweep, and seconds that it may take at one size and work
 
 
 @dataclass(frozen=True)
 class Setting:
     trainer: str
-    """ours, fair, compiled (ours with torch.compile), trl (SFTTrainer) or hf (transformers' Trainer)"""
+    """ours, fair, compiled (ours with torch.compile), trl (SFTTrainer) or hf (transformers'
+    Trainer)"""
     mode: str = ""
     micro_batch: int = 0
     precision: str = "fp32"
@@ -31,22 +36,58 @@ class Setting:
 
     def command(self, python: str, work: Path, threads: int) -> list[str]:
         if self.trainer in ("ours", "fair", "compiled"):
-            return [sys.executable, str(HERE / "sides.py"), str(work), "--side", self.trainer, "--threads", str(threads)]
-        return [python, str(HERE / "peers.py"), str(work), "--trainer", self.trainer, "--mode", self.mode,
-                "--micro-batch", str(self.micro_batch), "--precision", self.precision, "--threads", str(threads)]  # fmt: skip
+            return [
+                sys.executable,
+                str(HERE / "sides.py"),
+                str(work),
+                "--side",
+                self.trainer,
+                "--threads",
+                str(threads),
+            ]
+        return [
+            python,
+            str(HERE / "peers.py"),
+            str(work),
+            "--trainer",
+            self.trainer,
+            "--mode",
+            self.mode,
+            "--micro-batch",
+            str(self.micro_batch),
+            "--precision",
+            self.precision,
+            "--threads",
+            str(threads),
+        ]
 
 
 def settings() -> list[Setting]:
-    """What is swept: bfloat16 only where the processor has units for it, since elsewhere a step takes minutes."""
+    """What is swept: bfloat16 only where the processor has units for it, since elsewhere a step
+    takes minutes."""
     precisions = ["fp32", "bf16"] if {"avx512_bf16", "amx_bf16"} & _flags() else ["fp32"]
-    modes = {"trl": ["padded", "length-grouped", "padding-free", "packing"], "hf": ["padded", "length-grouped"]}
+    modes = {
+        "trl": ["padded", "length-grouped", "padding-free", "packing"],
+        "hf": ["padded", "length-grouped"],
+    }
     return [
-        Setting(t, m, n, p) for t, ms in modes.items() for m in ms for n in ((1,) if m == "packing" else (2, 4, 8)) for p in precisions
-    ]  # fmt: skip
+        Setting(t, m, n, p)
+        for t, ms in modes.items()
+        for m in ms
+        for n in ((1,) if m == "packing" else (2, 4, 8))
+        for p in precisions
+    ]
 
 
 def _flags() -> set[str]:
-    return next((set(line.split()) for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), set())
+    return next(
+        (
+            set(line.split())
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("flags")
+        ),
+        set(),
+    )
 
 
 class Peer:
@@ -58,9 +99,13 @@ class Peer:
         file = Path(self._folder.name) / "work.json"
         file.write_text(json.dumps(work))
         self._process = subprocess.Popen(
-            setting.command(python, file, threads), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            setting.command(python, file, threads),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
             env={**os.environ, "PYTHONPATH": ""},
-        )  # fmt: skip
+        )
         self._hear("ready")
 
     def __enter__(self) -> Self:
@@ -72,7 +117,8 @@ class Peer:
         self._folder.cleanup()
 
     def step(self, *how: int) -> float:
-        """Seconds a row of one optimizer step; `how`, for ours and the fair peer: rows, rows of a micro-batch."""
+        """Seconds a row of one optimizer step; `how`, for ours and the fair peer: rows, rows of a
+        micro-batch."""
         told = self._say(" ".join(["step", *map(str, how)]), "seconds")
         return float(told["seconds"]) / float(told["rows"])
 
@@ -113,8 +159,11 @@ def by_trainer(swept: Sequence[dict[str, Any]]) -> dict[str, list[Setting]]:
     return found
 
 
-def sweep(python: str, work: dict[str, Any], threads: int, only: Sequence[Setting] = ()) -> list[dict[str, Any]]:
-    """Every setting (or some) once on few rows, the fastest first; what does not run, or was not reached in time, is told too."""
+def sweep(
+    python: str, work: dict[str, Any], threads: int, only: Sequence[Setting] = ()
+) -> list[dict[str, Any]]:
+    """Every setting (or some) once on few rows, the fastest first; what does not run, or was not
+    reached in time, is told too."""
     began, found = time.monotonic(), []
     for setting in only or settings():
         facts: dict[str, Any] = {"setting": asdict(setting)}

@@ -1,11 +1,14 @@
-"""Our trainer and the fair peer, each a child process that takes turns with a benchmark, as `peers.py` does for trainers of other projects.
+"""Our trainer and the fair peer, each a child process that takes turns with a benchmark, as
+`peers.py` does for trainers of other projects.
 
     python benchmarks/sides.py WORK.json --side ours|fair|compiled
 
-The fair peer is the same PEFT model with PEFT's own layers, rows padded, the head on completion positions only. WORK.json has `config`
-(of LlamaConfig) or a `base_folder`, `rank`, `rows` (each `ids` and `n_prompt`), `rows_per_step`, and maybe `learning_rate`, `total_steps`
-(then the rate rises and falls as in the product) and `validation_rows`. Lines in: `step`, `step ROWS MICRO_BATCH`, `validate`, `end`.
-Lines out, JSON each: `ready`, one for each step or validation, the totals at the end.
+The fair peer is the same PEFT model with PEFT's own layers, rows padded, the head on completion
+positions only. WORK.json has `config` (of LlamaConfig) or a `base_folder`, `rank`, `rows` (each
+`ids` and `n_prompt`), `rows_per_step`, and maybe `learning_rate`, `total_steps` (then the rate
+rises and falls as in the product) and `validation_rows`. Lines in: `step`, `step ROWS MICRO_BATCH`,
+`validate`, `end`. Lines out, JSON each: `ready`, one for each step or validation, the totals at the
+end.
 """
 
 import argparse
@@ -41,41 +44,62 @@ def model_of(work: dict[str, Any], side: str) -> Any:
     base.config.use_cache = False
     torch.manual_seed(1)
     if side == "fair":
-        lora = LoraConfig(r=work["rank"], lora_alpha=2 * work["rank"], target_modules="all-linear", task_type="CAUSAL_LM")
+        lora = LoraConfig(
+            r=work["rank"],
+            lora_alpha=2 * work["rank"],
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
         return get_peft_model(base, lora)
     packed.enable(base)
     trim.enable(base)
     options = {"rank": work["rank"], "targets": "all-linear"}
-    model: Any = methods.load("lora").prepare(base, ResolvedOptions({n: Resolved(v, "user", "") for n, v in options.items()}))
+    model: Any = methods.load("lora").prepare(
+        base, ResolvedOptions({n: Resolved(v, "user", "") for n, v in options.items()})
+    )
     for layer in base.model.layers if side == "compiled" else []:
         layer.compile(dynamic=True)
     return model
 
 
 def examples(rows: list[dict[str, Any]]) -> list[Example]:
-    return [Example(Row(i, "", "", ""), Encoded(r["ids"], r["n_prompt"])) for i, r in enumerate(rows)]
+    return [
+        Example(Row(i, "", "", ""), Encoded(r["ids"], r["n_prompt"])) for i, r in enumerate(rows)
+    ]
 
 
 class Side:
     def __init__(self, work: dict[str, Any], side: str) -> None:
         self.side, self.work = side, work
-        self.rows, self.validation = examples(work["rows"]), examples(work.get("validation_rows", []))
+        self.rows, self.validation = (
+            examples(work["rows"]),
+            examples(work.get("validation_rows", [])),
+        )
         self.model = model_of(work, side)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=work.get("learning_rate", 1e-4), weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.trained, lr=work.get("learning_rate", 1e-4), weight_decay=0.0, fused=True
+        )
         self.done, self.micro = 0, 4
 
     def step(self, n_rows: int | None = None, micro: int | None = None) -> dict[str, Any]:
         self.micro = micro or self.micro
         per_step = n_rows or self.work["rows_per_step"]
-        rows = [self.rows[i] for i in rows_of_step(len(self.rows), min(per_step, len(self.rows)), 0, self.done)]
+        rows = [
+            self.rows[i]
+            for i in rows_of_step(len(self.rows), min(per_step, len(self.rows)), 0, self.done)
+        ]
         if total := self.work.get("total_steps"):
-            self.optimizer.param_groups[0]["lr"] = self.work["learning_rate"] * schedule(self.done, total, 0.03)
+            self.optimizer.param_groups[0]["lr"] = self.work["learning_rate"] * schedule(
+                self.done, total, 0.03
+            )
         began = time.perf_counter()
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         limits: dict[str, int] = (
-            {"max_tokens": layout.micro_tokens(self.model)} if self.side != "fair" else {"max_tokens": 10**9, "max_rows": self.micro}
+            {"max_tokens": layout.micro_tokens(self.model)}
+            if self.side != "fair"
+            else {"max_tokens": 10**9, "max_rows": self.micro}
         )
         loss, _ = accumulate(self.model, rows, **limits)
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
@@ -88,7 +112,8 @@ class Side:
 
 
 def peak_memory_mb() -> float:
-    """The high-water mark of resident memory. Not getrusage's: Linux lets a child inherit its parent's there."""
+    """The high-water mark of resident memory. Not getrusage's: Linux lets a child inherit its
+    parent's there."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 

@@ -1,8 +1,10 @@
-"""Load a tuned model with transformers and PEFT alone, and compare its greedy answers with COMPLETE's on 20 prompts.
+"""Load a tuned model with transformers and PEFT alone, and compare its greedy answers with
+COMPLETE's on 20 prompts.
 
     python examples/plain_libraries.py support_router --database demo.duckdb
 
-Exits 1 where an answer differs, unless the two best logits were closer than 1e-4 somewhere in it (counted and printed).
+Exits 1 where an answer differs, unless the two best logits were closer than 1e-4 somewhere in it
+(counted and printed).
 """
 
 import argparse
@@ -44,7 +46,8 @@ def main() -> None:
             different += 1
             print(f"{prompt!r}: COMPLETE {answer!r}, plain libraries {text!r}", file=sys.stderr)
     print(
-        f"{args.model} ({tuned.method}): {len(prompts) - different} of {len(prompts)} greedy answers equal, {ties} with a tie under {TIE}"
+        f"{args.model} ({tuned.method}): {len(prompts) - different} of {len(prompts)} greedy "
+        f"answers equal, {ties} with a tie under {TIE}"
     )
     sys.exit(bool(different))
 
@@ -54,18 +57,31 @@ def load(folder: Path, base: str) -> torch.nn.Module:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folder)
+    return PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folder
+    )
 
 
-def generate(model: torch.nn.Module, tokenizer: AutoTokenizer, prompt: str, stops: list[int], max_tokens: int) -> tuple[str, float]:
+def generate(
+    model: torch.nn.Module, tokenizer: AutoTokenizer, prompt: str, stops: list[int], max_tokens: int
+) -> tuple[str, float]:
     """The library's own greedy answer, and how close its closest choice was."""
     messages = [{"role": "user", "content": prompt}]
-    asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    asked = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     out = model.generate(
-        **asked, max_new_tokens=max_tokens, do_sample=False, eos_token_id=stops, output_logits=True, return_dict_in_generate=True
+        **asked,
+        max_new_tokens=max_tokens,
+        do_sample=False,
+        eos_token_id=stops,
+        output_logits=True,
+        return_dict_in_generate=True,
     )
     best = [s[0].topk(2).values for s in out.logits]
-    text = tokenizer.decode(out.sequences[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)
+    text = tokenizer.decode(
+        out.sequences[0, asked["input_ids"].shape[1] :], skip_special_tokens=True
+    )
     return text, min(float(b[0] - b[1]) for b in best)
 
 

@@ -1,4 +1,5 @@
-"""Every promise at its figure, one after the other; then docs/promises.md is written from what they reached.
+"""Every promise at its figure, one after the other; then docs/promises.md is written from what they
+reached.
 
 python proofs/all.py [NAME …]
 """
@@ -32,7 +33,8 @@ def main() -> None:
     here = Path(__file__).parent
     for name in sys.argv[1:] or PROOFS:
         if subprocess.run(
-            [sys.executable, str(here / f"{name}.py"), *ARGUMENTS.get(name, ())], env={**os.environ, "PYTHONUNBUFFERED": "1"}
+            [sys.executable, str(here / f"{name}.py"), *ARGUMENTS.get(name, ())],
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
         ).returncode:
             failed.append(name)
     rows = json.loads(LATEST.read_text())

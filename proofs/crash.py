@@ -2,9 +2,10 @@
 
     python proofs/crash.py [--points N] [--kills 100] [--seed 7]
 
-Each trial is a copy of one home in which a job waits, and a process forked from one that has imported torch and never used it. The
-real worker and trainer run in it and die by SIGKILL before the n-th operation on durable files, or at a random moment. Then a second
-process goes on, and what it ends with is compared.
+Each trial is a copy of one home in which a job waits, and a process forked from one that has
+imported torch and never used it. The real worker and trainer run in it and die by SIGKILL before
+the n-th operation on durable files, or at a random moment. Then a second process goes on, and what
+it ends with is compared.
 """
 
 import argparse
@@ -35,24 +36,39 @@ from tunesmith.home import open_store
 from tunesmith.settings import Settings
 from tunesmith.tuning import checkpoints, child, loop
 
-for name in ("tunesmith.tuning.prepare", "tunesmith.tuning.trainer", "tunesmith.evaluation.evaluator", "tunesmith.models.methods.lora",
-             "transformers.models.llama.modeling_llama"):  # fmt: skip
+for name in (
+    "tunesmith.tuning.prepare",
+    "tunesmith.tuning.trainer",
+    "tunesmith.evaluation.evaluator",
+    "tunesmith.models.methods.lora",
+    "transformers.models.llama.modeling_llama",
+):
     import_module(name)  # before the first fork, so that a life costs seconds
 
 OPTIONS = {
-    "method": "lora", "rank": 4, "learning_rate": 1e-2, "batch_size": 5, "max_epochs": 2, "patience": 0,
+    "method": "lora",
+    "rank": 4,
+    "learning_rate": 1e-2,
+    "batch_size": 5,
+    "max_epochs": 2,
+    "patience": 0,
     "test_data": "SELECT 'say red' AS prompt, 'red' AS completion",
-}  # fmt: skip
+}
 
 
 class InProcess(worker.Worker):
-    """The real worker, its phases in this process instead of children of their own: a kill takes both."""
+    """The real worker, its phases in this process instead of children of their own: a kill takes
+    both."""
 
     def _run_child(self, phase: tuple[str, str], job: Any) -> TunesmithError | str | None:
         folder = self._settings.job_folder(job.id) / f"attempt-{job.attempt}"
         folder.mkdir(parents=True, exist_ok=True)
         assignment = child.Assignment.of(
-            self._store.get(job.id), home=self._settings.home, job_folder=folder.parent, device="cpu", threads=1
+            self._store.get(job.id),
+            home=self._settings.home,
+            job_folder=folder.parent,
+            device="cpu",
+            threads=1,
         )
         scribe = worker._Scribe(self._store, job)
 
@@ -134,7 +150,9 @@ class Trials:
 
     def home(self) -> Path:
         self._n += 1
-        return moved(Path(shutil.copytree(self._start, self._folder / f"home-{os.getpid()}-{self._n}")))
+        return moved(
+            Path(shutil.copytree(self._start, self._folder / f"home-{os.getpid()}-{self._n}"))
+        )
 
     def _count(self, home: Path) -> int:
         """Operations of a whole job, told by the process that did it."""
@@ -151,7 +169,8 @@ class Trials:
         return int(told.read_text())
 
     def killed_at(self, n: int, spoil: Callable[[], None] = lambda: None) -> End:
-        """Die before operation n, go on, and end. `spoil` is called in the second life first: a control."""
+        """Die before operation n, go on, and end. `spoil` is called in the second life first: a
+        control."""
         home = self.home()
         return self._resumed(home, forked(dying_at(n, home)), spoil)
 
@@ -170,8 +189,9 @@ class Trials:
 
 
 def make_base(folder: Path) -> None:
-    """A tiny base that drops values at random, so that a resume has to have the random state; without a chat template, since a foreign one is
-    rendered in children of its own, which would be half of a life."""
+    """A tiny base that drops values at random, so that a resume has to have the random state;
+    without a chat template, since a foreign one is rendered in children of its own, which would be
+    half of a life."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     import conftest
 
@@ -192,7 +212,9 @@ def rows() -> list[dict[str, str]]:
 def forget_the_optimizer() -> None:
     """A resume that is not one."""
 
-    def restore(checkpoint: checkpoints.Checkpoint, trained: Any, optimizer: Any) -> checkpoints.Position:
+    def restore(
+        checkpoint: checkpoints.Checkpoint, trained: Any, optimizer: Any
+    ) -> checkpoints.Position:
         checkpoints.load_weights(checkpoint.folder, trained)
         return checkpoint.position
 
@@ -203,7 +225,9 @@ def forget_the_random_state() -> None:
     """Another one: everything but the state of the random numbers."""
     restore = checkpoints.restore
 
-    def without(checkpoint: checkpoints.Checkpoint, trained: Any, optimizer: Any) -> checkpoints.Position:
+    def without(
+        checkpoint: checkpoints.Checkpoint, trained: Any, optimizer: Any
+    ) -> checkpoints.Position:
         before = torch.get_rng_state()
         position = restore(checkpoint, trained, optimizer)
         torch.set_rng_state(before)
@@ -224,9 +248,20 @@ def proofs(trials: Trials, n_points: int, n_kills: int, seed: int) -> Iterator[P
     yield Proof(promise, "0 differ", f"{len(differ)} differ", not differ, time.monotonic() - began)
     began = time.monotonic()
     middle = range(trials.operations // 3, trials.operations, 12)
-    seen = [c for c in CONTROLS if n_points and at_once(middle, lambda n, c=c: trials.killed_at(n, CONTROLS[c]) != trials.truth)]
+    seen = [
+        c
+        for c in CONTROLS
+        if n_points
+        and at_once(middle, lambda n, c=c: trials.killed_at(n, CONTROLS[c]) != trials.truth)
+    ]
     promise = f"the controls: a resume that forgets {' or '.join(CONTROLS)} is seen"
-    yield Proof(promise, "both seen", f"{len(seen)} seen", len(seen) == len(CONTROLS) or not n_points, time.monotonic() - began)
+    yield Proof(
+        promise,
+        "both seen",
+        f"{len(seen)} seen",
+        len(seen) == len(CONTROLS) or not n_points,
+        time.monotonic() - began,
+    )
     began = time.monotonic()
     moments = [chance.uniform(0, trials.seconds) for _ in range(n_kills)]
     wrong = at_once(moments, lambda at: trials.killed_after(at) != trials.truth)
@@ -244,7 +279,10 @@ def main() -> None:
         folder = Path(temporary)
         if forked(lambda: make_base(folder / "base")) != 0:  # torch is used in a child alone
             raise SystemExit("no base")
-        show_and_save(proofs(Trials(folder / "base", rows(), folder), args.points, args.kills, args.seed), "python proofs/crash.py")
+        show_and_save(
+            proofs(Trials(folder / "base", rows(), folder), args.points, args.kills, args.seed),
+            "python proofs/crash.py",
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""What is on the disk keeps its word: damaged files are never loaded, a full or broken disk costs nothing, a power cut neither.
+"""What is on the disk keeps its word: damaged files are never loaded, a full or broken disk costs
+nothing, a power cut neither.
 
     python proofs/files.py [--damaged 1000] [--states 5000] [--every 1] [--only power|faults|damaged] [--seed 0]
 
-The real worker and trainer on a tiny base, in processes forked from one that has imported torch and never used it.
+The real worker and trainer on a tiny base, in processes forked from one that has imported torch and
+never used it.
 """
 
 import argparse
@@ -30,7 +32,12 @@ from tunesmith.inference.engine import Engine
 from tunesmith.settings import Settings
 from tunesmith.tuning import checkpoints
 
-FAULTS = {"full": errno.ENOSPC, "broken": errno.EIO, "read-only": errno.EROFS, "too many files": errno.EMFILE}
+FAULTS = {
+    "full": errno.ENOSPC,
+    "broken": errno.EIO,
+    "read-only": errno.EROFS,
+    "too many files": errno.EMFILE,
+}
 LASTS = 4  # operations in a row that fail: a full disk stays full for a while
 
 
@@ -49,9 +56,12 @@ def _flip(data: bytes, chance: random.Random) -> bytes:
 
 
 DAMAGE: dict[str, Callable[[bytes, random.Random], bytes]] = {
-    "cut": _cut, "one bit": _flip, "longer": lambda data, chance: data + b"\0", "of zeros": lambda data, chance: bytes(len(data)) + b"\0" * (not any(data)),
+    "cut": _cut,
+    "one bit": _flip,
+    "longer": lambda data, chance: data + b"\0",
+    "of zeros": lambda data, chance: bytes(len(data)) + b"\0" * (not any(data)),
     "of noise": lambda data, chance: chance.randbytes(max(8, len(data))),
-}  # fmt: skip
+}
 
 
 def damage(folder: Path, chance: random.Random) -> Callable[[], None]:
@@ -78,7 +88,8 @@ def damage(folder: Path, chance: random.Random) -> Callable[[], None]:
 
 
 def damaged(trials: Trials, n: int, seed: int) -> Iterator[Proof]:
-    """Half of the damage to the newest checkpoint of a job that was killed, half to a finished model."""
+    """Half of the damage to the newest checkpoint of a job that was killed, half to a finished
+    model."""
     began, home, half = time.monotonic(), trials.home(), trials.home()
     forked(lambda: crash.work(home))
     forked(crash.dying_at(trials.operations * 2 // 3, half))
@@ -90,18 +101,29 @@ def damaged(trials: Trials, n: int, seed: int) -> Iterator[Proof]:
     said = at_once(range(n), accepted, processes=1)  # they share the two homes
     for case, why in said[:10]:
         print(f"  {case}: {why}")
-    yield Proof(f"{n} damaged checkpoints and models: none is loaded, the one before is used and named", "0 accepted", f"{len(said)} accepted",
-                not said, time.monotonic() - began)  # fmt: skip
+    yield Proof(
+        f"{n} damaged checkpoints and models: none is loaded, the one before is used and named",
+        "0 accepted",
+        f"{len(said)} accepted",
+        not said,
+        time.monotonic() - began,
+    )
 
 
 def _checkpoint_accepted(home: Path, chance: random.Random) -> str:
     attempts = sorted((home / "jobs").glob("*/attempt-*"))
-    newest, before = sorted((c for a in attempts for c in a.glob("step-*")), key=lambda c: c.name, reverse=True)[:2]
+    newest, before = sorted(
+        (c for a in attempts for c in a.glob("step-*")), key=lambda c: c.name, reverse=True
+    )[:2]
     bound_to = json.loads((before / "state.json").read_text())["bound_to"]
     undo, told = damage(newest, chance), list[DamagedFiles]()
     try:
         found = checkpoints.newest(attempts, bound_to, told.append)
-        return "" if found is not None and found.folder == before and len(told) == 1 else f"{found} after {told}"
+        return (
+            ""
+            if found is not None and found.folder == before and len(told) == 1
+            else f"{found} after {told}"
+        )
     finally:
         undo()
 
@@ -134,10 +156,13 @@ class Faulty:
 
 
 def faults(trials: Trials, every: int) -> Iterator[Proof]:
-    """Each fault at each operation of a job: it ends as the undisturbed one, by itself or when it is taken up again."""
+    """Each fault at each operation of a job: it ends as the undisturbed one, by itself or when it
+    is taken up again."""
     began = time.monotonic()
     points = range(1, trials.operations + 1, every)
-    cases: list[Any] = [[n, kind, 1] for n in points for kind in FAULTS] + [[n, "full", LASTS] for n in points[::4]]
+    cases: list[Any] = [[n, kind, 1] for n in points for kind in FAULTS] + [
+        [n, "full", LASTS] for n in points[::4]
+    ]
 
     def wrong(case: list[Any]) -> str:
         n, kind, lasts = case
@@ -161,11 +186,19 @@ def faults(trials: Trials, every: int) -> Iterator[Proof]:
     said = at_once(cases, wrong)
     for case, why in said[:10]:
         print(f"  {case}: {why}")
-    yield Proof(f"{len(cases)} faults (disk full, I/O error, read-only, too many files) at {len(points)} operations of a job: the same "
-                "model", "0 differ", f"{len(said)} differ", not said, time.monotonic() - began)  # fmt: skip
+    yield Proof(
+        f"{len(cases)} faults (disk full, I/O error, read-only, too many files) at {len(points)} operations of a job: the same "
+        "model",
+        "0 differ",
+        f"{len(said)} differ",
+        not said,
+        time.monotonic() - began,
+    )
 
 
-def faults_of_create(base: Path, rows: list[dict[str, str]], folder: Path, every: int) -> Iterator[Proof]:
+def faults_of_create(
+    base: Path, rows: list[dict[str, str]], folder: Path, every: int
+) -> Iterator[Proof]:
     """The same for CREATE: a typed error and nothing left, or the job."""
     began, at = time.monotonic(), 0
     said: list[Any] = []
@@ -183,9 +216,19 @@ def faults_of_create(base: Path, rows: list[dict[str, str]], folder: Path, every
             faulty = durable.observer = Faulty(n, FAULTS[kind], 1)
             try:
                 service.create("second", str(base), rows, **crash.OPTIONS)
-                return "past" if faulty._at < n else "" if len(service.show()) == 2 else "accepted, and not there"
+                return (
+                    "past"
+                    if faulty._at < n
+                    else ""
+                    if len(service.show()) == 2
+                    else "accepted, and not there"
+                )
             except (DiskFull, StorageFailed):
-                left = {p for p in home.rglob("*") if "tmp" not in p.parts and not p.name.startswith(".")} - before
+                left = {
+                    p
+                    for p in home.rglob("*")
+                    if "tmp" not in p.parts and not p.name.startswith(".")
+                } - before
                 durable.observer = None
                 if [j.name for j in service.show()] != ["first"] or left:
                     return f"refused, and left {sorted(map(str, left))}"
@@ -202,8 +245,13 @@ def faults_of_create(base: Path, rows: list[dict[str, str]], folder: Path, every
         n += every
     for case, why in said[:10]:
         print(f"  {case}: {why}")
-    yield Proof(f"{at} faults at every operation of CREATE: a typed error, nothing left, and it works afterwards", "0 wrong", f"{len(said)} wrong",
-                not said and at > 0, time.monotonic() - began)  # fmt: skip
+    yield Proof(
+        f"{at} faults at every operation of CREATE: a typed error, nothing left, and it works afterwards",
+        "0 wrong",
+        f"{len(said)} wrong",
+        not said and at > 0,
+        time.monotonic() - began,
+    )
 
 
 # ---------------------------------------------------------------- a power cut
@@ -211,7 +259,8 @@ def faults_of_create(base: Path, rows: list[dict[str, str]], folder: Path, every
 
 @dataclass(frozen=True)
 class Moment:
-    """What a power cut before one operation finds: what is on the disk for sure, what only the cache has, and the store as committed."""
+    """What a power cut before one operation finds: what is on the disk for sure, what only the
+    cache has, and the store as committed."""
 
     operation: str
     entries: Mapping[int, Mapping[str, int]]
@@ -224,10 +273,15 @@ class Moment:
 
 
 class Cache:
-    """An observer that keeps the simulated disk: only `sync` makes a file's bytes, or a folder's names, sure."""
+    """An observer that keeps the simulated disk: only `sync` makes a file's bytes, or a folder's
+    names, sure."""
 
     def __init__(self, home: Path) -> None:
-        self._home, self._entries, self._contents = home, dict[int, dict[str, int]](), dict[int, bytes]()
+        self._home, self._entries, self._contents = (
+            home,
+            dict[int, dict[str, int]](),
+            dict[int, bytes](),
+        )
         self._read: dict[tuple[int, int, int], bytes] = {}
         self.moments: list[Moment] = []
 
@@ -236,7 +290,10 @@ class Cache:
         if operation == "sync":
             inode = path.stat().st_ino
             if path.is_dir():
-                self._entries = {**self._entries, inode: {p.name: p.stat().st_ino for p in path.iterdir()}}
+                self._entries = {
+                    **self._entries,
+                    inode: {p.name: p.stat().st_ino for p in path.iterdir()},
+                }
             else:
                 self._contents = {**self._contents, inode: path.read_bytes()}
 
@@ -245,11 +302,22 @@ class Cache:
         now: dict[str, tuple[int, bytes | None]] = {".": (root.stat().st_ino, None)}
         for p in sorted(self._home.rglob("*") if self._home.exists() else []):
             if not p.name.startswith("state.db"):
-                now[str(p.relative_to(root))] = (p.stat().st_ino, self._bytes(p) if p.is_file() else None)
+                now[str(p.relative_to(root))] = (
+                    p.stat().st_ino,
+                    self._bytes(p) if p.is_file() else None,
+                )
         if self._home.exists():
             now[self._home.name] = (self._home.stat().st_ino, None)
         store = self._home / "state.db"
-        self.moments.append(Moment(operation, self._entries, self._contents, now, store.read_bytes() if store.exists() else b""))
+        self.moments.append(
+            Moment(
+                operation,
+                self._entries,
+                self._contents,
+                now,
+                store.read_bytes() if store.exists() else b"",
+            )
+        )
 
     def _bytes(self, file: Path) -> bytes:
         facts = file.stat()
@@ -260,7 +328,8 @@ class Cache:
 
 
 def after_power_loss(moment: Moment, target: Path, chance: random.Random) -> None:
-    """One of the states that the disk may be in: of what was not synced, anything may have arrived, in part or not at all."""
+    """One of the states that the disk may be in: of what was not synced, anything may have arrived,
+    in part or not at all."""
     seen = {inode: (path, data) for path, (inode, data) in moment.now.items()}
     mood = chance.choice(["as synced", "as seen", "anything"])
 
@@ -269,19 +338,37 @@ def after_power_loss(moment: Moment, target: Path, chance: random.Random) -> Non
         if now is None or now == sure:
             return sure or b""
         options = [sure or b"", now, now[: len(now) // 2], bytes(len(now))]
-        return options[0] if mood == "as synced" else now if mood == "as seen" else chance.choice(options)
+        return (
+            options[0]
+            if mood == "as synced"
+            else now
+            if mood == "as seen"
+            else chance.choice(options)
+        )
 
     def fill(inode: int, folder: Path) -> None:
         sure = moment.entries.get(inode, {})
         path = seen.get(inode, (None, None))[0]
-        now = {} if path is None else {
-            p.rsplit("/", 1)[-1]: i for p, (i, _) in moment.now.items() if p != "." and (p.rsplit("/", 1)[0] if "/" in p else ".") == path
-        }  # fmt: skip
+        now = (
+            {}
+            if path is None
+            else {
+                p.rsplit("/", 1)[-1]: i
+                for p, (i, _) in moment.now.items()
+                if p != "." and (p.rsplit("/", 1)[0] if "/" in p else ".") == path
+            }
+        )
         for name in sorted(sure.keys() | now.keys()):
             if name.startswith("state.db"):
                 continue
             options = [sure.get(name), now.get(name)]
-            chosen = options[0] if mood == "as synced" else options[1] if mood == "as seen" else chance.choice(options)
+            chosen = (
+                options[0]
+                if mood == "as synced"
+                else options[1]
+                if mood == "as seen"
+                else chance.choice(options)
+            )
             if chosen is None:
                 continue
             is_file = chosen in moment.contents or seen.get(chosen, ("", None))[1] is not None
@@ -310,7 +397,9 @@ def record(base: Path, rows: list[dict[str, str]], folder: Path) -> list[Moment]
     return cache.moments
 
 
-def power(base: Path, rows: list[dict[str, str]], folder: Path, states: int, seed: int) -> Iterator[Proof]:
+def power(
+    base: Path, rows: list[dict[str, str]], folder: Path, states: int, seed: int
+) -> Iterator[Proof]:
     """The power goes before any operation, and what is left is opened."""
     began = time.monotonic()
 
@@ -371,7 +460,9 @@ def _bound_to(attempt: Path) -> Any:
     return {}
 
 
-def proofs(base: Path, rows: list[dict[str, str]], folder: Path, args: argparse.Namespace) -> Iterator[Proof]:
+def proofs(
+    base: Path, rows: list[dict[str, str]], folder: Path, args: argparse.Namespace
+) -> Iterator[Proof]:
     if args.only in (None, "power"):
         yield from power(base, rows, folder, args.states, args.seed)
     if args.only == "power":

@@ -1,4 +1,5 @@
-"""Instruments of the proofs: processes forked from one that has imported what it needs and used none of it, so that a life costs no import."""
+"""Instruments of the proofs: processes forked from one that has imported what it needs and used
+none of it, so that a life costs no import."""
 
 import json
 import os
@@ -13,14 +14,18 @@ from typing import Any, BinaryIO, cast
 
 
 def room() -> "tempfile.TemporaryDirectory[str]":
-    """A folder for trials, in memory where there is enough: a SIGKILL does not care, and a sync costs nothing there."""
+    """A folder for trials, in memory where there is enough: a SIGKILL does not care, and a sync
+    costs nothing there."""
     memory = Path("/dev/shm")
-    is_large = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 4 << 30
+    is_large = (
+        memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 4 << 30
+    )
     return tempfile.TemporaryDirectory(dir=memory if is_large else None)
 
 
 def moved(home: Path) -> Path:
-    """A copy of a home that stands for the home itself: what it is a copy of is still there, and it would be refused."""
+    """A copy of a home that stands for the home itself: what it is a copy of is still there, and it
+    would be refused."""
     marker = home / "FORMAT"
     if marker.exists():
         marker.write_text(json.dumps({**json.loads(marker.read_text()), "place": str(home)}))
@@ -37,13 +42,16 @@ def forked(body: Callable[[], Any], kill_after: float | None = None) -> int:
 
 
 def start(body: Callable[[], Any]) -> int:
-    """Begin `body` in a forked process; its process id. What it prints is lost unless PROOF_LOG names a file."""
+    """Begin `body` in a forked process; its process id. What it prints is lost unless PROOF_LOG
+    names a file."""
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
-        quiet = os.open(os.environ.get("PROOF_LOG", os.devnull), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        quiet = os.open(
+            os.environ.get("PROOF_LOG", os.devnull), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
+        )
         os.dup2(quiet, 1), os.dup2(quiet, 2)
         body()
         code = 0
@@ -56,7 +64,8 @@ def start(body: Callable[[], Any]) -> int:
 
 
 def at_once(cases: Iterable[Any], judge: Callable[[Any], Any], processes: int = 2) -> list[Any]:
-    """The cases (of plain data) that `judge` says something about, with what it says where that is not just True; so many at a time."""
+    """The cases (of plain data) that `judge` says something about, with what it says where that is
+    not just True; so many at a time."""
     every = list(cases)
     with tempfile.TemporaryDirectory() as temporary:
         files = [Path(temporary) / str(p) for p in range(processes)]
@@ -73,7 +82,8 @@ def at_once(cases: Iterable[Any], judge: Callable[[Any], Any], processes: int = 
 
 
 class ForkedChild:
-    """A child with what the worker needs of subprocess.Popen: pid, pipes, poll and wait. `body` reads 0, writes 1 and 2."""
+    """A child with what the worker needs of subprocess.Popen: pid, pipes, poll and wait. `body`
+    reads 0, writes 1 and 2."""
 
     def __init__(self, body: Callable[[], Any], stderr: BinaryIO) -> None:
         to_child, from_child = os.pipe(), os.pipe()
@@ -93,7 +103,10 @@ class ForkedChild:
             finally:
                 os._exit(code)
         os.close(to_child[0]), os.close(from_child[1])
-        self.stdin, self.stdout = cast(BinaryIO, os.fdopen(to_child[1], "wb")), cast(BinaryIO, os.fdopen(from_child[0], "rb"))
+        self.stdin, self.stdout = (
+            cast(BinaryIO, os.fdopen(to_child[1], "wb")),
+            cast(BinaryIO, os.fdopen(from_child[0], "rb")),
+        )
 
     def poll(self) -> int | None:
         if self.returncode is None:

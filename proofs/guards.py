@@ -1,4 +1,5 @@
-"""Our own guards are real: each is taken out of a copy of the program, and a test of the project must turn red.
+"""Our own guards are real: each is taken out of a copy of the program, and a test of the project
+must turn red.
 
 python proofs/guards.py [--first N]
 """
@@ -31,111 +32,524 @@ class Fault:
 
 POWER = "proofs/files.py --states 600 --only power"
 FAULTS = [
-    Fault("no fsync", "durable.py", "        os.fsync(descriptor)", "        pass", "tests/test_durable.py -k synced"),
-    Fault("no fencing number in the WHERE", "store.py", "jobs.c.attempt == job.attempt", "sa.true()", "tests/test_store.py -k fences"),
-    Fault("no manifest check", "durable.py", "    if present != {MANIFEST, *listed}:", "    return manifest\n    if present != {MANIFEST, *listed}:",
-          "tests/test_durable.py -k damaged"),
-    Fault("the random state is forgotten", "tuning/checkpoints.py", 'torch.set_rng_state(tensors.pop("rng"))', 'tensors.pop("rng")',
-          "proofs/crash.py --points 12 --kills 0"),
-    Fault("files are not synced before the rename", "durable.py", "        _sync(file)\n", "", POWER),
-    Fault("no sync of the parent after a rename", "durable.py", "    staged.rename(final)\n    _sync(final.parent)", "    staged.rename(final)", POWER),
-    Fault("new folders are not synced into their parents", "durable.py", "            _sync(new.parent)\n", "", POWER),
-    Fault("the optimizer is forgotten", "tuning/checkpoints.py", "    optimizer.load_state_dict(", "    dict(", "tests/tuning/test_loop.py -k killed"),
-    Fault("a model after a cancel", "store.py", "if row.status != JobStatus.EVALUATING.value:", "if False:", "tests/test_store.py -k cancel"),
-    Fault("one key, two jobs", "store.py", "                if before is not None:\n", "                if False:\n", "tests/test_store.py -k idempotency"),
-    Fault("the order of rows is anybody's", "tuning/batches.py", "np.random.default_rng([seed, epoch])", "np.random.default_rng()",
-          "tests/tuning/test_batches.py"),
-    Fault("any table may be read", "data/served.py", "if name in self._granted]", "]", "tests/data/test_served.py -k looked"),
-    Fault("the open database's own bytes can be read", "data/served.py", "\"disabled_filesystems='LocalFileSystem'\",", "",
-          "tests/data/test_served.py -k reach"),
-    Fault("a served query may run for ever", "data/served.py", "if left <= 0 or not selector.select(left):", "if not selector.select(60):",
-          "tests/data/test_served.py -k only_waits"),
-    Fault("a model may ask for its own code", "safe_files.py", "if key in CODE_KEYS and value:", "if False:", "tests/test_safe_files.py"),
-    Fault("a full disk ends a job", "worker.py", "                except DiskFull as e:", "                except ZeroDivisionError as e:",
-          "tests/acceptance/test_main_job.py -k disk"),
-    Fault("a field of a stranger's file may be of any type", "safe_files.py", "        if not good:", "        if False:", "tests/test_safe_files.py -k strangers"),
-    Fault("a stranger's file may say more than it should", "safe_files.py", "!= set(data)", "> set(data)", "tests/test_safe_files.py -k strangers"),
-    Fault("a certificate of any precision", "models/certificate.py", "if found.precision not in PRECISIONS:", "if False:",
-          "tests/models/test_certificate.py -k checked"),
-    Fault("probes need not fit each other", "models/probes.py", "            found._check()\n", "", "tests/models/test_certificate.py -k fit"),
-    Fault("a tokenizer of any size", "data/template.py", "> MOST_WORDS:", "> 10**12:", "tests/data/test_template.py -k more_words"),
-    Fault("a CSV field may become another text", "data/files.py", "[field or None for field in row]", "[field.strip() or None for field in row]",
-          "tests/data/test_files.py -k text_of_the_file"),
-    Fault("a JSON number is written anew", "data/files.py", "tuple, parse_int=Raw, parse_float=Raw", "tuple, parse_int=Raw, parse_float=lambda t: Raw(float(t))", "tests/data/test_files.py -k numbers"),
-    Fault("a ragged line is passed over", "data/files.py", "    if ragged:\n", "    if False:\n", "tests/data/test_files.py -k broken"),
-    Fault("a column that is there twice: the last one wins", "data/given.py", "            if len(places[w]) > 1:", "            if False:",
-          "tests/data/test_files.py -k twice"),
-    Fault("JSON strings keep their quotes", "data/text.py", "WHEN 'VARCHAR' THEN CAST({x} AS VARCHAR) ->> '$' ", "WHEN 'VARCHAR' THEN CAST({x} AS VARCHAR) ",
-          "tests/data/test_text.py -k each_type"),
-    Fault("a user's macro takes the place of DuckDB's function", "data/text.py", 'B = "system.main."', 'B = ""', "tests/interfaces/test_duckdb.py -k meets"),
-    Fault("half an emoji is written", "data/text.py", "        return False\n    return True", "        return True\n    return True", "tests/data/test_text.py -k nothing"),
-    Fault("tool calls are left out", "data/conversation.py", 'if m.get(key) not in (None, "", [], {}):', "if False:", "tests/data/test_conversation.py -k refused"),
-    Fault("answers of weight 0 are learnt", "data/template.py", ' and "weight" not in m)', ")", "tests/data/test_conversation.py -k weight_zero"),
-    Fault("an earlier answer is learnt as it was not asked", "data/template.py", "            if not self.template.begins_as_asked(messages, n):", "            if False:",
-          "tests/data/test_conversation.py -k cannot_be_learnt"),
-    Fault("a large group takes the held-out part", "data/split.py", "(reached[-1] | reached[-1] << size) & whole", "(reached[-1] | reached[-1] << size)",
-          "tests/data/test_split.py"),
-    Fault("parts are not filled again", "tuning/prepare.py", "            if new[draw] != part:", "            if False:", "tests/tuning/test_prepare.py -k filled_again"),
-    Fault("an option that nothing reads", "jobs.py", 'if self.method not in ("auto", *f.metadata["readers"]):', "if False:", "tests/test_jobs.py -k does_not_read"),
-    Fault("a home's path is read as a URL", "settings.py", "quote(str(home / 'state.db'))", "home / 'state.db'", "tests/test_settings.py -k whatever_its_name"),
-    Fault("threads share a temporary name", "durable.py", ".{os.getpid()}.{threading.get_ident()}", ".{os.getpid()}", "tests/test_durable.py -k many_threads"),
-    Fault("a forked child waits for its parent's threads", "inference/engine.py", "        torch.set_num_threads(1)", "        pass", "tests/test_settings.py -k forked"),
-    Fault("four bits that do not come back", "models/quantized.py", "    return bool(((w_BN - u_BN)", "    return True or bool(((w_BN - u_BN)",
-          "tests/tuning/test_precision.py -k come_back"),
-    Fault("a run that diverges says nothing", "tuning/loop.py", "or not at.training_loss > DIVERGED * at.first_loss:", "or True:", "tests/tuning/test_loop.py -k diverges"),
-    Fault("a training query may write","data/given.py","BEGIN TRANSACTION READ ONLY","BEGIN TRANSACTION","tests/test_home.py -k what_is_bound"),
-    Fault("a query is read in another session","data/given.py","            mine.apply(cursor)\n","","tests/data/test_given.py -k users_session"),
-    Fault("a temporary table is taken for another one","data/given.py","relations(cursor, self.sql) & mine.temporary","set()","tests/data/test_given.py -k users_session"),
-    Fault("one key, other rows","store.py","job.options.to_json(), content]","job.options.to_json()]","tests/test_home.py -k other_rows"),
-    Fault("a kill from outside counts","worker.py","            if ended.from_outside:","            if False:","tests/test_home.py -k killed_from_outside"),
-    Fault("staging of the dead stays","durable.py","(not started or _started(int(process)) != started)","False","tests/test_home.py -k killed_client"),
-    Fault("a home of any format","durable.py","    if found.get(\"format\") != FORMAT:","    if False:","tests/test_home.py -k another_format"),
-    Fault("equal values share a text","data/text.py","key = type(value), repr(value)","key = type(value), str(hash(value))","tests/data/test_given.py -k equal_values"),
-    Fault("a message says a key twice","data/conversation.py","        json.loads(text, object_pairs_hook=_must_be_distinct)\n","        pass\n","tests/data/test_given.py -k dropped_or_guessed"),
-    Fault("another home's job is claimed", "store.py", "mine, lost = jobs.c.home == self.home, ", "mine, lost = sa.true(), ", "tests/test_homes.py -k only_its_own"),
-    Fault("another home's model is repaired away", "repair.py", "for model in (m for m in store.all_models() if m.home == store.home):\n        folder = home", "for model in store.all_models():\n        folder = home",
-          "tests/test_homes.py -k neither_repaired"),
-    Fault("another home's job is removed", "service.py", "        if job.home != self.store.home:\n", "        if False:\n", "tests/test_homes.py -k neither_repaired"),
-    Fault("a copied home works beside the first", "home.py", 'if _is_home(Path(marker["place"]), marker["id"], home):', "if False:", "tests/test_homes.py -k copied"),
-    Fault("a lost store is a new one", "home.py", "    if worked or (found and forgotten):", "    if False:", "tests/test_homes.py -k lost_store"),
-    Fault("a repair is not written down", "repair.py", '    durable.write_json(place / RECORD, {"actions": actions})\n', "", "tests/test_homes.py -k undone_whole"),
-    Fault("a changed row is shown", "schema.py", 'return "" if row["seal"] == seal_of(table, row, is_read=True) else', 'return "" if True else', "tests/test_damage.py -k any_column"),
-    Fault("one damaged row blocks the others", "schema.py", "        return Unreadable()", "        raise", "tests/test_damage.py -k left_out"),
-    Fault("a folder that is being made is nobody's", "durable.py", "        owner = folder / _own(staged).name\n", "        owner = folder / OWNER\n", "tests/test_homes.py -k nothing_unowned"),
-    Fault("a model is removed beside a job that waits for it", "service.py", "                raise LineAwaited(", "                LineAwaited(", "tests/test_homes.py -k waits_for"),
-    Fault("a job loses its model's origin", "store.py", "                raise JobHasModel(", "                JobHasModel(", "tests/test_homes.py -k name_is_free"),
-    Fault("answers that have a price are given away", "service.py", "                raise UsageNotRecorded(", "                UsageNotRecorded(", "tests/test_homes.py -k cannot_be_written"),
-    Fault("a table is read whole", "store.py", ".order_by(*keys).limit(size)", ".order_by(*keys)", "tests/test_homes.py -k page_at_a_time"),
-    Fault("a damaged row stops a sweep", "worker.py", "except (UnknownJob, DamagedRow):", "except UnknownJob:", "tests/test_damage.py -k no_sweep"),
-    Fault("the tables of a CREATE hold everything", "data/dataset.py", '"memory_limit": f"{MEMORY}B"', '"memory_limit": "99GB"', "tests/data/test_dataset.py -k grow_with"),
-    Fault("long rows have no room", "data/dataset.py", "        _make_room(own, file)\n", "", "tests/data/test_dataset.py -k longer_than"),
-    Fault("a flag that is neither true nor false", "schema.py", "lambda v: bool(v) if v in (0, 1) else v", "lambda v: bool(v)", "tests/test_damage.py -k neither"),
-    Fault("another version of a line is removed", "registry.py", "    if row is None:\n        raise UnknownModel(name=name, closest=closest(name, store.model_names()))\n    return _tuned", "    if row is None:\n        return resolve(store, home, name)\n    return _tuned",
-          "tests/test_homes.py -k removes_nothing"),
-    Fault("a home takes rows whose files are elsewhere", "home.py", "if (inside and not former) or any(p.exists() for p in _folders_of(home, i))]", "]", "tests/test_homes.py -k at_the_place"),
-    Fault("a child outlives its worker", "tuning/child.py", "prctl(1, signal.SIGKILL)", "getpid()", "tests/test_worker.py -k worker_is_gone"),
-]  # fmt: skip
+    Fault(
+        "no fsync",
+        "durable.py",
+        "        os.fsync(descriptor)",
+        "        pass",
+        "tests/test_durable.py -k synced",
+    ),
+    Fault(
+        "no fencing number in the WHERE",
+        "store.py",
+        "jobs.c.attempt == job.attempt",
+        "sa.true()",
+        "tests/test_store.py -k fences",
+    ),
+    Fault(
+        "no manifest check",
+        "durable.py",
+        "    if present != {MANIFEST, *listed}:",
+        "    return manifest\n    if present != {MANIFEST, *listed}:",
+        "tests/test_durable.py -k damaged",
+    ),
+    Fault(
+        "the random state is forgotten",
+        "tuning/checkpoints.py",
+        'torch.set_rng_state(tensors.pop("rng"))',
+        'tensors.pop("rng")',
+        "proofs/crash.py --points 12 --kills 0",
+    ),
+    Fault(
+        "files are not synced before the rename", "durable.py", "        _sync(file)\n", "", POWER
+    ),
+    Fault(
+        "no sync of the parent after a rename",
+        "durable.py",
+        "    staged.rename(final)\n    _sync(final.parent)",
+        "    staged.rename(final)",
+        POWER,
+    ),
+    Fault(
+        "new folders are not synced into their parents",
+        "durable.py",
+        "            _sync(new.parent)\n",
+        "",
+        POWER,
+    ),
+    Fault(
+        "the optimizer is forgotten",
+        "tuning/checkpoints.py",
+        "    optimizer.load_state_dict(",
+        "    dict(",
+        "tests/tuning/test_loop.py -k killed",
+    ),
+    Fault(
+        "a model after a cancel",
+        "store.py",
+        "if row.status != JobStatus.EVALUATING.value:",
+        "if False:",
+        "tests/test_store.py -k cancel",
+    ),
+    Fault(
+        "one key, two jobs",
+        "store.py",
+        "                if before is not None:\n",
+        "                if False:\n",
+        "tests/test_store.py -k idempotency",
+    ),
+    Fault(
+        "the order of rows is anybody's",
+        "tuning/batches.py",
+        "np.random.default_rng([seed, epoch])",
+        "np.random.default_rng()",
+        "tests/tuning/test_batches.py",
+    ),
+    Fault(
+        "any table may be read",
+        "data/served.py",
+        "            if name in self._granted\n",
+        "",
+        "tests/data/test_served.py -k looked",
+    ),
+    Fault(
+        "the open database's own bytes can be read",
+        "data/served.py",
+        "\"disabled_filesystems='LocalFileSystem'\",",
+        "",
+        "tests/data/test_served.py -k reach",
+    ),
+    Fault(
+        "a served query may run for ever",
+        "data/served.py",
+        "if left <= 0 or not selector.select(left):",
+        "if not selector.select(60):",
+        "tests/data/test_served.py -k only_waits",
+    ),
+    Fault(
+        "a model may ask for its own code",
+        "safe_files.py",
+        "if key in CODE_KEYS and value:",
+        "if False:",
+        "tests/test_safe_files.py",
+    ),
+    Fault(
+        "a full disk ends a job",
+        "worker.py",
+        "                except DiskFull as e:",
+        "                except ZeroDivisionError as e:",
+        "tests/acceptance/test_main_job.py -k disk",
+    ),
+    Fault(
+        "a field of a stranger's file may be of any type",
+        "safe_files.py",
+        "        if not good:",
+        "        if False:",
+        "tests/test_safe_files.py -k strangers",
+    ),
+    Fault(
+        "a stranger's file may say more than it should",
+        "safe_files.py",
+        "!= set(data)",
+        "> set(data)",
+        "tests/test_safe_files.py -k strangers",
+    ),
+    Fault(
+        "a certificate of any precision",
+        "models/certificate.py",
+        "if found.precision not in PRECISIONS:",
+        "if False:",
+        "tests/models/test_certificate.py -k checked",
+    ),
+    Fault(
+        "probes need not fit each other",
+        "models/probes.py",
+        "            found._check()\n",
+        "",
+        "tests/models/test_certificate.py -k fit",
+    ),
+    Fault(
+        "a tokenizer of any size",
+        "data/template.py",
+        "> MOST_WORDS:",
+        "> 10**12:",
+        "tests/data/test_template.py -k more_words",
+    ),
+    Fault(
+        "a CSV field may become another text",
+        "data/files.py",
+        "[field or None for field in row]",
+        "[field.strip() or None for field in row]",
+        "tests/data/test_files.py -k text_of_the_file",
+    ),
+    Fault(
+        "a JSON number is written anew",
+        "data/files.py",
+        "tuple, parse_int=Raw, parse_float=Raw",
+        "tuple, parse_int=Raw, parse_float=lambda t: Raw(float(t))",
+        "tests/data/test_files.py -k numbers",
+    ),
+    Fault(
+        "a ragged line is passed over",
+        "data/files.py",
+        "    if ragged:\n",
+        "    if False:\n",
+        "tests/data/test_files.py -k broken",
+    ),
+    Fault(
+        "a column that is there twice: the last one wins",
+        "data/given.py",
+        "            if len(places[w]) > 1:",
+        "            if False:",
+        "tests/data/test_files.py -k twice",
+    ),
+    Fault(
+        "JSON strings keep their quotes",
+        "data/text.py",
+        "WHEN 'VARCHAR' THEN CAST({x} AS VARCHAR) ->> '$' ",
+        "WHEN 'VARCHAR' THEN CAST({x} AS VARCHAR) ",
+        "tests/data/test_text.py -k each_type",
+    ),
+    Fault(
+        "a user's macro takes the place of DuckDB's function",
+        "data/text.py",
+        'B = "system.main."',
+        'B = ""',
+        "tests/interfaces/test_duckdb.py -k meets",
+    ),
+    Fault(
+        "half an emoji is written",
+        "data/text.py",
+        "        return False\n    return True",
+        "        return True\n    return True",
+        "tests/data/test_text.py -k nothing",
+    ),
+    Fault(
+        "tool calls are left out",
+        "data/conversation.py",
+        'if m.get(key) not in (None, "", [], {}):',
+        "if False:",
+        "tests/data/test_conversation.py -k refused",
+    ),
+    Fault(
+        "answers of weight 0 are learnt",
+        "data/template.py",
+        ' and "weight" not in m\n',
+        "\n",
+        "tests/data/test_conversation.py -k weight_zero",
+    ),
+    Fault(
+        "an earlier answer is learnt as it was not asked",
+        "data/template.py",
+        "            if not self.template.begins_as_asked(messages, n):",
+        "            if False:",
+        "tests/data/test_conversation.py -k cannot_be_learnt",
+    ),
+    Fault(
+        "a large group takes the held-out part",
+        "data/split.py",
+        "(reached[-1] | reached[-1] << size) & whole",
+        "(reached[-1] | reached[-1] << size)",
+        "tests/data/test_split.py",
+    ),
+    Fault(
+        "parts are not filled again",
+        "tuning/prepare.py",
+        "            if new[draw] != part:",
+        "            if False:",
+        "tests/tuning/test_prepare.py -k filled_again",
+    ),
+    Fault(
+        "an option that nothing reads",
+        "jobs.py",
+        'if self.method not in ("auto", *f.metadata["readers"]):',
+        "if False:",
+        "tests/test_jobs.py -k does_not_read",
+    ),
+    Fault(
+        "a home's path is read as a URL",
+        "settings.py",
+        "quote(str(home / 'state.db'))",
+        "home / 'state.db'",
+        "tests/test_settings.py -k whatever_its_name",
+    ),
+    Fault(
+        "threads share a temporary name",
+        "durable.py",
+        ".{os.getpid()}.{threading.get_ident()}",
+        ".{os.getpid()}",
+        "tests/test_durable.py -k many_threads",
+    ),
+    Fault(
+        "a forked child waits for its parent's threads",
+        "inference/engine.py",
+        "        torch.set_num_threads(1)",
+        "        pass",
+        "tests/test_settings.py -k forked",
+    ),
+    Fault(
+        "four bits that do not come back",
+        "models/quantized.py",
+        "    return bool(((w_BN - u_BN)",
+        "    return True or bool(((w_BN - u_BN)",
+        "tests/tuning/test_precision.py -k come_back",
+    ),
+    Fault(
+        "a run that diverges says nothing",
+        "tuning/loop.py",
+        "or not at.training_loss > DIVERGED * at.first_loss\n",
+        "or True\n",
+        "tests/tuning/test_loop.py -k diverges",
+    ),
+    Fault(
+        "a training query may write",
+        "data/given.py",
+        "BEGIN TRANSACTION READ ONLY",
+        "BEGIN TRANSACTION",
+        "tests/test_home.py -k what_is_bound",
+    ),
+    Fault(
+        "a query is read in another session",
+        "data/given.py",
+        "            mine.apply(cursor)\n",
+        "",
+        "tests/data/test_given.py -k users_session",
+    ),
+    Fault(
+        "a temporary table is taken for another one",
+        "data/given.py",
+        "relations(cursor, self.sql) & mine.temporary",
+        "set()",
+        "tests/data/test_given.py -k users_session",
+    ),
+    Fault(
+        "one key, other rows",
+        "store.py",
+        "        job.options.to_json(),\n        content,\n",
+        "        job.options.to_json(),\n",
+        "tests/test_home.py -k other_rows",
+    ),
+    Fault(
+        "a kill from outside counts",
+        "worker.py",
+        "            if ended.from_outside:",
+        "            if False:",
+        "tests/test_home.py -k killed_from_outside",
+    ),
+    Fault(
+        "staging of the dead stays",
+        "durable.py",
+        "(not started or _started(int(process)) != started)",
+        "False",
+        "tests/test_home.py -k killed_client",
+    ),
+    Fault(
+        "a home of any format",
+        "durable.py",
+        '    if found.get("format") != FORMAT:',
+        "    if False:",
+        "tests/test_home.py -k another_format",
+    ),
+    Fault(
+        "equal values share a text",
+        "data/text.py",
+        "key = type(value), repr(value)",
+        "key = type(value), str(hash(value))",
+        "tests/data/test_given.py -k equal_values",
+    ),
+    Fault(
+        "a message says a key twice",
+        "data/conversation.py",
+        "        json.loads(text, object_pairs_hook=_must_be_distinct)\n",
+        "        pass\n",
+        "tests/data/test_given.py -k dropped_or_guessed",
+    ),
+    Fault(
+        "another home's job is claimed",
+        "store.py",
+        "mine, lost = jobs.c.home == self.home, ",
+        "mine, lost = sa.true(), ",
+        "tests/test_homes.py -k only_its_own",
+    ),
+    Fault(
+        "another home's model is repaired away",
+        "repair.py",
+        "for model in (m for m in store.all_models() if m.home == store.home):\n        folder = home",
+        "for model in store.all_models():\n        folder = home",
+        "tests/test_homes.py -k neither_repaired",
+    ),
+    Fault(
+        "another home's job is removed",
+        "service.py",
+        "        if job.home != self.store.home:\n",
+        "        if False:\n",
+        "tests/test_homes.py -k neither_repaired",
+    ),
+    Fault(
+        "a copied home works beside the first",
+        "home.py",
+        'if _is_home(Path(marker["place"]), marker["id"], home):',
+        "if False:",
+        "tests/test_homes.py -k copied",
+    ),
+    Fault(
+        "a lost store is a new one",
+        "home.py",
+        "    if worked or (found and forgotten):",
+        "    if False:",
+        "tests/test_homes.py -k lost_store",
+    ),
+    Fault(
+        "a repair is not written down",
+        "repair.py",
+        '    durable.write_json(place / RECORD, {"actions": actions})\n',
+        "",
+        "tests/test_homes.py -k undone_whole",
+    ),
+    Fault(
+        "a changed row is shown",
+        "schema.py",
+        '"" if row["seal"] == seal_of(table, row, is_read=True) else',
+        '"" if True else',
+        "tests/test_damage.py -k any_column",
+    ),
+    Fault(
+        "one damaged row blocks the others",
+        "schema.py",
+        "        return Unreadable()",
+        "        raise",
+        "tests/test_damage.py -k left_out",
+    ),
+    Fault(
+        "a folder that is being made is nobody's",
+        "durable.py",
+        "        owner = folder / _own(staged).name\n",
+        "        owner = folder / OWNER\n",
+        "tests/test_homes.py -k nothing_unowned",
+    ),
+    Fault(
+        "a model is removed beside a job that waits for it",
+        "service.py",
+        "                raise LineAwaited(",
+        "                LineAwaited(",
+        "tests/test_homes.py -k waits_for",
+    ),
+    Fault(
+        "a job loses its model's origin",
+        "store.py",
+        "                raise JobHasModel(",
+        "                JobHasModel(",
+        "tests/test_homes.py -k name_is_free",
+    ),
+    Fault(
+        "answers that have a price are given away",
+        "service.py",
+        "                raise UsageNotRecorded(",
+        "                UsageNotRecorded(",
+        "tests/test_homes.py -k cannot_be_written",
+    ),
+    Fault(
+        "a table is read whole",
+        "store.py",
+        ".order_by(*keys).limit(size)",
+        ".order_by(*keys)",
+        "tests/test_homes.py -k page_at_a_time",
+    ),
+    Fault(
+        "a damaged row stops a sweep",
+        "worker.py",
+        "except (UnknownJob, DamagedRow):",
+        "except UnknownJob:",
+        "tests/test_damage.py -k no_sweep",
+    ),
+    Fault(
+        "the tables of a CREATE hold everything",
+        "data/dataset.py",
+        '"memory_limit": f"{MEMORY}B"',
+        '"memory_limit": "99GB"',
+        "tests/data/test_dataset.py -k grow_with",
+    ),
+    Fault(
+        "long rows have no room",
+        "data/dataset.py",
+        "        _make_room(own, file)\n",
+        "",
+        "tests/data/test_dataset.py -k longer_than",
+    ),
+    Fault(
+        "a flag that is neither true nor false",
+        "schema.py",
+        "lambda v: bool(v) if v in (0, 1) else v",
+        "lambda v: bool(v)",
+        "tests/test_damage.py -k neither",
+    ),
+    Fault(
+        "another version of a line is removed",
+        "registry.py",
+        "    if row is None:\n        raise UnknownModel(name=name, closest=closest(name, store.model_names()))\n    return _tuned",
+        "    if row is None:\n        return resolve(store, home, name)\n    return _tuned",
+        "tests/test_homes.py -k removes_nothing",
+    ),
+    Fault(
+        "a home takes rows whose files are elsewhere",
+        "home.py",
+        "                if (inside and not former) or any(p.exists() for p in _folders_of(home, i))\n",
+        "",
+        "tests/test_homes.py -k at_the_place",
+    ),
+    Fault(
+        "a child outlives its worker",
+        "tuning/child.py",
+        "prctl(1, signal.SIGKILL)",
+        "getpid()",
+        "tests/test_worker.py -k worker_is_gone",
+    ),
+]
 
 
 def seen(fault: Fault, folder: Path) -> bool:
-    """Whether the test is red without the guard. The guard must be there, else the list is out of date."""
-    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    """Whether the test is red without the guard. The guard must be there, else the list is out of
+    date."""
+    shutil.copytree(
+        ROOT / "src",
+        folder / "src",
+        ignore=shutil.ignore_patterns("__pycache__"),
+        dirs_exist_ok=True,
+    )
     file = folder / "src" / "tunesmith" / fault.file
     text = file.read_text()
     if text.count(fault.guard) != 1:
-        raise SystemExit(f"the guard of {fault.name!r} stands {text.count(fault.guard)} times in {fault.file}: mend proofs/guards.py")
+        raise SystemExit(
+            f"the guard of {fault.name!r} stands {text.count(fault.guard)} times in {fault.file}: mend proofs/guards.py"
+        )
     file.write_text(text.replace(fault.guard, fault.instead))
     words = fault.test.split()
     command = (
         [sys.executable, *words]
         if words[0].startswith("proofs/")
-        else [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", f"--basetemp={folder / 'pytest'}", *words]
+        else [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-p",
+            "no:xdist",
+            f"--basetemp={folder / 'pytest'}",
+            *words,
+        ]
     )
-    environment = {**os.environ, "PYTHONPATH": str(folder / "src"), "PROOF_RESULTS": str(folder / "results.json")}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(folder / "src"),
+        "PROOF_RESULTS": str(folder / "results.json"),
+    }
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     file.write_text(text)
     if ended.returncode not in (0, 1):
-        raise SystemExit(f"{fault.test} ended with {ended.returncode}: {ended.stdout[-500:]} {ended.stderr[-500:]}")
+        raise SystemExit(
+            f"{fault.test} ended with {ended.returncode}: {ended.stdout[-500:]} {ended.stderr[-500:]}"
+        )
     return ended.returncode == 1
 
 
@@ -146,8 +560,13 @@ def proofs(first: int) -> Iterator[Proof]:
             if not seen(fault, Path(folder)):
                 unseen.append(fault.name)
                 print(f"  not seen: {fault.name}")
-    yield Proof(f"{len(faults)} guards taken out, one at a time: a test turns red", f"{len(faults)}", f"{len(faults) - len(unseen)}", not unseen,
-                time.monotonic() - began)  # fmt: skip
+    yield Proof(
+        f"{len(faults)} guards taken out, one at a time: a test turns red",
+        f"{len(faults)}",
+        f"{len(faults) - len(unseen)}",
+        not unseen,
+        time.monotonic() - began,
+    )
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
-"""Homes that share a store, a store that is damaged bit by bit, folders that kills leave, and a store of many jobs.
+"""Homes that share a store, a store that is damaged bit by bit, folders that kills leave, and a
+store of many jobs.
 
-python proofs/homes.py [--homes 4] [--each 6] [--flips 300] [--kills 60] [--jobs 5000] [--metrics 1000000] [--seed 0]
+python proofs/homes.py [--homes 4] [--each 6] [--flips 300] [--kills 60] [--jobs 5000] [--metrics
+1000000] [--seed 0]
 """
 
 import argparse
@@ -34,7 +36,8 @@ MORE_S, MOST_MB = 0.2, 100.0  # `job list` beside an empty home; a door beside a
 
 
 def shared(base: Path, folder: Path, homes: int, each: int, seed: int) -> Iterator[Proof]:
-    """Homes with workers that are killed, on one store, each of them repairing all the while: every job ends in its own home."""
+    """Homes with workers that are killed, on one store, each of them repairing all the while: every
+    job ends in its own home."""
     began = time.monotonic()
     os.environ["TUNESMITH_STORE"] = f"sqlite:///{folder / 'shared.db'}"
     places = [folder / f"home-{i}" for i in range(homes)]
@@ -44,7 +47,9 @@ def shared(base: Path, folder: Path, homes: int, each: int, seed: int) -> Iterat
         service = Tunesmith(home=place)
         for n in range(each):
             rows = [{"prompt": f"say {i}", "completion": "red"} for i in range(12)]
-            service.create(f"m{n}", str(base), rows, method="lora", rank=2, max_epochs=1, learning_rate=1e-2)
+            service.create(
+                f"m{n}", str(base), rows, method="lora", rank=2, max_epochs=1, learning_rate=1e-2
+            )
 
     def work(place: Path) -> None:
         settings = Settings.read(place)
@@ -75,7 +80,11 @@ def shared(base: Path, folder: Path, homes: int, each: int, seed: int) -> Iterat
         mine = [j for j in store.all_jobs() if j.home == store.home]
         seen[place.name] = sum(j.status is JobStatus.SUCCEEDED for j in mine)
         models = [m for m in store.all_models() if m.home == store.home]
-        wrong += [f"{place.name}: {m.name} damaged" for m in models if repair.damage(place / m.folder, m.digest)]
+        wrong += [
+            f"{place.name}: {m.name} damaged"
+            for m in models
+            if repair.damage(place / m.folder, m.digest)
+        ]
         wrong += [f"{place.name}: {m}" for m in repair.mismatches(settings, store, read=True)]
         wrong += [f"{place.name}: put aside"] * (place / repair.UNCLAIMED).exists()
         store.close()
@@ -85,8 +94,11 @@ def shared(base: Path, folder: Path, homes: int, each: int, seed: int) -> Iterat
     done, wanted = sum(seen.values()), homes * each
     yield Proof(
         f"{homes} homes on one store, {kills} kills, a repair after each life: every job ends in its own home, nothing is put aside",
-        f"{wanted} of {wanted}, 0 wrong", f"{done} of {wanted}, {len(wrong)} wrong", done == wanted and not wrong, time.monotonic() - began,
-    )  # fmt: skip
+        f"{wanted} of {wanted}, 0 wrong",
+        f"{done} of {wanted}, {len(wrong)} wrong",
+        done == wanted and not wrong,
+        time.monotonic() - began,
+    )
 
 
 # ---------------------------------------------------------------- one bit
@@ -113,20 +125,27 @@ def flips(folder: Path, n: int, seed: int) -> Iterator[Proof]:
         return f"fine: {became}"
 
     told = [said for _, said in at_once(range(n), judge)]
-    wrong, found = [s for s in told if s.startswith("wrong")], Counter(s.removeprefix("fine: ") for s in told if s.startswith("fine"))
+    wrong, found = (
+        [s for s in told if s.startswith("wrong")],
+        Counter(s.removeprefix("fine: ") for s in told if s.startswith("fine")),
+    )
     for w in wrong[:10]:
         print(f"  {w}")
     yield Proof(
-        f"{n} flips of one bit of a store: no raw error, nothing shown that was changed", "0 wrong",
-        f"{len(wrong)} wrong ({', '.join(f'{v} {k}' for k, v in sorted(found.items()))})", not wrong, time.monotonic() - began,
-    )  # fmt: skip
+        f"{n} flips of one bit of a store: no raw error, nothing shown that was changed",
+        "0 wrong",
+        f"{len(wrong)} wrong ({', '.join(f'{v} {k}' for k, v in sorted(found.items()))})",
+        not wrong,
+        time.monotonic() - began,
+    )
 
 
 # ---------------------------------------------------------------- what kills leave
 
 
 def kills(folder: Path, n: int, seed: int) -> Iterator[Proof]:
-    """A process is killed while it creates or removes; then a sweep: every folder has its row and every row its folder."""
+    """A process is killed while it creates or removes; then a sweep: every folder has its row and
+    every row its folder."""
     began = time.monotonic()
     import test_homes
 
@@ -138,14 +157,21 @@ def kills(folder: Path, n: int, seed: int) -> Iterator[Proof]:
         if step != "create":
             job = service.create("m", "tunesmith-tiny", test_homes.ROWS)
             test_homes.finish(service, job.id) if step == "drop" else service.cancel(job.id)
-        subprocess.run([sys.executable, "-c", test_homes.KILLED, step, str(at)], env={**os.environ, "TUNESMITH_HOME": str(home)},
-                       capture_output=True)  # fmt: skip
+        subprocess.run(
+            [sys.executable, "-c", test_homes.KILLED, step, str(at)],
+            env={**os.environ, "TUNESMITH_HOME": str(home)},
+            capture_output=True,
+        )
         worker.sweep(service.settings, service.store)
         rows = {j.id.removeprefix("ft_") for j in service.show()}
         left = {p.name for p in (home / "jobs").glob("*")} ^ rows
         left |= {p.name for p in (home / "models").glob("*")} ^ {m.id for m in service.models()}
         left |= {p.name for p in (home / "tmp").iterdir()}
-        size = sum(f.stat().st_size for f in home.rglob("*") if f.is_file() and any(p in left for p in f.parts))
+        size = sum(
+            f.stat().st_size
+            for f in home.rglob("*")
+            if f.is_file() and any(p in left for p in f.parts)
+        )
         shutil.rmtree(home)
         return f"{step} at {at}: {sorted(left)}, {size} bytes" if left else ""
 
@@ -154,13 +180,17 @@ def kills(folder: Path, n: int, seed: int) -> Iterator[Proof]:
     for w in wrong[:10]:
         print(f"  {w}")
     yield Proof(
-        f"{n} kills while a job is created, or a job or model removed: after a sweep nothing unowned stays", "0 left", f"{len(wrong)} left",
-        not wrong, time.monotonic() - began,
-    )  # fmt: skip
+        f"{n} kills while a job is created, or a job or model removed: after a sweep nothing unowned stays",
+        "0 left",
+        f"{len(wrong)} left",
+        not wrong,
+        time.monotonic() - began,
+    )
 
 
 def cancels(base: Path, folder: Path, n: int, seed: int) -> Iterator[Proof]:
-    """A working job is killed before a random operation, then cancelled (or paused first, where it trains): its checkpoints go with it."""
+    """A working job is killed before a random operation, then cancelled (or paused first, where it
+    trains): its checkpoints go with it."""
     began = time.monotonic()
     trials = crash.Trials(base, crash.rows(), folder)
 
@@ -179,28 +209,38 @@ def cancels(base: Path, folder: Path, n: int, seed: int) -> Iterator[Proof]:
         forked(lambda: crash.work(home))
         worker.sweep(settings, store)
         [job] = store.all_jobs()
-        left = [p for p in home.glob("jobs/*/attempt-*/*") if p.is_dir()] + list((home / "tmp").iterdir())
+        left = [p for p in home.glob("jobs/*/attempt-*/*") if p.is_dir()] + list(
+            (home / "tmp").iterdir()
+        )
         left += [p for p in home.glob("models/*") if job.status is not JobStatus.SUCCEEDED]
         size = sum(f.stat().st_size for p in left for f in p.rglob("*") if f.is_file())
         shutil.rmtree(home)
         if not job.status.is_final:
             return f"killed at {at}: {job.status}"
-        return f"killed at {at}: {[str(p.relative_to(home)) for p in left]}, {size} bytes" if left else ""
+        return (
+            f"killed at {at}: {[str(p.relative_to(home)) for p in left]}, {size} bytes"
+            if left
+            else ""
+        )
 
     wrong = [said for _, said in at_once(range(n), judge)]
     for w in wrong[:10]:
         print(f"  {w}")
     yield Proof(
         f"{n} jobs killed before any of {trials.operations} operations, then paused or cancelled: no checkpoint, result or staging folder stays",
-        "0 left", f"{len(wrong)} left", not wrong, time.monotonic() - began,
-    )  # fmt: skip
+        "0 left",
+        f"{len(wrong)} left",
+        not wrong,
+        time.monotonic() - began,
+    )
 
 
 # ---------------------------------------------------------------- many jobs
 
 
 def many(folder: Path, n_jobs: int, n_metrics: int) -> Iterator[Proof]:
-    """What the doors of a large store take beside those of an empty one, in processes of their own, the better of three."""
+    """What the doors of a large store take beside those of an empty one, in processes of their own,
+    the better of three."""
     began = time.monotonic()
     os.environ["TUNESMITH_IDLE_S"] = "1"
     small, big = folder / "small", folder / "big"
@@ -208,29 +248,53 @@ def many(folder: Path, n_jobs: int, n_metrics: int) -> Iterator[Proof]:
     large.one_real_job(big)
     made = large.fill(big, n_jobs, n_metrics)
     runs = [(large.doors(small, first), large.doors(big, made[-1])) for _ in range(3)]
-    best = [{d: (min(r[i][d][0] for r in runs), min(r[i][d][1] for r in runs)) for d in large.DOORS} for i in (0, 1)]
+    best = [
+        {d: (min(r[i][d][0] for r in runs), min(r[i][d][1] for r in runs)) for d in large.DOORS}
+        for i in (0, 1)
+    ]
     more = {d: best[1][d][0] - best[0][d][0] for d in large.DOORS}
     memory = {d: best[1][d][1] - best[0][d][1] for d in large.DOORS}
     for d in large.DOORS:
-        print(f"  {d:<26} {best[1][d][0]:6.2f} s, {best[1][d][1]:5.0f} MB; with one job {best[0][d][0]:.2f} s, {best[0][d][1]:.0f} MB")
-    quick = ("job list", "job list --status", "job show", "tunesmith.jobs LIMIT 5", "metrics_of one job")
+        print(
+            f"  {d:<26} {best[1][d][0]:6.2f} s, {best[1][d][1]:5.0f} MB; with one job {best[0][d][0]:.2f} s, {best[0][d][1]:.0f} MB"
+        )
+    quick = (
+        "job list",
+        "job list --status",
+        "job show",
+        "tunesmith.jobs LIMIT 5",
+        "metrics_of one job",
+    )
     slowest = max(more[d] for d in quick)
     size = f"{n_jobs:,} jobs and {n_metrics:,} metric rows"
     yield Proof(
-        f"{size}: job list, job show and one job's metrics, beside one job", f"<= {MORE_S} s more", f"{slowest:.2f} s more", slowest <= MORE_S,
+        f"{size}: job list, job show and one job's metrics, beside one job",
+        f"<= {MORE_S} s more",
+        f"{slowest:.2f} s more",
+        slowest <= MORE_S,
         time.monotonic() - began,
-    )  # fmt: skip
+    )
     worst = max(memory.values())
     yield Proof(
-        f"{size}: no door holds more than it shows, beside one job", f"<= {MOST_MB:.0f} MB more",
+        f"{size}: no door holds more than it shows, beside one job",
+        f"<= {MOST_MB:.0f} MB more",
         f"{worst:.0f} MB more (all metrics {best[1]['tunesmith.metrics'][0]:.1f} s, all jobs {best[1]['tunesmith.jobs'][0]:.1f} s)",
-        worst <= MOST_MB, 0.0,
-    )  # fmt: skip
+        worst <= MOST_MB,
+        0.0,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("homes", 4), ("each", 6), ("flips", 300), ("kills", 60), ("jobs", 5000), ("metrics", 1_000_000), ("seed", 0)):
+    for name, default in (
+        ("homes", 4),
+        ("each", 6),
+        ("flips", 300),
+        ("kills", 60),
+        ("jobs", 5000),
+        ("metrics", 1_000_000),
+        ("seed", 0),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
 

@@ -1,8 +1,10 @@
-"""Whole jobs keep their word: a cancel stops the work, the rows are those of CREATE, and nothing grows.
+"""Whole jobs keep their word: a cancel stops the work, the rows are those of CREATE, and nothing
+grows.
 
     python proofs/jobs.py [--cancels 50] [--kinds 20] [--minutes 3] [--seed 0]
 
-The real worker with real children, each in a process group of its own; they are forked, not started, so that none costs an import.
+The real worker with real children, each in a process group of its own; they are forked, not
+started, so that none costs an import.
 """
 
 import argparse
@@ -34,7 +36,9 @@ def fork_children() -> None:
     """Let this process's worker fork its children instead of starting them."""
 
     def begin(module: str, errors: Any, environment: dict[str, str]) -> Any:
-        return ForkedChild(lambda: child.main(module.rpartition(".")[2], import_module(module).run), errors)
+        return ForkedChild(
+            lambda: child.main(module.rpartition(".")[2], import_module(module).run), errors
+        )
 
     worker.start_child = begin
 
@@ -48,7 +52,8 @@ def without_workers(home: Path) -> Tunesmith:
 
 
 def cancels(base: Path, folder: Path, n: int, seed: int) -> Iterator[Proof]:
-    """A long job is cancelled at a random moment of its life, again and again; how long until its processes are gone."""
+    """A long job is cancelled at a random moment of its life, again and again; how long until its
+    processes are gone."""
     began = time.monotonic()
 
     def cancelled(case: int) -> list[float]:
@@ -56,8 +61,12 @@ def cancels(base: Path, folder: Path, n: int, seed: int) -> Iterator[Proof]:
         fork_children()
         service = without_workers(home)
         many = crash.rows() * 20
-        job = service.create("m", str(base), many, **{**crash.OPTIONS, "max_epochs": 10, "batch_size": 2})
-        at_work = start(lambda: worker.Worker(Settings.read(home), open_store(Settings.read(home))).work_all())
+        job = service.create(
+            "m", str(base), many, **{**crash.OPTIONS, "max_epochs": 10, "batch_size": 2}
+        )
+        at_work = start(
+            lambda: worker.Worker(Settings.read(home), open_store(Settings.read(home))).work_all()
+        )
         store = open_store(Settings.read(home))
         until = time.monotonic() + chance.uniform(0.1, 3.0)
         while time.monotonic() < until and not store.get(job.id).status.is_final:
@@ -80,10 +89,12 @@ def cancels(base: Path, folder: Path, n: int, seed: int) -> Iterator[Proof]:
     wrong = sum(not t[2] for t in found)
     p99 = min(len(told) - 1, int(0.99 * len(told)))
     yield Proof(
-        f"{n} cancels of working jobs: told within {TOLD_S:g} s, processes gone within {GONE_S:g} s, no model", f"{TOLD_S:g} s, {GONE_S:g} s",
-        f"p99 {told[p99]:.2f} s and {gone[p99]:.2f} s, {wrong} wrong", not wrong and told[-1] <= TOLD_S and gone[-1] <= GONE_S,
+        f"{n} cancels of working jobs: told within {TOLD_S:g} s, processes gone within {GONE_S:g} s, no model",
+        f"{TOLD_S:g} s, {GONE_S:g} s",
+        f"p99 {told[p99]:.2f} s and {gone[p99]:.2f} s, {wrong} wrong",
+        not wrong and told[-1] <= TOLD_S and gone[-1] <= GONE_S,
         time.monotonic() - began,
-    )  # fmt: skip
+    )
 
 
 def _children_of(pid: int) -> list[int]:
@@ -106,18 +117,33 @@ def _is_alive(pid: int) -> bool:
 # ---------------------------------------------------------------- the rows are those of CREATE
 
 CHANGES = [
-    "DELETE FROM pairs", "UPDATE pairs SET completion = 'nonsense'", "INSERT INTO pairs SELECT * FROM pairs", "DROP TABLE pairs",
-    "ALTER TABLE pairs RENAME TO others", "ALTER TABLE pairs DROP COLUMN completion", "ALTER TABLE pairs RENAME COLUMN prompt TO question",
-    "ALTER TABLE pairs ALTER COLUMN n TYPE VARCHAR", "TRUNCATE pairs", "CREATE OR REPLACE TABLE pairs AS SELECT 1 AS prompt, 2 AS completion",
-    "UPDATE pairs SET prompt = NULL", "INSERT INTO pairs VALUES (99, 'say new', 'new')", "DELETE FROM pairs WHERE n % 2 = 0",
-    "UPDATE pairs SET n = -n", "ALTER TABLE pairs ADD COLUMN more INTEGER DEFAULT 3", "CREATE OR REPLACE VIEW shown AS SELECT 'x' AS prompt, 'y' AS completion",
-    "DROP VIEW shown", "BEGIN; DELETE FROM pairs; COMMIT; CHECKPOINT", "CREATE INDEX by_n ON pairs (n); DELETE FROM pairs WHERE n = 1",
-    "MERGE INTO pairs USING (SELECT 1 AS n) AS s ON pairs.n = s.n WHEN MATCHED THEN DELETE", "VACUUM; UPDATE pairs SET completion = prompt",
-]  # fmt: skip
+    "DELETE FROM pairs",
+    "UPDATE pairs SET completion = 'nonsense'",
+    "INSERT INTO pairs SELECT * FROM pairs",
+    "DROP TABLE pairs",
+    "ALTER TABLE pairs RENAME TO others",
+    "ALTER TABLE pairs DROP COLUMN completion",
+    "ALTER TABLE pairs RENAME COLUMN prompt TO question",
+    "ALTER TABLE pairs ALTER COLUMN n TYPE VARCHAR",
+    "TRUNCATE pairs",
+    "CREATE OR REPLACE TABLE pairs AS SELECT 1 AS prompt, 2 AS completion",
+    "UPDATE pairs SET prompt = NULL",
+    "INSERT INTO pairs VALUES (99, 'say new', 'new')",
+    "DELETE FROM pairs WHERE n % 2 = 0",
+    "UPDATE pairs SET n = -n",
+    "ALTER TABLE pairs ADD COLUMN more INTEGER DEFAULT 3",
+    "CREATE OR REPLACE VIEW shown AS SELECT 'x' AS prompt, 'y' AS completion",
+    "DROP VIEW shown",
+    "BEGIN; DELETE FROM pairs; COMMIT; CHECKPOINT",
+    "CREATE INDEX by_n ON pairs (n); DELETE FROM pairs WHERE n = 1",
+    "MERGE INTO pairs USING (SELECT 1 AS n) AS s ON pairs.n = s.n WHEN MATCHED THEN DELETE",
+    "VACUUM; UPDATE pairs SET completion = prompt",
+]
 
 
 def snapshots(base: Path, folder: Path, n: int) -> Iterator[Proof]:
-    """The table is changed after CREATE, in so many ways; the model is the one of a table that stayed."""
+    """The table is changed after CREATE, in so many ways; the model is the one of a table that
+    stayed."""
     began = time.monotonic()
 
     def weights(case: list[Any]) -> str:
@@ -127,11 +153,16 @@ def snapshots(base: Path, folder: Path, n: int) -> Iterator[Proof]:
         with duckdb.connect(str(place / "own.duckdb")) as connection:
             connection.execute("CREATE TABLE pairs (n INTEGER, prompt VARCHAR, completion VARCHAR)")
             connection.executemany(
-                "INSERT INTO pairs VALUES (?, ?, ?)", [(i, r["prompt"], r["completion"]) for i, r in enumerate(crash.rows())]
+                "INSERT INTO pairs VALUES (?, ?, ?)",
+                [(i, r["prompt"], r["completion"]) for i, r in enumerate(crash.rows())],
             )
-            connection.execute("CREATE VIEW shown AS SELECT prompt, completion FROM pairs ORDER BY n")
+            connection.execute(
+                "CREATE VIEW shown AS SELECT prompt, completion FROM pairs ORDER BY n"
+            )
             worker.ensure = lambda settings, store: None
-            Tunesmith(connection, home=place / "home").create("m", str(base), "SELECT * FROM shown", **crash.OPTIONS)
+            Tunesmith(connection, home=place / "home").create(
+                "m", str(base), "SELECT * FROM shown", **crash.OPTIONS
+            )
             if change:
                 connection.execute(change)
         crash.work(place / "home")
@@ -143,15 +174,21 @@ def snapshots(base: Path, folder: Path, n: int) -> Iterator[Proof]:
     differ = [CHANGES[i - 1] for i, end in ends.items() if end != ends[0]]
     for change in differ:
         print(f"  after {change}: {ends}")
-    yield Proof(f"{n} kinds of change to the table after CREATE: the same model", "0 differ", f"{len(differ)} differ",
-                not differ and ends[0].startswith("SUCCEEDED 1") and len(ends) == n + 1, time.monotonic() - began)  # fmt: skip
+    yield Proof(
+        f"{n} kinds of change to the table after CREATE: the same model",
+        "0 differ",
+        f"{len(differ)} differ",
+        not differ and ends[0].startswith("SUCCEEDED 1") and len(ends) == n + 1,
+        time.monotonic() - began,
+    )
 
 
 # ---------------------------------------------------------------- nothing grows
 
 
 def growth(base: Path, folder: Path, seconds: float) -> Iterator[Proof]:
-    """One worker does small jobs for a while, users look on; its memory, its descriptors and what lies around at the end."""
+    """One worker does small jobs for a while, users look on; its memory, its descriptors and what
+    lies around at the end."""
     began, home = time.monotonic(), folder / "growth"
     worker.HEARTBEAT_S, worker.POLL_S = 0.01, 0.005
     report = folder / "growth.txt"
@@ -170,7 +207,9 @@ def growth(base: Path, folder: Path, seconds: float) -> Iterator[Proof]:
         for i in count():
             if time.monotonic() - began > seconds:
                 break
-            job = service.create(f"m_{i}", str(base), crash.rows(), **{**crash.OPTIONS, "max_epochs": 1})
+            job = service.create(
+                f"m_{i}", str(base), crash.rows(), **{**crash.OPTIONS, "max_epochs": 1}
+            )
             while not service.describe(job.id).status.is_final:
                 time.sleep(0.02)
 
@@ -181,9 +220,15 @@ def growth(base: Path, folder: Path, seconds: float) -> Iterator[Proof]:
     store = open_store(Settings.read(home))
     done = [j for j in store.all_jobs() if j.status is JobStatus.SUCCEEDED]
     third = max(1, len(lines) // 3)
-    early, late = (max(m for m, _ in part) for part in (lines[third : 2 * third], lines[2 * third :]))
+    early, late = (
+        max(m for m, _ in part) for part in (lines[third : 2 * third], lines[2 * third :])
+    )
     descriptors = (max(d for _, d in lines[:third]), max(d for _, d in lines[2 * third :]))
-    left = list((home / "tmp").iterdir()) + list(home.glob("jobs/*/attempt-*/step-*")) + list(home.glob("jobs/*/attempt-*/result"))
+    left = (
+        list((home / "tmp").iterdir())
+        + list(home.glob("jobs/*/attempt-*/step-*"))
+        + list(home.glob("jobs/*/attempt-*/result"))
+    )
     folders = (len(list((home / "jobs").iterdir())), len(list((home / "models").iterdir())))
     grew = late / early - 1
     good = (
@@ -195,14 +240,20 @@ def growth(base: Path, folder: Path, seconds: float) -> Iterator[Proof]:
         and len(done) > 3
     )
     yield Proof(
-        f"{seconds:.0f} s of jobs, beats cut by 100: memory, descriptors and files do not grow", "<= 2 %, 0, 0",
-        f"{len(done)} jobs, memory {grew:+.1%}, descriptors {descriptors[1] - descriptors[0]:+d}, {len(left)} files left", good,
+        f"{seconds:.0f} s of jobs, beats cut by 100: memory, descriptors and files do not grow",
+        "<= 2 %, 0, 0",
+        f"{len(done)} jobs, memory {grew:+.1%}, descriptors {descriptors[1] - descriptors[0]:+d}, {len(left)} files left",
+        good,
         time.monotonic() - began,
-    )  # fmt: skip
+    )
 
 
 def _memory_kb() -> int:
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return next(
+        int(line.split()[1])
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmRSS")
+    )
 
 
 def main() -> None:
@@ -222,7 +273,9 @@ def main() -> None:
             snapshots(base, folder, args.kinds),
             growth(base, folder, 60 * args.minutes),
         )
-        proofs = chain.from_iterable(p for p, n in zip(every, (args.cancels, args.kinds, args.minutes), strict=True) if n)
+        proofs = chain.from_iterable(
+            p for p, n in zip(every, (args.cancels, args.kinds, args.minutes), strict=True) if n
+        )
         show_and_save(proofs, "python proofs/jobs.py")
 
 

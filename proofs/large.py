@@ -2,7 +2,8 @@
 
     python proofs/large.py JOBS METRICS HOME     fills a home, from the newest job there that has succeeded
 
-Every made job is a row like the real one's, its documents included, sealed as the store does it; it has no files.
+Every made job is a row like the real one's, its documents included, sealed as the store does it; it
+has no files.
 """
 
 import json
@@ -33,7 +34,13 @@ def fill(home: Path, n_jobs: int, n_metrics: int) -> list[str]:
     def made_jobs() -> Iterator[dict[str, Any]]:
         for i, job_id in enumerate(ids):
             name = f"made_{i}"
-            changes = {"id": job_id, "sequence": number + i, "name": name, "model_key": name, "idempotency_key": None}
+            changes = {
+                "id": job_id,
+                "sequence": number + i,
+                "name": name,
+                "model_key": name,
+                "idempotency_key": None,
+            }
             yield sealed(jobs, {**real, **changes})
 
     def made_metrics() -> Iterator[dict[str, Any]]:
@@ -78,9 +85,12 @@ def doors(home: Path, job_id: str) -> dict[str, tuple[float, float]]:
     found = {}
     for name, work in DOORS.items():
         ended = subprocess.run(
-            [sys.executable, "-c", MEASURED.format(work=work.format(id=job_id))], env={**os.environ, "TUNESMITH_HOME": str(home)},
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [sys.executable, "-c", MEASURED.format(work=work.format(id=job_id))],
+            env={**os.environ, "TUNESMITH_HOME": str(home)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         assert ended.returncode == 0, ended.stderr
         seconds, memory = ended.stderr.strip().splitlines()[-1].split()
         found[name] = float(seconds), float(memory)

@@ -1,7 +1,9 @@
-"""The corpus the query gate is tried on: a shop with secrets, ordinary training queries, hostile ones, and mutants of both.
+"""The corpus the query gate is tried on: a shop with secrets, ordinary training queries, hostile
+ones, and mutants of both.
 
-Data and a fixture, no judgement: who runs a query and what counts as a leak is `gate.py`'s. A query is one line of a block
-(`##` lines are headings); `{canary_file}`, `{database_file}` and `{out_file}` are filled in by `fill`.
+Data and a fixture, no judgement: who runs a query and what counts as a leak is `gate.py`'s. A query
+is one line of a block (`##` lines are headings); `{canary_file}`, `{database_file}` and
+`{out_file}` are filled in by `fill`.
 """
 
 import random
@@ -52,7 +54,8 @@ CHECKPOINT;
 
 
 def make_shop(path: Path, canary_file: Path) -> None:
-    """Write the database (named `shop.duckdb`, so that its catalog is `shop`) and the file nobody may read, also as `.json` and `.parquet`."""
+    """Write the database (named `shop.duckdb`, so that its catalog is `shop`) and the file nobody
+    may read, also as `.json` and `.parquet`."""
     with duckdb.connect(str(path), config={"threads": "1"}) as connection:
         connection.execute(_SHOP.replace("{canary}", CANARY))
         connection.execute(f"COPY secret TO '{canary_file}' (FORMAT csv)")
@@ -62,14 +65,22 @@ def make_shop(path: Path, canary_file: Path) -> None:
 
 def fill(sql: str, *, canary_file: Path, database_file: Path, out_file: Path) -> str:
     """The query with the paths of this run in place of the placeholders."""
-    for name, path in (("canary_file", canary_file), ("database_file", database_file), ("out_file", out_file)):
+    for name, path in (
+        ("canary_file", canary_file),
+        ("database_file", database_file),
+        ("out_file", out_file),
+    ):
         sql = sql.replace(f"{{{name}}}", str(path))
     return sql
 
 
 def _lines(block: str) -> list[str]:
     """One query a line; `⏎` stands for a line break inside a query."""
-    return [line.replace("⏎", "\n") for line in map(str.strip, block.splitlines()) if line and not line.startswith("##")]
+    return [
+        line.replace("⏎", "\n")
+        for line in map(str.strip, block.splitlines())
+        if line and not line.startswith("##")
+    ]
 
 
 ORDINARY: list[str] = _lines(r"""
@@ -1108,17 +1119,23 @@ def _large() -> Iterator[str]:
     yield " UNION ".join(["SELECT i AS prompt, i AS completion FROM range(900000000) r(i)"] * 900)
     yield (
         "WITH "
-        + ", ".join(f"c{i} AS (SELECT a.* FROM {f'c{i - 1} a, c{i - 1} b' if i else 'tickets a'})" for i in range(40))
+        + ", ".join(
+            f"c{i} AS (SELECT a.* FROM {f'c{i - 1} a, c{i - 1} b' if i else 'tickets a'})"
+            for i in range(40)
+        )
         + " SELECT message AS prompt, team AS completion FROM c39"
     )
     yield (
         "WITH "
         + ", ".join(
-            f"c{i} AS NOT MATERIALIZED (SELECT 1 AS n {f'FROM c{i - 1} UNION ALL SELECT 1 FROM c{i - 1}' if i else ''})" for i in range(30)
+            f"c{i} AS NOT MATERIALIZED (SELECT 1 AS n {f'FROM c{i - 1} UNION ALL SELECT 1 FROM c{i - 1}' if i else ''})"
+            for i in range(30)
         )
         + " SELECT n AS prompt, n AS completion FROM c29"
     )
-    yield "SELECT 1 AS prompt, 2 AS completion FROM " + ", ".join(f"tickets t{i}" for i in range(200))
+    yield "SELECT 1 AS prompt, 2 AS completion FROM " + ", ".join(
+        f"tickets t{i}" for i in range(200)
+    )
     yield "SELECT 1 AS prompt, 2 AS completion FROM tickets t0 " + " ".join(
         f"JOIN tickets t{i} ON t{i}.id = t{i - 1}.id OR t{i}.id = t0.id" for i in range(1, 60)
     )
@@ -1135,7 +1152,8 @@ def _large() -> Iterator[str]:
     yield f"SELECT NULL::INTEGER{'[]' * 10_000} AS prompt, 'x' AS completion"
 
 
-# A run of these has a pandas frame `canary_frame` in the caller's scope and the same frame registered as `canary_rows`.
+# A run of these has a pandas frame `canary_frame` in the caller's scope and the same frame
+# registered as `canary_rows`.
 _PYTHON = r"""
 SELECT word AS prompt, id AS completion FROM canary_frame
 FROM canary_frame
@@ -1164,7 +1182,8 @@ SELECT * FROM self
 SELECT * FROM connection
 """
 
-# Spellings that other databases take and DuckDB 2.0's parser refuses today: they stay for the day one of them parses.
+# Spellings that other databases take and DuckDB 2.0's parser refuses today: they stay for the day
+# one of them parses.
 _UNPARSED = r"""
 SELECT word AS prompt, id AS completion FROM U&"secr\0065t"
 SELECT * FROM U&'secr\0065t'
@@ -1195,11 +1214,14 @@ SET LOCAL threads = 4
 SET x.y = 1
 """
 
-# What each does on a plain connection of DuckDB 2.0.0 was looked at, one copy of the shop a query. None is harmless by intent; those that
-# do nothing today are refused by the binder (a subquery in a lambda, in TRY, in AT, in a table function's or a COLUMNS argument, `$1` without
-# a value, DML in an inner WITH, pandas_scan and its like by hand, getenv, openrowset, seq_scan, SET of what only a start may set), find this
-# fixture empty (duckdb_secrets, _logs, _variables, _indexes, _table_sample, which_secret, getvariable, pg_get_viewdef, DETACH IF EXISTS), or
-# tell only the session (setseed, BEGIN, COMMIT, DEALLOCATE). In "resources" a text too deep is refused at 1000 levels by the parser, late.
+# What each does on a plain connection of DuckDB 2.0.0 was looked at, one copy of the shop a query.
+# None is harmless by intent; those that do nothing today are refused by the binder (a subquery in a
+# lambda, in TRY, in AT, in a table function's or a COLUMNS argument, `$1` without a value, DML in
+# an inner WITH, pandas_scan and its like by hand, getenv, openrowset, seq_scan, SET of what only a
+# start may set), find this fixture empty (duckdb_secrets, _logs, _variables, _indexes,
+# _table_sample, which_secret, getvariable, pg_get_viewdef, DETACH IF EXISTS), or tell only the
+# session (setseed, BEGIN, COMMIT, DEALLOCATE). In "resources" a text too deep is refused at 1000
+# levels by the parser, late.
 HOSTILE: list[tuple[str, str]] = [
     *_of("file", _FILE),
     *_of("write", _WRITE),
@@ -1215,20 +1237,57 @@ HOSTILE: list[tuple[str, str]] = [
 ]
 
 
-_TOKEN = re.compile(r"""--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|"(?:[^"]|"")*"|\$\$.*?\$\$|\w+|::|->>|->|:=|=>|<=|>=|<>|\|\||\s+|.""", re.DOTALL)
+_TOKEN = re.compile(
+    r"""--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|"(?:[^"]|"")*"|\$\$.*?\$\$|\w+|::|->>|->|:=|=>|<=|>=|<>|\|\||\s+|.""",
+    re.DOTALL,
+)
 _SEEDS = [*ORDINARY, *(sql for _, sql in HOSTILE if len(sql) < 2000)]
-_NAMES = ["secret", "main.secret", "shop.main.secret", "hr.salaries", "shop.hr.main.tickets", "leaky", "canary_rows", "peek_table()",
-    "duckdb_tables()", "sqlite_master", "query_table('secret')", "query('FROM secret')", "'{canary_file}'", "read_text('{canary_file}')"]  # fmt: skip
-_VALUES = ["(SELECT max(word) FROM secret)", "(FROM hr.salaries SELECT max(note))", "peek()", "(SELECT content FROM read_text('{canary_file}'))",
-    "(WITH secret AS (SELECT 'x' AS word) SELECT max(word) FROM main.secret)", "current_setting('home_directory')", "nextval('numbers')"]  # fmt: skip
-_WRAPS = ["SELECT * FROM ({}) x", "WITH secret AS (SELECT 1 AS id, 'x' AS word) {}", "WITH tickets AS (FROM secret) {}", "WITH q AS ({}) FROM q",
-    "WITH RECURSIVE secret AS ({}) FROM secret", "{} UNION ALL SELECT word, word FROM secret", "({}) INTERSECT (FROM secret)", "SELECT ({}) AS prompt",
-    "WITH q AS (WITH secret AS (SELECT 1 AS word) {}) SELECT * FROM q, secret", "SELECT EXISTS ({}) AS prompt, 'x' AS completion", "{}; {}",
-    "SELECT word AS prompt, id AS completion FROM secret WHERE (SELECT count(*) FROM ({})) >= 0", "FROM (SUMMARIZE {})", "EXPLAIN {}"]  # fmt: skip
+_NAMES = [
+    "secret",
+    "main.secret",
+    "shop.main.secret",
+    "hr.salaries",
+    "shop.hr.main.tickets",
+    "leaky",
+    "canary_rows",
+    "peek_table()",
+    "duckdb_tables()",
+    "sqlite_master",
+    "query_table('secret')",
+    "query('FROM secret')",
+    "'{canary_file}'",
+    "read_text('{canary_file}')",
+]
+_VALUES = [
+    "(SELECT max(word) FROM secret)",
+    "(FROM hr.salaries SELECT max(note))",
+    "peek()",
+    "(SELECT content FROM read_text('{canary_file}'))",
+    "(WITH secret AS (SELECT 'x' AS word) SELECT max(word) FROM main.secret)",
+    "current_setting('home_directory')",
+    "nextval('numbers')",
+]
+_WRAPS = [
+    "SELECT * FROM ({}) x",
+    "WITH secret AS (SELECT 1 AS id, 'x' AS word) {}",
+    "WITH tickets AS (FROM secret) {}",
+    "WITH q AS ({}) FROM q",
+    "WITH RECURSIVE secret AS ({}) FROM secret",
+    "{} UNION ALL SELECT word, word FROM secret",
+    "({}) INTERSECT (FROM secret)",
+    "SELECT ({}) AS prompt",
+    "WITH q AS (WITH secret AS (SELECT 1 AS word) {}) SELECT * FROM q, secret",
+    "SELECT EXISTS ({}) AS prompt, 'x' AS completion",
+    "{}; {}",
+    "SELECT word AS prompt, id AS completion FROM secret WHERE (SELECT count(*) FROM ({})) >= 0",
+    "FROM (SUMMARIZE {})",
+    "EXPLAIN {}",
+]
 
 
 def mutations(seed: int, n: int) -> Iterator[str]:
-    """`n` queries made of pieces of the corpus, the same for the same seed; many do not parse, some are honest, none may leak."""
+    """`n` queries made of pieces of the corpus, the same for the same seed; many do not parse, some
+    are honest, none may leak."""
     chance = random.Random(seed)
     tokens = [_TOKEN.findall(sql) for sql in _SEEDS]
     for _ in range(n):
@@ -1239,9 +1298,14 @@ def mutations(seed: int, n: int) -> Iterator[str]:
 
 
 def _mutated(query: list[str], other: list[str], chance: random.Random) -> str:
-    """One change: a token, a bracketed piece or the whole, sometimes with a piece of another query."""
+    """One change: a token, a bracketed piece or the whole, sometimes with a piece of another
+    query."""
     words = [i for i, token in enumerate(query) if token[0].isalnum() or token[0] in "_'\""] or [0]
-    tables = [i for i in words if query[i].strip('"').lower() in {"tickets", "orders", "leads", "secret", "salaries"}] or words
+    tables = [
+        i
+        for i in words
+        if query[i].strip('"').lower() in {"tickets", "orders", "leads", "secret", "salaries"}
+    ] or words
     at, pieces = chance.choice(words), _brackets(other) or [other]
     match chance.randrange(11):
         case 0 | 1:
@@ -1256,12 +1320,32 @@ def _mutated(query: list[str], other: list[str], chance: random.Random) -> str:
             mine = chance.choice(_brackets(query) or [query[at : at + 1]])
             return "".join(query).replace("".join(mine), "".join(chance.choice(pieces)), 1)
         case 6:
-            query[at] = chance.choice((str.upper, str.title, '"{}"'.format, "`{}`".format, "main.{}".format, "shop.main.{}".format))(
-                query[at]
-            )
+            query[at] = chance.choice(
+                (
+                    str.upper,
+                    str.title,
+                    '"{}"'.format,
+                    "`{}`".format,
+                    "main.{}".format,
+                    "shop.main.{}".format,
+                )
+            )(query[at])
         case 7:
             query[at] += chance.choice(
-                (" /* FROM tickets */ ", " -- x\n", "/**/", "\u00a0", " , ", "; ", " ) ", " ( ", "\0", "::VARCHAR", ".", "()")
+                (
+                    " /* FROM tickets */ ",
+                    " -- x\n",
+                    "/**/",
+                    "\u00a0",
+                    " , ",
+                    "; ",
+                    " ) ",
+                    " ( ",
+                    "\0",
+                    "::VARCHAR",
+                    ".",
+                    "()",
+                )
             )
         case 8:
             return chance.choice(_WRAPS).replace("{}", "".join(query).rstrip(" ;"))

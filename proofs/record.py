@@ -20,11 +20,13 @@ class Proof:
 
 
 def show_and_save(proofs: Iterable[Proof], command: str) -> None:
-    """Print each as it comes, replace this command's rows in the file, and end with 1 where a promise was missed."""
+    """Print each as it comes, replace this command's rows in the file, and end with 1 where a
+    promise was missed."""
     done = []
     for p in proofs:
         print(
-            f"{'ok  ' if p.ok else 'FAIL'}  {p.promise:<70} required {p.required:<12} reached {p.reached}  ({p.seconds:.0f} s)", flush=True
+            f"{'ok  ' if p.ok else 'FAIL'}  {p.promise:<70} required {p.required:<12} reached {p.reached}  ({p.seconds:.0f} s)",
+            flush=True,
         )
         done.append(p)
     known = json.loads(LATEST.read_text()) if LATEST.exists() else []

@@ -2,8 +2,9 @@
 
     python proofs/served.py [--hostile 300] [--mutations 2000] [--seed 0]
 
-Every hostile query must be refused by the gate, or do no harm where it is only costly; and it is run in the confined child all the same, as if
-the gate had let it through. Harm is: the canary in its answer, a file made or changed, a connection, or more time than it may have.
+Every hostile query must be refused by the gate, or do no harm where it is only costly; and it is
+run in the confined child all the same, as if the gate had let it through. Harm is: the canary in
+its answer, a file made or changed, a connection, or more time than it may have.
 """
 
 import argparse
@@ -38,7 +39,10 @@ class Shop:
         self._watched, self._copy = folder / "watched", folder / "copy"
         for new in (self._watched, self._copy):
             new.mkdir()
-        self.database, self.canary = self._watched / f"{CATALOG}.duckdb", self._watched / "canary.txt"
+        self.database, self.canary = (
+            self._watched / f"{CATALOG}.duckdb",
+            self._watched / "canary.txt",
+        )
         make_shop(self.database, self.canary)
         with duckdb.connect(str(self.database), read_only=True) as connection:
             self.files = served.copy(connection, GRANTED, CATALOG, self._copy)
@@ -48,19 +52,28 @@ class Shop:
 
     def text(self, sql: str) -> str:
         """The query with its places filled in."""
-        places = {"canary_file": self.canary, "database_file": self.database, "out_file": self._watched / "out"}
+        places = {
+            "canary_file": self.canary,
+            "database_file": self.database,
+            "out_file": self._watched / "out",
+        }
         for name, place in places.items():
             sql = sql.replace("{" + name + "}", str(place))
         return sql.replace("{port}", str(self._port.getsockname()[1]))
 
     def harm(self, sql: str) -> str:
-        """What a query did that it may not, when it is run in the confined child; empty: nothing."""
+        """What a query did that it may not, when it is run in the confined child; empty:
+        nothing."""
         self._runs += 1
         folder = self._copy / f"run-{self._runs}-{id(sql)}"
         folder.mkdir()
         began = time.monotonic()
         try:
-            answer = str(served.run(self.text(sql), self.files, CATALOG, folder, part="training", limits=LIMITS).to_pydict())
+            answer = str(
+                served.run(
+                    self.text(sql), self.files, CATALOG, folder, part="training", limits=LIMITS
+                ).to_pydict()
+            )
         except QueryFailed as e:
             answer = str(e.fields["reason"])
         took = time.monotonic() - began
@@ -106,9 +119,12 @@ def hostile(shop: Shop, n: int) -> Iterator[Proof]:
         print(f"  {why}: {shop.text(sql)[:200]}")
     bad = len(through) + len(harmful) + bool(shop.damage())
     yield Proof(
-        f"{len(chosen)} hostile queries, refused, and run all the same: no effect", "0", f"{bad}{shop.damage()}", not bad,
+        f"{len(chosen)} hostile queries, refused, and run all the same: no effect",
+        "0",
+        f"{bad}{shop.damage()}",
+        not bad,
         time.monotonic() - began,
-    )  # fmt: skip
+    )
 
 
 def mutated(shop: Shop, n: int, seed: int = 0) -> Iterator[Proof]:
@@ -119,9 +135,12 @@ def mutated(shop: Shop, n: int, seed: int = 0) -> Iterator[Proof]:
         print(f"  {why}: {shop.text(sql)[:200]}")
     bad = len(harmful) + bool(shop.damage())
     yield Proof(
-        f"{n} mutated queries, the {len(accepted)} that were accepted run: no effect", "0", f"{bad}{shop.damage()}", not bad,
+        f"{n} mutated queries, the {len(accepted)} that were accepted run: no effect",
+        "0",
+        f"{bad}{shop.damage()}",
+        not bad,
         time.monotonic() - began,
-    )  # fmt: skip
+    )
 
 
 def ordinary(shop: Shop) -> Iterator[Proof]:
@@ -129,8 +148,13 @@ def ordinary(shop: Shop) -> Iterator[Proof]:
     refused = [sql for sql in ORDINARY if not passes(sql)]
     for sql in refused:
         print(f"  refused: {sql}")
-    yield Proof(f"{len(ORDINARY)} ordinary training queries are accepted", "all", f"{len(ORDINARY) - len(refused)}", not refused,
-                time.monotonic() - began)  # fmt: skip
+    yield Proof(
+        f"{len(ORDINARY)} ordinary training queries are accepted",
+        "all",
+        f"{len(ORDINARY) - len(refused)}",
+        not refused,
+        time.monotonic() - began,
+    )
 
 
 def at_once(harm: Callable[[Any], tuple[str, str]], cases: Sequence[Any]) -> list[tuple[str, str]]:
@@ -147,7 +171,9 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         shop = Shop(Path(folder))
-        proofs = chain(ordinary(shop), hostile(shop, args.hostile), mutated(shop, args.mutations, args.seed))
+        proofs = chain(
+            ordinary(shop), hostile(shop, args.hostile), mutated(shop, args.mutations, args.seed)
+        )
         show_and_save(proofs, "python proofs/served.py")
 
 

@@ -1,8 +1,10 @@
-"""The store keeps its word under kills, races and clocks: no job lost, none finished twice, one key one job, one end for ever.
+"""The store keeps its word under kills, races and clocks: no job lost, none finished twice, one key
+one job, one end for ever.
 
     python proofs/store.py [--clients 32] [--each 25] [--kills 150] [--races 500] [--dead 20] [--steps 50] [--only NAME] [--postgresql] [--seed 1]
 
-The real store and the real worker, in many processes; only what a trainer computes is left out (its result is a file of a few bytes).
+The real store and the real worker, in many processes; only what a trainer computes is left out (its
+result is a file of a few bytes).
 """
 
 import argparse
@@ -39,7 +41,8 @@ TRIED = 200  # times a client asks again while the store is busy
 
 
 class Quick(worker.Worker):
-    """The real worker with phases that compute nothing: what they report and what they leave is as a trainer's."""
+    """The real worker with phases that compute nothing: what they report and what they leave is as
+    a trainer's."""
 
     def _run_child(self, phase: tuple[str, str], job: Job) -> None:
         if phase == worker.VALIDATE:
@@ -64,7 +67,16 @@ def settings_of(home: Path, url: str) -> Settings:
 
 def new_job(name: str) -> Job:
     return Job(
-        Job.new_id(), name, "tunesmith-tiny", "causal_lm", "SELECT 1", "", Options(), owner="ana", data_digest="d", base={"parameters": 1}
+        Job.new_id(),
+        name,
+        "tunesmith-tiny",
+        "causal_lm",
+        "SELECT 1",
+        "",
+        Options(),
+        owner="ana",
+        data_digest="d",
+        base={"parameters": 1},
     )
 
 
@@ -72,12 +84,15 @@ def new_job(name: str) -> Job:
 
 
 def client(settings: Settings, number: int, jobs: int) -> None:
-    """Create jobs, each under a key of its own; a client that is killed begins again with the same keys. Writes down what was accepted."""
+    """Create jobs, each under a key of its own; a client that is killed begins again with the same
+    keys. Writes down what was accepted."""
     chance, store = random.Random(f"{number} {os.getpid()}"), open_store(settings)
     for n in range(jobs):
         key = f"{number}-{n}"
         for _ in range(2 if chance.random() < REPEATED else 1):
-            accepted = patiently(lambda key=key: store.add(new_job(f"m_{key.replace('-', '_')}"), key))
+            accepted = patiently(
+                lambda key=key: store.add(new_job(f"m_{key.replace('-', '_')}"), key)
+            )
             with (settings.home / f"client-{number}.log").open("a") as log:
                 log.write(f"{key} {accepted.id}\n")
 
@@ -131,11 +146,17 @@ def storm(home: Path, url: str, clients: int, each: int, kills: int, seed: int) 
     for pid in alive:
         os.waitpid(pid, 0)
     told = Counter(
-        tuple(line.split()) for log in home.glob("client-*.log") for line in log.read_text().splitlines() if line.count(" ") == 1
+        tuple(line.split())
+        for log in home.glob("client-*.log")
+        for line in log.read_text().splitlines()
+        if line.count(" ") == 1
     )
     ids = {job for _, job in told}
     jobs = {j.id: j for j in store.all_jobs()}
-    models, used = Counter(m.job_id for m in store.all_models()), Counter(u["job_id"] for u in store.rows("usage"))
+    models, used = (
+        Counter(m.job_id for m in store.all_models()),
+        Counter(u["job_id"] for u in store.rows("usage")),
+    )
     lost = ids - jobs.keys()
     doubled = [i for i in jobs if models[i] != 1 or used[i] != 1]
     keys = Counter(key for key, _ in told)
@@ -147,9 +168,11 @@ def storm(home: Path, url: str, clients: int, each: int, kills: int, seed: int) 
     store.close()
     yield Proof(
         f"{clients} clients x {each} jobs, {REPEATED:.0%} asked twice, {kills - left} kills ({store._engine.dialect.name}): all done, once",
-        f"{wanted} of {wanted}", f"{len(jobs) - len(doubled) - len(lost)} of {wanted}, {wrong} wrong ({fenced} jobs changed hands)",
-        not wrong and done == wanted and not left, time.monotonic() - began,
-    )  # fmt: skip
+        f"{wanted} of {wanted}",
+        f"{len(jobs) - len(doubled) - len(lost)} of {wanted}, {wrong} wrong ({fenced} jobs changed hands)",
+        not wrong and done == wanted and not left,
+        time.monotonic() - began,
+    )
 
 
 # ---------------------------------------------------------------- one end for ever
@@ -172,7 +195,9 @@ def races(home: Path, url: str, n: int, seed: int) -> Iterator[Proof]:
         mine._run_child(worker.EVALUATE, job)
         return job
 
-    alone = []  # how long the last step takes on this machine: both sides of a race begin within a few times that
+    # how long the last step takes on this machine: both sides of a race begin within a few times
+    # that
+    alone = []
     for i in range(5):
         job, start = evaluated(f"alone_{i}"), time.monotonic()
         mine.work(job)
@@ -196,13 +221,20 @@ def races(home: Path, url: str, n: int, seed: int) -> Iterator[Proof]:
         thread.join()
         mine.work_all()
         after, models = store.get(job.id), [m for m in store.all_models() if m.job_id == job.id]
-        good = (after.status, len(models)) == ((JobStatus.SUCCEEDED, 1) if said == ["finished"] else (JobStatus.CANCELLED, 0))
+        good = (after.status, len(models)) == (
+            (JobStatus.SUCCEEDED, 1) if said == ["finished"] else (JobStatus.CANCELLED, 0)
+        )
         with suppress(TunesmithError):  # a final state is for ever, whatever is tried
             store.move(after, JobStatus.FAILED)
         wrong += not good or store.get(job.id).status is not after.status
         won += said == ["finished"]
-    yield Proof(f"{n} races of a cancel and an end: one final state, no model after an acknowledged cancel", "0 violations",
-                f"{wrong} violations ({won} ended first)", not wrong and 0 < won < n, time.monotonic() - began)  # fmt: skip
+    yield Proof(
+        f"{n} races of a cancel and an end: one final state, no model after an acknowledged cancel",
+        "0 violations",
+        f"{wrong} violations ({won} ended first)",
+        not wrong and 0 < won < n,
+        time.monotonic() - began,
+    )
 
 
 # ---------------------------------------------------------------- leases and clocks
@@ -247,8 +279,13 @@ def dead_workers(home: Path, url: str, n: int, seed: int) -> Iterator[Proof]:
             continue
         waits.append(time.monotonic() - killed[job.id])
     longest = max(waits, default=99.0)
-    yield Proof(f"{n} killed workers, lease {LEASE_S:g} s: their jobs are taken over", f"<= {2 * LEASE_S + 0.5:g} s", f"{len(waits)} jobs, "
-                f"longest {longest:.2f} s", len(waits) == n and longest <= 2 * LEASE_S + 0.5, time.monotonic() - began)  # fmt: skip
+    yield Proof(
+        f"{n} killed workers, lease {LEASE_S:g} s: their jobs are taken over",
+        f"<= {2 * LEASE_S + 0.5:g} s",
+        f"{len(waits)} jobs, longest {longest:.2f} s",
+        len(waits) == n and longest <= 2 * LEASE_S + 0.5,
+        time.monotonic() - began,
+    )
 
 
 class Stepped(BootClock):
@@ -274,8 +311,13 @@ def clocks(home: Path, n: int, seed: int) -> Iterator[Proof]:
         changed += store.renew(job) is not JobStatus.VALIDATING
     clock.at += 31.0
     taken = store.claim("another") is not None
-    yield Proof(f"{n} steps of the wall clock by an hour or ten years: no job changes hands", "0", f"{changed}", not changed and taken,
-                time.monotonic() - began)  # fmt: skip
+    yield Proof(
+        f"{n} steps of the wall clock by an hour or ten years: no job changes hands",
+        "0",
+        f"{changed}",
+        not changed and taken,
+        time.monotonic() - began,
+    )
 
 
 def proofs(folder: Path, url: str, args: argparse.Namespace) -> Iterator[Proof]:
@@ -287,7 +329,7 @@ def proofs(folder: Path, url: str, args: argparse.Namespace) -> Iterator[Proof]:
         "races": lambda: races(homes["races"], "", args.races, args.seed),
         "dead": lambda: dead_workers(homes["dead"], "", args.dead, args.seed),
         "clocks": lambda: clocks(homes["clocks"], args.steps, args.seed),
-    }  # fmt: skip
+    }
     for name, prove in every.items():
         if args.only in (None, name):
             yield from prove()
@@ -295,10 +337,20 @@ def proofs(folder: Path, url: str, args: argparse.Namespace) -> Iterator[Proof]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for name, default in (("clients", 32), ("each", 25), ("kills", 150), ("races", 500), ("dead", 20), ("steps", 50), ("seed", 1)):
+    for name, default in (
+        ("clients", 32),
+        ("each", 25),
+        ("kills", 150),
+        ("races", 500),
+        ("dead", 20),
+        ("steps", 50),
+        ("seed", 1),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--only", choices=["storm", "races", "dead", "clocks"])
-    parser.add_argument("--postgresql", action="store_true", help="the storm on a PostgreSQL server of its own")
+    parser.add_argument(
+        "--postgresql", action="store_true", help="the storm on a PostgreSQL server of its own"
+    )
     args = parser.parse_args()
     with room() as temporary, ExitStack() as stack:
         url = f"{stack.enter_context(server())}/postgres" if args.postgresql else ""

@@ -1,4 +1,5 @@
-"""Is the verdict calibrated? Nulls, planted gains, coverage of its interval, and real tunings that teach nothing.
+"""Is the verdict calibrated? Nulls, planted gains, coverage of its interval, and real tunings that
+teach nothing.
 
 python proofs/verdict.py
 """
@@ -28,7 +29,8 @@ PROCESSES = 2  # tunings at a time, one thread each
 
 
 def two_arms() -> tuple[np.ndarray, np.ndarray]:
-    """Right or wrong, row by row, of two real models on 1,200 messages of the demo's generator: words, and words with pairs."""
+    """Right or wrong, row by row, of two real models on 1,200 messages of the demo's generator:
+    words, and words with pairs."""
     train = [t for t in tickets() if t.team and t.split == "train"]
     test = [t for t in tickets(seed=99) if t.team][:1200]
     right = []
@@ -46,11 +48,19 @@ def nulls() -> Iterator[Proof]:
     for i in range(NULLS):
         rows = r.choice(len(a), int(r.choice([60, 100, 200, 500])), replace=False)
         flip = r.random(len(rows)) < 0.5
-        words[judge(np.where(flip, a[rows], b[rows]), np.where(flip, b[rows], a[rows]), seed=i)[0]] += 1
+        words[
+            judge(np.where(flip, a[rows], b[rows]), np.where(flip, b[rows], a[rows]), seed=i)[0]
+        ] += 1
     took = time.monotonic() - began
     for word in (Word.HELPED, Word.HARMED):
         share = words[word] / NULLS
-        yield Proof(f"{NULLS} exchangeable nulls: {word} at most 5 %", "<= 5 %", f"{share:.1%}", share <= 0.05, took / 2)
+        yield Proof(
+            f"{NULLS} exchangeable nulls: {word} at most 5 %",
+            "<= 5 %",
+            f"{share:.1%}",
+            share <= 0.05,
+            took / 2,
+        )
 
 
 def planted() -> Iterator[Proof]:
@@ -58,10 +68,16 @@ def planted() -> Iterator[Proof]:
     helped = 0
     for i in range(PLANTED):
         kind = r.choice(3, size=200, p=[0.13, 0.03, 0.84])
-        helped += judge((kind == 0).astype(float), (kind == 1).astype(float), seed=i)[0] is Word.HELPED
+        helped += (
+            judge((kind == 0).astype(float), (kind == 1).astype(float), seed=i)[0] is Word.HELPED
+        )
     share = helped / PLANTED
     yield Proof(
-        "a planted gain (13 % of 200 rows won, 3 % lost): HELPED", ">= 90 %", f"{share:.1%}", share >= 0.9, time.monotonic() - began
+        "a planted gain (13 % of 200 rows won, 3 % lost): HELPED",
+        ">= 90 %",
+        f"{share:.1%}",
+        share >= 0.9,
+        time.monotonic() - began,
     )
 
 
@@ -76,17 +92,29 @@ def coverage() -> Iterator[Proof]:
             low, high = interval(difference, seed=i)
             inside += low <= won - lost <= high
         share = inside / COVERAGES
-        yield Proof(f"coverage of the 95 % interval, n = {n}, {COVERAGES} tables", "93 to 97 %", f"{share:.1%}", 0.93 <= share <= 0.97,
-                    time.monotonic() - began)  # fmt: skip
+        yield Proof(
+            f"coverage of the 95 % interval, n = {n}, {COVERAGES} tables",
+            "93 to 97 %",
+            f"{share:.1%}",
+            0.93 <= share <= 0.97,
+            time.monotonic() - began,
+        )
 
 
 def tunings() -> Iterator[Proof]:
-    """Real tunings on shuffled completions: counted, not promised, since such a table still teaches the form of an answer."""
+    """Real tunings on shuffled completions: counted, not promised, since such a table still teaches
+    the form of an answer."""
     began = time.monotonic()
     with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:
         words = Counter(pool.map(shuffled_tuning, range(TUNINGS)))
     said = ", ".join(f"{w} {n}" for w, n in sorted(words.items()))
-    yield Proof(f"{TUNINGS} real tunings on shuffled completions, counted apart", "counted", said, True, time.monotonic() - began)
+    yield Proof(
+        f"{TUNINGS} real tunings on shuffled completions, counted apart",
+        "counted",
+        said,
+        True,
+        time.monotonic() - began,
+    )
 
 
 def shuffled_tuning(seed: int) -> str:
@@ -105,7 +133,10 @@ def shuffled_tuning(seed: int) -> str:
 
 
 def main() -> None:
-    show_and_save([p for part in (nulls, planted, coverage, tunings) for p in part()], "python proofs/verdict.py")
+    show_and_save(
+        [p for part in (nulls, planted, coverage, tunings) for p in part()],
+        "python proofs/verdict.py",
+    )
 
 
 if __name__ == "__main__":

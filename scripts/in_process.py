@@ -1,4 +1,5 @@
-"""One job in this process, for benchmarks and proofs: the product's own children on rows, without store, worker and start-up."""
+"""One job in this process, for benchmarks and proofs: the product's own children on rows, without
+store, worker and start-up."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,28 +21,55 @@ Phase = Callable[[child.Assignment, child.Report], None]
 
 
 def run_job(
-    home: Path, parts: Mapping[str, Sequence[Row]], base: str, asked: Mapping[str, Any], threads: int = 1,
-    phases: Sequence[Phase] = (trainer.run, evaluator.run), columns: Sequence[str] = ("prompt", "completion"),
-) -> tuple[child.Assignment, dict[str, dict[str, Any]]]:  # fmt: skip
-    """The assignment, and everything its phases report, by kind (the last of each): trained, verdict, quoted, …
+    home: Path,
+    parts: Mapping[str, Sequence[Row]],
+    base: str,
+    asked: Mapping[str, Any],
+    threads: int = 1,
+    phases: Sequence[Phase] = (trainer.run, evaluator.run),
+    columns: Sequence[str] = ("prompt", "completion"),
+) -> tuple[child.Assignment, dict[str, dict[str, Any]]]:
+    """The assignment, and everything its phases report, by kind (the last of each): trained,
+    verdict, quoted, …
 
     `parts` are training, validation and test rows of these columns; `home` is an empty folder.
     """
-    sources = sources_of({name: [dict(zip(columns, row, strict=True)) for row in rows] for name, rows in parts.items()})
+    sources = sources_of(
+        {
+            name: [dict(zip(columns, row, strict=True)) for row in rows]
+            for name, rows in parts.items()
+        }
+    )
     with duckdb.connect() as connection:
-        frozen = snapshot(connection, sources, home / "data", home=home, seed=int(asked.get("seed", 0)))
+        frozen = snapshot(
+            connection, sources, home / "data", home=home, seed=int(asked.get("seed", 0))
+        )
     spec = catalog.find(base, home)
     template = PromptTemplate.of_base(Path(spec.folder))
     encoder = Encoder(template, Path(spec.folder))
     prepared = prepare(
-        Dataset.open(home / "data", frozen.digest), encoder, spec, Options.parse(asked), catalog.credits(home, spec.name, "training", 1)
+        Dataset.open(home / "data", frozen.digest),
+        encoder,
+        spec,
+        Options.parse(asked),
+        catalog.credits(home, spec.name, "training", 1),
     )
     (home / "attempt-1").mkdir()
     assignment = child.Assignment(
-        job_id="in-process", task="causal_lm", home=str(home), folder=str(home / "attempt-1"), data_folder=str(home / "data"),
-        data_digest=frozen.digest, options=dict(asked), resolved=prepared.resolved.to_json(), base=spec.to_json(),
-        template=template.to_json(), device="cpu", threads=threads, moved=prepared.moved,
-    )  # fmt: skip
+        job_id="in-process",
+        task="causal_lm",
+        home=str(home),
+        folder=str(home / "attempt-1"),
+        data_folder=str(home / "data"),
+        data_digest=frozen.digest,
+        options=dict(asked),
+        resolved=prepared.resolved.to_json(),
+        base=spec.to_json(),
+        template=template.to_json(),
+        device="cpu",
+        threads=threads,
+        moved=prepared.moved,
+    )
     told: dict[str, dict[str, Any]] = {}
     for phase in phases:
         phase(assignment, lambda kind, **facts: told.__setitem__(kind, facts))

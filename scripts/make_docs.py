@@ -1,4 +1,5 @@
-"""Write the generated parts of the docs: options, errors, command help. A test fails while they are stale.
+"""Write the generated parts of the docs: options, errors, command help. A test fails while they are
+stale.
 
 python scripts/make_docs.py
 """
@@ -24,7 +25,9 @@ def options() -> str:
     rows = ["| option | values | default | |", "|---|---|---|---|"]
     for f in fields(Options):
         default = f"`{f.default}`" if f.default != "" else ""
-        rows.append(f"| `{f.name}` | {', '.join(allowed_values(f))} | {default} | {f.metadata['help']} |")
+        rows.append(
+            f"| `{f.name}` | {', '.join(allowed_values(f))} | {default} | {f.metadata['help']} |"
+        )
     return "\n".join(rows)
 
 
@@ -32,7 +35,9 @@ def error_table() -> str:
     rows = ["| code | what it says |", "|---|---|"]
     for code, kind in sorted(errors._by_code().items()):
         text = " ".join((kind.__doc__ or "").split()).replace("|", "\\|")
-        shown = re.sub(r"{(\w+)(![^}]*|:[^}]*)?}", r"*\1*", text).replace("{{", "{").replace("}}", "}")
+        shown = (
+            re.sub(r"{(\w+)(![^}]*|:[^}]*)?}", r"*\1*", text).replace("{{", "{").replace("}}", "}")
+        )
         rows.append(f"| `{code}` | {shown} |")
     return "\n".join(rows)
 
@@ -61,7 +66,9 @@ def rendered(page: str) -> str:
     text = (DOCS / page).read_text()
     for name, make in PARTS[page].items():
         start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        text = text[: text.index(start) + len(start)] + "\n" + make() + "\n" + text[text.index(end) :]
+        text = (
+            text[: text.index(start) + len(start)] + "\n" + make() + "\n" + text[text.index(end) :]
+        )
     return text
 
 

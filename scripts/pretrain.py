@@ -2,12 +2,13 @@
 
     python scripts/pretrain.py --prose prose.parquet --tasks tasks.parquet --out base/ --minutes 20
 
-`--prose` holds running text (a column `text`), `--tasks` rows of `prompt` and `completion`; both may be Parquet, CSV or
-JSON lines, several files each. The script trains a byte-level BPE, packs both sources into rows of `--context` tokens (joined to
-`--positions` tokens in the last part), mixes more and more tasks in towards the end, and lets the learning rate fall to zero
-exactly when the minutes are over. State is saved every `--save-minutes`; the same command goes on from there. The result is an
-ordinary Hugging Face folder (safetensors, float16) with `pretraining.json` beside the weights: what was read, how fast, and the
-held-out loss in bits per byte.
+`--prose` holds running text (a column `text`), `--tasks` rows of `prompt` and `completion`; both
+may be Parquet, CSV or JSON lines, several files each. The script trains a byte-level BPE, packs
+both sources into rows of `--context` tokens (joined to `--positions` tokens in the last part),
+mixes more and more tasks in towards the end, and lets the learning rate fall to zero exactly when
+the minutes are over. State is saved every `--save-minutes`; the same command goes on from there.
+The result is an ordinary Hugging Face folder (safetensors, float16) with `pretraining.json` beside
+the weights: what was read, how fast, and the held-out loss in bits per byte.
 """
 
 import argparse
@@ -31,10 +32,15 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 END, PAD, SYSTEM, USER, ASSISTANT = range(5)
 SPECIAL = ["<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + "
+    "'<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-STAGES = ((64, 12), (128, 32), (256, 64))  # copying alone: length of a row, longest stretch; on to the next when the loss is below COPIED
+STAGES = (
+    (64, 12),
+    (128, 32),
+    (256, 64),
+)  # copying alone: length of a row, longest stretch; on to the next when the loss is below COPIED
 COPIED = 2.0
 HELD_OUT = 200  # the last rows of each source are never trained on
 
@@ -53,7 +59,9 @@ def main() -> None:
         shutil.copy(Path(args.start) / "tokenizer.json", state / "tokenizer.json")
     tokenizer = trained_tokenizer(state / "tokenizer.json", prose, tasks, args.vocabulary)
     streams = {
-        "prose": packed(state / "prose.npy", tokenizer, [(p,) for p in prose[:-HELD_OUT]], args.context),
+        "prose": packed(
+            state / "prose.npy", tokenizer, [(p,) for p in prose[:-HELD_OUT]], args.context
+        ),
         "tasks": packed(state / "tasks.npy", tokenizer, tasks[:-HELD_OUT], args.context),
     }
     if args.start:
@@ -62,23 +70,39 @@ def main() -> None:
         model = LlamaForCausalLM(architecture(args))
         initialise(model)
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"{parameters:,} parameters, " + ", ".join(f"{k} {v.size:,} tokens" for k, v in streams.items()), flush=True)
+    print(
+        f"{parameters:,} parameters, "
+        + ", ".join(f"{k} {v.size:,} tokens" for k, v in streams.items()),
+        flush=True,
+    )
 
     curve, tokens = pretrain(model, streams, args, state)
     held_out = {
         "prose": bits_per_byte(model, tokenizer, [(p,) for p in prose[-HELD_OUT:]], args.context),
         "tasks": bits_per_byte(model, tokenizer, tasks[-HELD_OUT:], args.context),
     }
-    earlier = json.loads((Path(args.start) / "pretraining.json").read_text()) if args.start else None
+    earlier = (
+        json.loads((Path(args.start) / "pretraining.json").read_text()) if args.start else None
+    )
     facts = {
-        "parameters": parameters, "tokens": tokens, "minutes": args.minutes, "peak_learning_rate": args.rate,
+        "parameters": parameters,
+        "tokens": tokens,
+        "minutes": args.minutes,
+        "peak_learning_rate": args.rate,
         "weight_decay": args.weight_decay,
-        "context": args.context, "seed": args.seed, "held_out_bits_per_byte": held_out, "curve": curve,
-        "bytes_per_token": {"prose": bytes_per_token(tokenizer, prose[:500]),
-                            "tasks": bytes_per_token(tokenizer, [p + c for p, c in tasks[:500]])},
-        "copies": args.copies, "began_with": earlier, "copied": copied(model, streams["tasks"]),
+        "context": args.context,
+        "seed": args.seed,
+        "held_out_bits_per_byte": held_out,
+        "curve": curve,
+        "bytes_per_token": {
+            "prose": bytes_per_token(tokenizer, prose[:500]),
+            "tasks": bytes_per_token(tokenizer, [p + c for p, c in tasks[:500]]),
+        },
+        "copies": args.copies,
+        "began_with": earlier,
+        "copied": copied(model, streams["tasks"]),
         "sources": [Path(f).name for f in args.prose + args.tasks],
-    }  # fmt: skip
+    }
     save(model, tokenizer, args, out, facts)
     print(json.dumps({k: v for k, v in facts.items() if k != "curve"}, indent=1))
 
@@ -97,11 +121,34 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--heads", type=int, default=8)
     p.add_argument("--hidden", type=int, default=640)
     p.add_argument("--context", type=int, default=512, help="length of a packed training row")
-    p.add_argument("--positions", type=int, default=1024, help="longest input that the base declares: rows of the last part")
-    p.add_argument("--long-from", type=float, default=0.75, help="share of the time after which rows are `positions` long")
-    p.add_argument("--copies-first", type=float, default=0.2, help="share of the time, at the start, for copying alone, at most")
-    p.add_argument("--copies", type=float, default=0.125, help="share of the rows that go on repeating random tokens")
-    p.add_argument("--start", help="folder of an earlier result, whose weights and tokenizer this run begins with")
+    p.add_argument(
+        "--positions",
+        type=int,
+        default=1024,
+        help="longest input that the base declares: rows of the last part",
+    )
+    p.add_argument(
+        "--long-from",
+        type=float,
+        default=0.75,
+        help="share of the time after which rows are `positions` long",
+    )
+    p.add_argument(
+        "--copies-first",
+        type=float,
+        default=0.2,
+        help="share of the time, at the start, for copying alone, at most",
+    )
+    p.add_argument(
+        "--copies",
+        type=float,
+        default=0.125,
+        help="share of the rows that go on repeating random tokens",
+    )
+    p.add_argument(
+        "--start",
+        help="folder of an earlier result, whose weights and tokenizer this run begins with",
+    )
     p.add_argument("--batch", type=int, default=8, help="packed rows per step")
     p.add_argument("--rate", type=float, default=3e-3, help="peak AdamW rate (embeddings, norms)")
     p.add_argument("--matrix-rate", type=float, default=0.02, help="peak Muon rate (matrices)")
@@ -123,13 +170,19 @@ def arguments() -> argparse.Namespace:
 def read_sources(args: argparse.Namespace) -> tuple[list[str], list[tuple[str, str]]]:
     con = duckdb.connect()
     prose = [r[0] for f in args.prose for r in con.sql(f"SELECT text FROM '{f}'").fetchall()]
-    tasks = [r for f in args.tasks for r in con.sql(f"SELECT prompt, completion FROM '{f}'").fetchall()]
+    tasks = [
+        r for f in args.tasks for r in con.sql(f"SELECT prompt, completion FROM '{f}'").fetchall()
+    ]
     con.close()
     generator = np.random.default_rng(args.seed)
-    return [prose[i] for i in generator.permutation(len(prose))], [tasks[i] for i in generator.permutation(len(tasks))]
+    return [prose[i] for i in generator.permutation(len(prose))], [
+        tasks[i] for i in generator.permutation(len(tasks))
+    ]
 
 
-def trained_tokenizer(path: Path, prose: list[str], tasks: list[tuple[str, str]], vocabulary: int) -> Tokenizer:
+def trained_tokenizer(
+    path: Path, prose: list[str], tasks: list[tuple[str, str]], vocabulary: int
+) -> Tokenizer:
     if path.exists():
         return Tokenizer.from_file(str(path))
     tokenizer = Tokenizer(models.BPE())
@@ -141,23 +194,31 @@ def trained_tokenizer(path: Path, prose: list[str], tasks: list[tuple[str, str]]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=vocabulary,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator(prose[::4] + [f"{p}\n{c}" for p, c in tasks[::4]], trainer)
     tokenizer.save(str(path))
     return tokenizer
 
 
 def token_ids(tokenizer: Tokenizer, documents: list[tuple[str, ...]]) -> list[list[int]]:
-    """One list of ids per document: text and <|end|>, or the chat form of a prompt and its completion."""
-    parts = [tokenizer.encode_batch([d[i] for d in documents], add_special_tokens=False) for i in range(len(documents[0]))]
+    """One list of ids per document: text and <|end|>, or the chat form of a prompt and its
+    completion."""
+    parts = [
+        tokenizer.encode_batch([d[i] for d in documents], add_special_tokens=False)
+        for i in range(len(documents[0]))
+    ]
     if len(parts) == 1:
         return [[*e.ids, END] for e in parts[0]]
     return [[USER, *p.ids, END, ASSISTANT, *c.ids, END] for p, c in zip(*parts, strict=True)]
 
 
-def packed(path: Path, tokenizer: Tokenizer, documents: list[tuple[str, ...]], context: int) -> np.ndarray:
+def packed(
+    path: Path, tokenizer: Tokenizer, documents: list[tuple[str, ...]], context: int
+) -> np.ndarray:
     if not path.exists():
         ids = np.concatenate([np.asarray(i, np.uint16) for i in token_ids(tokenizer, documents)])
         np.save(path, ids[: len(ids) // context * context].reshape(-1, context))
@@ -174,26 +235,38 @@ def bytes_per_token(tokenizer: Tokenizer, texts: list[str]) -> float:
 
 def architecture(args: argparse.Namespace) -> LlamaConfig:
     return LlamaConfig(
-        vocab_size=args.vocabulary, hidden_size=args.width, intermediate_size=args.hidden,
-        num_hidden_layers=args.layers, num_attention_heads=args.heads, num_key_value_heads=args.heads,
-        max_position_embeddings=args.positions, tie_word_embeddings=True, rms_norm_eps=1e-6,
+        vocab_size=args.vocabulary,
+        hidden_size=args.width,
+        intermediate_size=args.hidden,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.heads,
+        num_key_value_heads=args.heads,
+        max_position_embeddings=args.positions,
+        tie_word_embeddings=True,
+        rms_norm_eps=1e-6,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        bos_token_id=None, eos_token_id=END, pad_token_id=PAD,
-    )  # fmt: skip
+        bos_token_id=None,
+        eos_token_id=END,
+        pad_token_id=PAD,
+    )
 
 
 def initialise(model: LlamaForCausalLM) -> None:
-    """Matrices that write into the residual stream start at zero: every block starts as the identity."""
+    """Matrices that write into the residual stream start at zero: every block starts as the
+    identity."""
     for layer in model.model.layers:
         nn.init.zeros_(layer.self_attn.o_proj.weight)
         nn.init.zeros_(layer.mlp.down_proj.weight)
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, then the nearest orthogonal matrix (Jordan et al. 2024, quintic Newton-Schulz), in float32:
-    torch's own works in bfloat16, which a processor without AVX-512 computes six hundred times slower."""
+    """Momentum, then the nearest orthogonal matrix (Jordan et al. 2024, quintic Newton-Schulz), in
+    float32: torch's own works in bfloat16, which a processor without AVX-512 computes six hundred
+    times slower."""
 
-    def __init__(self, params: list[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self, params: list[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -220,19 +293,30 @@ def orthogonal(g: torch.Tensor, steps: int = 5) -> torch.Tensor:
 # ---------------------------------------------------------------- the loop
 
 
-def pretrain(model: LlamaForCausalLM, streams: dict[str, np.ndarray], args: argparse.Namespace, state: Path) -> tuple[list, int]:
+def pretrain(
+    model: LlamaForCausalLM, streams: dict[str, np.ndarray], args: argparse.Namespace, state: Path
+) -> tuple[list, int]:
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    decayed = [{"params": [p for p in rest if p.ndim == 2]}, {"params": [p for p in rest if p.ndim != 2], "weight_decay": 0.0}]
+    decayed = [
+        {"params": [p for p in rest if p.ndim == 2]},
+        {"params": [p for p in rest if p.ndim != 2], "weight_decay": 0.0},
+    ]
     optimizers = [
         Muon(matrices, args.matrix_rate, args.weight_decay),
-        torch.optim.AdamW(decayed, args.rate, betas=(0.9, 0.95), weight_decay=args.weight_decay, fused=True),
+        torch.optim.AdamW(
+            decayed, args.rate, betas=(0.9, 0.95), weight_decay=args.weight_decay, fused=True
+        ),
     ]
     for group in (g for o in optimizers for g in o.param_groups):
         group["peak"] = group["lr"]
     progress = restore(model, optimizers, state)
-    groups = [g for o in optimizers for g in o.param_groups]  # not before: what is restored are new ones
-    step, tokens, stage, used, curve = (progress[k] for k in ("step", "tokens", "stage", "used", "curve"))
+    groups = [
+        g for o in optimizers for g in o.param_groups
+    ]  # not before: what is restored are new ones
+    step, tokens, stage, used, curve = (
+        progress[k] for k in ("step", "tokens", "stage", "used", "curve")
+    )
     started = saved = time.monotonic() - used
     saved += used
     losses: list[float] = []
@@ -258,10 +342,25 @@ def pretrain(model: LlamaForCausalLM, streams: dict[str, np.ndarray], args: argp
             curve.append({"step": step, "seconds": round(seconds), "loss": round(mean, 4)})
             rate = tokens / seconds
             copy = copied(model, streams["tasks"])
-            print(f"step {step}  loss {mean:.3f}  copied {copy:.1%}  {rate:,.0f} tokens/s  {100 * fraction:.0f} %", flush=True)
+            print(
+                f"step {step}  loss {mean:.3f}  copied {copy:.1%}  {rate:,.0f} tokens/s  "
+                f"{100 * fraction:.0f} %",
+                flush=True,
+            )
         if time.monotonic() - saved > 60 * args.save_minutes:
             saved = time.monotonic()
-            keep(model, optimizers, state, {"step": step, "tokens": tokens, "stage": stage, "used": saved - started, "curve": curve})
+            keep(
+                model,
+                optimizers,
+                state,
+                {
+                    "step": step,
+                    "tokens": tokens,
+                    "stage": stage,
+                    "used": saved - started,
+                    "curve": curve,
+                },
+            )
     return curve, tokens
 
 
@@ -273,7 +372,8 @@ def schedule(fraction: float) -> float:
 def rows_of_step(
     streams: dict[str, np.ndarray], step: int, fraction: float, stage: int, args: argparse.Namespace
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and labels of a step: short rows of copies at first, then `batch` rows of `context`, later fewer rows of `positions`."""
+    """Ids and labels of a step: short rows of copies at first, then `batch` rows of `context`,
+    later fewer rows of `positions`."""
     generator = np.random.default_rng([args.seed, step])
     if stage < len(STAGES):
         ids, labels = copy_rows(16, *STAGES[stage], streams["tasks"], generator)
@@ -285,17 +385,25 @@ def rows_of_step(
     rows = []
     for name, n in (("tasks", tasks), ("prose", count - copies - tasks)):
         picked = np.random.default_rng([args.seed, step, len(name), n])
-        stream = streams[name][: len(streams[name]) // joined * joined].reshape(-1, args.context * joined)
+        stream = streams[name][: len(streams[name]) // joined * joined].reshape(
+            -1, args.context * joined
+        )
         rows.append(stream[picked.integers(0, len(stream), n)].astype(np.int64))
     ids, labels = copy_rows(copies, args.context * joined, 128, streams["tasks"], generator)
-    return torch.from_numpy(np.concatenate([*rows, ids])), torch.from_numpy(np.concatenate([*rows, labels]))
+    return torch.from_numpy(np.concatenate([*rows, ids])), torch.from_numpy(
+        np.concatenate([*rows, labels])
+    )
 
 
-def copy_rows(n: int, length: int, reach: int, stream: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of random tokens, each stretch of 2 to `reach` said twice or three times; only what was said before is a target.
+def copy_rows(
+    n: int, length: int, reach: int, stream: np.ndarray, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of random tokens, each stretch of 2 to `reach` said twice or three times; only what was
+    said before is a target.
 
-    What comes next can be told from nothing but where the same tokens stood before. Text alone teaches that very late to a model this
-    small (Olsson et al. 2022, arXiv 2209.11895), and a model that cannot copy a name cannot fill a slot.
+    What comes next can be told from nothing but where the same tokens stood before. Text alone
+    teaches that very late to a model this small (Olsson et al. 2022, arXiv 2209.11895), and a model
+    that cannot copy a name cannot fill a slot.
     """
     ids = np.empty((n, length), np.int64)
     labels = np.full((n, length), -100, np.int64)
@@ -330,7 +438,9 @@ def restore(model: nn.Module, optimizers: list, state: Path) -> dict:
     if not (state / "progress.json").exists():
         return {"step": 0, "tokens": 0, "stage": 0, "used": 0.0, "curve": []}
     tensors = load_file(state / "state.safetensors")
-    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, strict=False)
+    model.load_state_dict(
+        {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, strict=False
+    )
     for n, o in enumerate(optimizers):
         loaded = o.state_dict()
         for k, v in tensors.items():
@@ -343,16 +453,22 @@ def restore(model: nn.Module, optimizers: list, state: Path) -> dict:
 
 @torch.no_grad()
 def copied(model: LlamaForCausalLM, stream: np.ndarray) -> float:
-    """Share of the tokens of random stretches, said a second time, that the model gives as the most likely next one."""
-    ids, labels = (torch.from_numpy(x) for x in copy_rows(8, 256, 64, stream, np.random.default_rng(1)))
+    """Share of the tokens of random stretches, said a second time, that the model gives as the most
+    likely next one."""
+    ids, labels = (
+        torch.from_numpy(x) for x in copy_rows(8, 256, 64, stream, np.random.default_rng(1))
+    )
     best = model(ids).logits[:, :-1].argmax(-1)
     wanted = labels[:, 1:]
     return round(float((best == wanted)[wanted != -100].float().mean()), 3)
 
 
 @torch.no_grad()
-def bits_per_byte(model: LlamaForCausalLM, tokenizer: Tokenizer, documents: list[tuple[str, ...]], context: int) -> float:
-    """Bits needed for the documents' last part (all of the text; a task's completion) per byte of it."""
+def bits_per_byte(
+    model: LlamaForCausalLM, tokenizer: Tokenizer, documents: list[tuple[str, ...]], context: int
+) -> float:
+    """Bits needed for the documents' last part (all of the text; a task's completion) per byte of
+    it."""
     nats, size = 0.0, 0
     for document, ids in zip(documents, token_ids(tokenizer, documents), strict=True):
         target = len(tokenizer.encode(document[-1], add_special_tokens=False).ids)
@@ -360,7 +476,9 @@ def bits_per_byte(model: LlamaForCausalLM, tokenizer: Tokenizer, documents: list
             piece = torch.tensor([ids[max(0, start - 1) : start + context]])
             if piece.shape[1] < 2:
                 continue
-            losses = nn.functional.cross_entropy(model(piece).logits[0, :-1], piece[0, 1:], reduction="none")
+            losses = nn.functional.cross_entropy(
+                model(piece).logits[0, :-1], piece[0, 1:], reduction="none"
+            )
             if len(document) > 1:  # a task: only its completion, the end mark left out
                 first = len(ids) - 1 - target - max(0, start - 1) - 1
                 losses = losses[max(0, first) : len(ids) - 1 - max(0, start - 1) - 1]
@@ -369,11 +487,16 @@ def bits_per_byte(model: LlamaForCausalLM, tokenizer: Tokenizer, documents: list
     return round(nats / math.log(2) / size, 4)
 
 
-def save(model: LlamaForCausalLM, tokenizer: Tokenizer, args: argparse.Namespace, out: Path, facts: dict) -> None:
+def save(
+    model: LlamaForCausalLM, tokenizer: Tokenizer, args: argparse.Namespace, out: Path, facts: dict
+) -> None:
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=SPECIAL[END], pad_token=SPECIAL[PAD], model_max_length=args.positions,
+        tokenizer_object=tokenizer,
+        eos_token=SPECIAL[END],
+        pad_token=SPECIAL[PAD],
+        model_max_length=args.positions,
         additional_special_tokens=SPECIAL[SYSTEM:],
-    )  # fmt: skip
+    )
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(out)
     model.generation_config = GenerationConfig(eos_token_id=END, pad_token_id=PAD)

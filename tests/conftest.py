@@ -1,4 +1,5 @@
-"""Shared by all tests: a home of its own, tiny real models, real data where it is at hand. Nothing is mocked, no network is reached."""
+"""Shared by all tests: a home of its own, tiny real models, real data where it is at hand. Nothing
+is mocked, no network is reached."""
 
 import atexit
 import json
@@ -41,7 +42,9 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     connect = socket.socket.connect
 
     def local_only(self: socket.socket, address: Any) -> None:
-        if isinstance(address, tuple) and not str(address[0]).startswith(("127.", "::1", "localhost")):
+        if isinstance(address, tuple) and not str(address[0]).startswith(
+            ("127.", "::1", "localhost")
+        ):
             raise AssertionError(f"a test reached for the network: {address}")
         connect(self, address)
 
@@ -79,7 +82,8 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
-    """A real PostgreSQL server of this test run, on loopback; its URL without a database. Skips where no server is installed."""
+    """A real PostgreSQL server of this test run, on loopback; its URL without a database. Skips
+    where no server is installed."""
     if programs() is None:
         pytest.skip("no PostgreSQL server: install the package postgresql")
     with server() as url:
@@ -91,7 +95,8 @@ WORDS = ("red", "green", "blue", "one", "two", "three", "cat", "dog", "bird", "s
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama of two layers and width 32 with a byte-level tokenizer, saved as a Hugging Face folder."""
+    """A random Llama of two layers and width 32 with a byte-level tokenizer, saved as a Hugging
+    Face folder."""
     import torch
 
     torch.set_num_threads(1)
@@ -107,21 +112,30 @@ def make_base(folder: Path, **changes: Any) -> Path:
 
     special = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(special + alphabet)}, merges=[]))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={c: i for i, c in enumerate(special + alphabet)}, merges=[])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(special)
     folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    template = (
-        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": "<|end|>", "chat_template": template})
     )
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>", "chat_template": template}))
     config = {
-        "vocab_size": len(special) + len(alphabet), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "eos_token_id": 0, "bos_token_id": None,
+        "vocab_size": len(special) + len(alphabet),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "eos_token_id": 0,
+        "bos_token_id": None,
         "tie_word_embeddings": True,
-    }  # fmt: skip
+    }
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**{**config, **changes}))
     model.generation_config = GenerationConfig(eos_token_id=0, pad_token_id=0)
@@ -131,7 +145,8 @@ def make_base(folder: Path, **changes: Any) -> Path:
 
 @pytest.fixture(scope="session")
 def tuned_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny base after it has learnt to repeat a word: adapters on random weights learn nothing, so tests of learning start here."""
+    """The tiny base after it has learnt to repeat a word: adapters on random weights learn nothing,
+    so tests of learning start here."""
     import shutil
 
     import torch
@@ -145,7 +160,9 @@ def tuned_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     shutil.copytree(tiny_base, folder)
     model = LlamaForCausalLM.from_pretrained(folder)
     encoder = Encoder(PromptTemplate.of_base(folder), folder)
-    batch = collate([encoder.row([{"role": "user", "content": f"say {w}"}], w) for w in WORDS], model)
+    batch = collate(
+        [encoder.row([{"role": "user", "content": f"say {w}"}], w) for w in WORDS], model
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(150):
         optimizer.zero_grad()
@@ -157,11 +174,15 @@ def tuned_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def next_word_rows(copies: int = 1) -> list[dict[str, str]]:
     """A mapping to learn: each word is answered with the next one."""
-    return [{"prompt": f"say {w}", "completion": WORDS[(i + 1) % len(WORDS)]} for i, w in enumerate(WORDS)] * copies
+    return [
+        {"prompt": f"say {w}", "completion": WORDS[(i + 1) % len(WORDS)]}
+        for i, w in enumerate(WORDS)
+    ] * copies
 
 
 @atexit.register
 def _quiet_end() -> None:
-    """DuckDB's binding counts as leaked what pytest and torch still hold when Python ends (no connection is among it); 43 lines after
-    the closing line help nobody. What a user's own process prints is tested in interfaces/test_duckdb.py."""
+    """DuckDB's binding counts as leaked what pytest and torch still hold when Python ends (no
+    connection is among it); 43 lines after the closing line help nobody. What a user's own process
+    prints is tested in interfaces/test_duckdb.py."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

@@ -1,4 +1,5 @@
-"""A store whose file was damaged: no raw error, nothing that changed is shown as it were true, and what is whole is answered."""
+"""A store whose file was damaged: no raw error, nothing that changed is shown as it were true, and
+what is whole is answered."""
 
 import contextlib
 import random
@@ -30,9 +31,19 @@ from tunesmith.store import JobStore
 
 __all__ = ["url"]
 DOCUMENT = Verdict(
-    Word.HELPED, "exact", 40, {"base": 0.25, "examples": 0.3, "commonest": 0.1, "tuned": 0.75}, "examples", 0.45, 0.3, 0.6,
-    {"base": 2.5, "tuned": 0.5}, 1.0, won=tuple(range(30)), notes=("ü€ " * 40,),
-).to_json()  # fmt: skip
+    Word.HELPED,
+    "exact",
+    40,
+    {"base": 0.25, "examples": 0.3, "commonest": 0.1, "tuned": 0.75},
+    "examples",
+    0.45,
+    0.3,
+    0.6,
+    {"base": 2.5, "tuned": 0.5},
+    1.0,
+    won=tuple(range(30)),
+    notes=("ü€ " * 40,),
+).to_json()
 
 
 @pytest.fixture(autouse=True)
@@ -48,19 +59,40 @@ def fill(store: JobStore, n: int = 8) -> None:
             continue
         job = store.claim(f"w{i}")
         assert job is not None and job.id == added.id
-        store.record(job, certificate=DOCUMENT, quote=DOCUMENT, resolved={"seed": {"value": 0, "origin": "default", "reason": "r"}})
+        store.record(
+            job,
+            certificate=DOCUMENT,
+            quote=DOCUMENT,
+            resolved={"seed": {"value": 0, "origin": "default", "reason": "r"}},
+        )
         store.record_step(
             job,
             {"step": 1, "epoch": 1, "training_loss": 1.5, "tokens": 3},
             [{"part": "train", "epoch": 1, "row": 2, "loss": 0.5, "tokens": 3}],
         )
-        store.record_rows(job, schema.rejections, [{"part": "train", "row": 5, "reason": "too_long", "detail": "d", "context": "{}"}])
+        store.record_rows(
+            job,
+            schema.rejections,
+            [{"part": "train", "row": 5, "reason": "too_long", "detail": "d", "context": "{}"}],
+        )
         store.warn(job, "a word of warning")
         job = store.move(job, JobStatus.RUNNING)
         if i % 4 == 0:
             job = store.move(job, JobStatus.EVALUATING)
-            model = dict(id=str(i), name=f"m{i}", model_key=f"m{i}", job_id=job.id, base_model="b", base={"name": "b"}, task="t",
-                         method="full", folder="f", digest="d", verdict=DOCUMENT, owner="ana")  # fmt: skip
+            model = dict(
+                id=str(i),
+                name=f"m{i}",
+                model_key=f"m{i}",
+                job_id=job.id,
+                base_model="b",
+                base={"name": "b"},
+                task="t",
+                method="full",
+                folder="f",
+                digest="d",
+                verdict=DOCUMENT,
+                owner="ana",
+            )
             store.record(job, verdict=DOCUMENT)
             store.succeed(job, model, {**USED, "job_id": job.id})
         elif i % 4 == 1:
@@ -86,11 +118,19 @@ def filled(url: str) -> Iterator[JobStore]:
 def test_every_row_is_sealed_whatever_wrote_it(filled: JobStore) -> None:
     assert list(filled.damaged()) == []
     with filled._reading() as c:
-        assert all(c.scalar(sa.select(sa.func.count()).select_from(t)) for t in SEALED.values()), "no table is empty, or nothing is shown"
+        assert all(c.scalar(sa.select(sa.func.count()).select_from(t)) for t in SEALED.values()), (
+            "no table is empty, or nothing is shown"
+        )
 
 
-OTHER: dict[type, Callable[[Any], Any]] = {str: lambda v: v + "x", int: lambda v: v + 1, float: lambda v: v * 1.001 + 0.001, bool: lambda v: not v,
-    dict: lambda v: {**v, "x": 1}, list: lambda v: [*v, 1]}  # fmt: skip
+OTHER: dict[type, Callable[[Any], Any]] = {
+    str: lambda v: v + "x",
+    int: lambda v: v + 1,
+    float: lambda v: v * 1.001 + 0.001,
+    bool: lambda v: not v,
+    dict: lambda v: {**v, "x": 1},
+    list: lambda v: [*v, 1],
+}
 
 
 def test_a_change_of_any_column_of_any_table_is_seen(filled: JobStore) -> None:
@@ -108,7 +148,9 @@ def test_a_change_of_any_column_of_any_table_is_seen(filled: JobStore) -> None:
             mine = sa.and_(*(k == row._mapping[k.name] for k in table.primary_key))
             before = row._mapping[column.name]
             with filled._engine.begin() as c:
-                c.execute(table.update().where(mine).values({column.name: OTHER[type(before)](before)}))
+                c.execute(
+                    table.update().where(mine).values({column.name: OTHER[type(before)](before)})
+                )
             found = list(filled.damaged([name]))
             assert len(found) == 1 and found[0].fields["table"] == name, (name, column.name)
             with filled._engine.begin() as c:
@@ -117,11 +159,27 @@ def test_a_change_of_any_column_of_any_table_is_seen(filled: JobStore) -> None:
     assert changed > 50 and list(filled.damaged()) == []
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(value=st.recursive(st.none() | st.booleans() | st.floats(allow_nan=False) | st.integers(-(2**60), 2**60) | st.text(st.characters(codec="utf-8")),
-                          lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=5), v, max_size=3), max_leaves=8),
-       loss=st.floats() | st.none())  # fmt: skip
-def test_whatever_a_document_holds_its_seal_fits_when_it_is_read(tmp_path_factory: Any, value: Any, loss: float | None) -> None:
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    value=st.recursive(
+        st.none()
+        | st.booleans()
+        | st.floats(allow_nan=False)
+        | st.integers(-(2**60), 2**60)
+        | st.text(st.characters(codec="utf-8")),
+        lambda v: (
+            st.lists(v, max_size=3)
+            | st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=5), v, max_size=3)
+        ),
+        max_leaves=8,
+    ),
+    loss=st.floats() | st.none(),
+)
+def test_whatever_a_document_holds_its_seal_fits_when_it_is_read(
+    tmp_path_factory: Any, value: Any, loss: float | None
+) -> None:
     store = JobStore(f"sqlite:///{tmp_path_factory.mktemp('documents') / 'state.db'}")
     store.add(new_job())
     held = store.claim("w")
@@ -134,8 +192,15 @@ def test_whatever_a_document_holds_its_seal_fits_when_it_is_read(tmp_path_factor
 # ---------------------------------------------------------------- one damaged row
 
 
-SPOILT = {"no JSON": "verdict = '{'", "half a text": "name = CAST(x'c3' AS TEXT)", "a number": "status = 7", "bytes": "options = x'00ff'",
-    "another loss": "training_loss = 0.0001", "no status": "status = 'DONE'", "no seal": "seal = NULL"}  # fmt: skip
+SPOILT = {
+    "no JSON": "verdict = '{'",
+    "half a text": "name = CAST(x'c3' AS TEXT)",
+    "a number": "status = 7",
+    "bytes": "options = x'00ff'",
+    "another loss": "training_loss = 0.0001",
+    "no status": "status = 'DONE'",
+    "no seal": "seal = NULL",
+}
 
 
 @pytest.mark.parametrize("kind", SPOILT)
@@ -155,13 +220,21 @@ def test_a_damaged_row_is_named_and_left_out_and_the_rest_answers(home: Path, ki
         warnings.simplefilter("ignore")
         with tunesmith.connect() as sql:
             assert sql.execute("SELECT count(*) FROM tunesmith.jobs").fetchall() == [(7,)]
-            assert sql.execute("SELECT count(*), max(word) FROM tunesmith.verdicts").fetchall() == [(1, "HELPED")]
+            assert sql.execute("SELECT count(*), max(word) FROM tunesmith.verdicts").fetchall() == [
+                (1, "HELPED")
+            ]
         assert service.store.claim("w2") is not None, "the others' jobs go on"
     checks = {c.name: c for c in doctor.examine()}
     assert not checks["rows"].ok and lost.id in checks["rows"].found and checks["store"].ok
     program = "from tunesmith import worker; worker.ensure = lambda *a: None; from tunesmith.interfaces.cli import main; main()"
-    said = subprocess.run([sys.executable, "-c", program, "job", "list"], capture_output=True, text=True)
-    assert said.returncode == 0 and lost.id not in said.stdout and f"tunesmith: The store's row {lost.id} of jobs is damaged" in said.stderr
+    said = subprocess.run(
+        [sys.executable, "-c", program, "job", "list"], capture_output=True, text=True
+    )
+    assert (
+        said.returncode == 0
+        and lost.id not in said.stdout
+        and f"tunesmith: The store's row {lost.id} of jobs is damaged" in said.stderr
+    )
     service.store.drop_model("4")
     service.delete_job(lost.id)
     assert {c.name: c for c in doctor.examine()}["rows"].ok
@@ -179,7 +252,9 @@ def test_a_damaged_row_stops_no_sweep(home: Path) -> None:
     c.close()
     worker.sweep(service.settings, service.store)
     left = {p.parent.parent.name for p in home.glob("jobs/*/attempt-1/step-1")}
-    assert left == {jobs[0].id.removeprefix("ft_")}, "of what cannot be believed nothing is taken away"
+    assert left == {jobs[0].id.removeprefix("ft_")}, (
+        "of what cannot be believed nothing is taken away"
+    )
 
 
 @pytest.mark.parametrize("value", ["'abc'", "2", "x'00'"])
@@ -200,7 +275,8 @@ def test_a_flag_that_is_neither_true_nor_false_is_seen(home: Path, value: str) -
 
 
 def sweep(file: Path, whole: dict[str, list[Any]], chance: random.Random) -> str:
-    """Flip a bit of a store's file and ask every door: what became of it. AssertionError where a change is shown as true."""
+    """Flip a bit of a store's file and ask every door: what became of it. AssertionError where a
+    change is shown as true."""
     data = bytearray(file.read_bytes())
     place = chance.randrange(len(data))
     data[place] ^= 1 << chance.randrange(8)
@@ -222,7 +298,8 @@ def sweep(file: Path, whole: dict[str, list[Any]], chance: random.Random) -> str
                     continue
                 for r in rows:
                     is_known = repr(r) in known[name] or (
-                        name in ("usage", "events") and any(_but_id(r) == _but_id(k) for k in whole[name])
+                        name in ("usage", "events")
+                        and any(_but_id(r) == _but_id(k) for k in whole[name])
                     )
                     assert is_known, (name, r)
                 seen |= {"left out"} if len(rows) < len(whole[name]) else set()
@@ -245,7 +322,9 @@ def sweep(file: Path, whole: dict[str, list[Any]], chance: random.Random) -> str
                 except TunesmithError:
                     seen.add("refused")
             if seen and not told and "refused" not in seen:
-                assert store.integrity() or list(store.damaged()), "something is gone, and nothing tells of it"
+                assert store.integrity() or list(store.damaged()), (
+                    "something is gone, and nothing tells of it"
+                )
     return "left out" if "left out" in seen else "refused" if seen else "nothing to see"
 
 
@@ -267,7 +346,9 @@ def test_no_flipped_bit_gives_a_raw_error_or_changes_what_is_shown(tmp_path: Pat
     assert {"left out", "nothing to see"} <= set(found), "the flips reach rows, and also free space"
 
 
-def test_a_control_store_without_seals_shows_what_is_not_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_control_store_without_seals_shows_what_is_not_true(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same flips with the guard away: so the test above can fail."""
     whole = tmp_path / "whole.db"
     store = JobStore(f"sqlite:///{whole}", home="h")
@@ -295,7 +376,9 @@ def test_a_file_that_is_no_store_is_told(home: Path) -> None:
 
 def test_doctor_deep_reads_what_is_at_rest(home: Path) -> None:
     service = Tunesmith()
-    job = service.create("m", "tunesmith-tiny", [{"prompt": f"q {i}", "completion": "a"} for i in range(12)])
+    job = service.create(
+        "m", "tunesmith-tiny", [{"prompt": f"q {i}", "completion": "a"} for i in range(12)]
+    )
     service.cancel(job.id)
     assert {c.name: c for c in doctor.examine(deep=True)}["at rest"].ok
     [file] = (service.settings.job_folder(job.id) / "data").glob("train.parquet")

@@ -1,4 +1,5 @@
-"""The docs run: every fenced python, sql and shell block, page by page, each page in an empty folder."""
+"""The docs run: every fenced python, sql and shell block, page by page, each page in an empty
+folder."""
 
 import os
 import re
@@ -22,7 +23,9 @@ RUNNABLE = [p for p in PAGES if BLOCK.search(p.read_text())]
 def run_shell(text: str) -> None:
     binaries = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}"}
-    ended = subprocess.run(["bash", "-euo", "pipefail", "-c", text], capture_output=True, text=True, env=environment)
+    ended = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", text], capture_output=True, text=True, env=environment
+    )
     assert ended.returncode == 0, f"{text}\n{ended.stdout}\n{ended.stderr}"
 
 
@@ -34,7 +37,9 @@ def run_sql(text: str) -> None:
 
 @pytest.mark.timeout(480)  # a page runs several real jobs
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda p: p.stem)
-def test_the_page_runs_from_top_to_bottom(page: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_runs_from_top_to_bottom(
+    page: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for kind, text in BLOCK.findall(page.read_text()):
@@ -52,7 +57,9 @@ def test_the_generated_parts_are_fresh() -> None:
     import make_docs
 
     code = "import make_docs\nfor p in make_docs.PARTS: assert make_docs.rendered(p) == (make_docs.DOCS / p).read_text(), p"
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "scripts", capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "scripts", capture_output=True, text=True
+    )
     assert ended.returncode == 0, f"run python scripts/make_docs.py\n{ended.stderr}"
     assert make_docs.PARTS
 
@@ -74,7 +81,9 @@ def test_the_readme_is_one_screen_and_every_link_leads_somewhere() -> None:
 
 
 def test_nothing_in_the_repository_names_a_path_of_a_machine() -> None:
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
     for name in listed:
         if name.endswith((".py", ".md", ".toml", ".json", ".yml")) or "/" not in name:
             text = (ROOT / name).read_text(errors="replace")

@@ -45,9 +45,15 @@ def test_every_file_and_folder_is_synced_before_the_name_appears_and_the_parent_
     folder, _ = published(tmp_path)
     at = asked.index("rename")
     before, after = asked[:at], asked[at + 1 :]
-    assert {p.name for p in before if isinstance(p, Path) and p.parent.name == "thing"} == {"a.bin", "b.json", durable.MANIFEST}
+    assert {p.name for p in before if isinstance(p, Path) and p.parent.name == "thing"} == {
+        "a.bin",
+        "b.json",
+        durable.MANIFEST,
+    }
     staged = next(p.parent for p in before if isinstance(p, Path) and p.name == "a.bin")
-    assert before.index(staged) > max(before.index(staged / n) for n in ("a.bin", "b.json", durable.MANIFEST)) and after == [folder.parent]
+    assert before.index(staged) > max(
+        before.index(staged / n) for n in ("a.bin", "b.json", durable.MANIFEST)
+    ) and after == [folder.parent]
     assert tmp_path in before, "the new folder things/ is known to its parent"
 
 
@@ -103,9 +109,14 @@ def test_damaged_files_are_never_accepted(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [OSError(28, "No space left on device"), RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")],
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
 )
-def test_a_disk_that_fills_up_while_writing_is_a_full_disk_whoever_says_it(tmp_path: Path, error: Exception) -> None:
+def test_a_disk_that_fills_up_while_writing_is_a_full_disk_whoever_says_it(
+    tmp_path: Path, error: Exception
+) -> None:
     with pytest.raises(DiskFull, match="nothing was lost"), durable.staging(tmp_path):
         raise error
     assert not list((tmp_path / "tmp").iterdir())

@@ -16,7 +16,11 @@ def fields_of(kind: type[TunesmithError]) -> dict[str, str]:
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.code)
 def test_every_error_is_a_sentence_and_crosses_processes(kind: type[TunesmithError]) -> None:
     error = kind(**fields_of(kind))
-    assert str(error).endswith((".", "?", ")", "]'", "value")) and "\n" not in str(error) and "{" not in str(error).replace('{"', "")
+    assert (
+        str(error).endswith((".", "?", ")", "]'", "value"))
+        and "\n" not in str(error)
+        and "{" not in str(error).replace('{"', "")
+    )
     for again in (errors.from_json(error.to_json()), pickle.loads(pickle.dumps(error))):
         assert type(again) is kind and str(again) == str(error)
 

@@ -30,7 +30,9 @@ from tunesmith.jobs import JobStatus, model_key, with_suffix
 from tunesmith.settings import Settings
 
 ROWS = "SELECT 'q' || i AS prompt, 'a' AS completion FROM range(20) r(i)"
-PROPERTY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PROPERTY = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @pytest.fixture
@@ -44,14 +46,21 @@ def service(home: Path, monkeypatch: pytest.MonkeyPatch) -> Tunesmith:
 
 
 BAD_PRICES = {
-    "broken": ("[broken", "Expected ']'"), "a number": ("tunesmith-tiny = 5", "is no table"), "a word as price": ('[default]\ntraining = "a"', "is no price"),
-    "a negative price": ("[default]\ntraining = -1", "is no price"), "nan": ("[default]\ntraining = nan", "is no price"),
-    "another key": ("[default]\ntrainig = 1", "'trainig'"), "no text": (b"\xff\xfe", "utf-8"), "true": ("[default]\ninference = true", "is no price"),
-}  # fmt: skip
+    "broken": ("[broken", "Expected ']'"),
+    "a number": ("tunesmith-tiny = 5", "is no table"),
+    "a word as price": ('[default]\ntraining = "a"', "is no price"),
+    "a negative price": ("[default]\ntraining = -1", "is no price"),
+    "nan": ("[default]\ntraining = nan", "is no price"),
+    "another key": ("[default]\ntrainig = 1", "'trainig'"),
+    "no text": (b"\xff\xfe", "utf-8"),
+    "true": ("[default]\ninference = true", "is no price"),
+}
 
 
 @pytest.mark.parametrize("kind", BAD_PRICES)
-def test_a_price_table_that_cannot_be_used_is_named_at_every_door(service: Tunesmith, home: Path, kind: str) -> None:
+def test_a_price_table_that_cannot_be_used_is_named_at_every_door(
+    service: Tunesmith, home: Path, kind: str
+) -> None:
     text, words = BAD_PRICES[kind]
     durable.open_home(home)
     (home / "prices.toml").write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -71,9 +80,12 @@ def test_a_price_table_that_cannot_be_used_is_named_at_every_door(service: Tunes
 def test_an_error_that_is_none_of_ours_ends_the_job_by_name_and_not_the_worker(
     service: Tunesmith, tuned_base: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The table breaks while the job is evaluated: what the library says ends the job after the usual attempts."""
+    """The table breaks while the job is evaluated: what the library says ends the job after the
+    usual attempts."""
     job = service.create("m", str(tuned_base), next_word_rows(1), learning_rate=1e-2, max_epochs=1)
-    other = service.create("n", str(tuned_base), next_word_rows(1), learning_rate=1e-2, max_epochs=1)
+    other = service.create(
+        "n", str(tuned_base), next_word_rows(1), learning_rate=1e-2, max_epochs=1
+    )
     mine, tries = worker.Worker(Settings.read(), service.store), []
 
     def broken(found: Any) -> Any:
@@ -81,20 +93,33 @@ def test_an_error_that_is_none_of_ours_ends_the_job_by_name_and_not_the_worker(
         raise ZeroDivisionError("a fault of ours")
 
     publish = mine._publish
-    monkeypatch.setattr(mine, "_publish", lambda found: broken(found) if found.id == job.id else publish(found))
+    monkeypatch.setattr(
+        mine, "_publish", lambda found: broken(found) if found.id == job.id else publish(found)
+    )
     mine.work_all()
     job = service.describe(job.id)
-    assert job.status is JobStatus.FAILED and job.error is not None and tries == [job.id] * worker.DEATHS_LIMIT
-    assert "ZeroDivisionError: a fault of ours" in job.error["message"] and "worker.log" in job.error["message"]
+    assert (
+        job.status is JobStatus.FAILED
+        and job.error is not None
+        and tries == [job.id] * worker.DEATHS_LIMIT
+    )
+    assert (
+        "ZeroDivisionError: a fault of ours" in job.error["message"]
+        and "worker.log" in job.error["message"]
+    )
     assert service.describe(other.id).status is JobStatus.SUCCEEDED, "the worker went on"
-    assert not [f for f in (home / "jobs").glob("*/attempt-*/*") if f.is_dir()], "and nothing was left"
+    assert not [f for f in (home / "jobs").glob("*/attempt-*/*") if f.is_dir()], (
+        "and nothing was left"
+    )
 
 
 # ---------------------------------------------------------------- limits, guards, interrupts
 
 
 @pytest.mark.parametrize("kind", ["sql", "csv", "rows"])
-def test_too_many_rows_are_told_before_they_are_read(service: Tunesmith, tmp_path: Path, kind: str) -> None:
+def test_too_many_rows_are_told_before_they_are_read(
+    service: Tunesmith, tmp_path: Path, kind: str
+) -> None:
     small = catalog.entries()["tunesmith-tiny"].row_limit
     n, read = 2 * small + 5, [0]
     if kind == "sql":
@@ -109,16 +134,17 @@ def test_too_many_rows_are_told_before_they_are_read(service: Tunesmith, tmp_pat
                 read[0] = i
                 yield {"prompt": f"q{i}", "completion": "a"}
 
-        data = list(rows())  # fmt: skip
+        data = list(rows())
     with pytest.raises(TooManyRows, match=f"More than {2 * (small // 10):,} training rows"):
         service.create("m", "tunesmith-tiny", data, max_epochs=10)
 
 
 WRITES = {
-    "a view": "SELECT * FROM hidden", "a macro": "SELECT 'a' || next() AS prompt, 'b' AS completion",
+    "a view": "SELECT * FROM hidden",
+    "a macro": "SELECT 'a' || next() AS prompt, 'b' AS completion",
     "query()": "SELECT 'a' || x AS prompt, 'b' AS completion FROM query('SELECT nextval(''s'') AS x')",
     "a table macro": "SELECT * FROM rows_of()",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", WRITES)
@@ -130,7 +156,9 @@ def test_what_a_query_may_not_do_is_decided_by_what_is_bound(
         c.execute(
             "CREATE SEQUENCE s; CREATE VIEW hidden AS SELECT 'a' || nextval('s') AS prompt, 'b' AS completion; CREATE MACRO next() AS nextval('s')"
         )
-        c.execute("CREATE MACRO rows_of() AS TABLE SELECT 'a' || nextval('s') AS prompt, 'b' AS completion")
+        c.execute(
+            "CREATE MACRO rows_of() AS TABLE SELECT 'a' || nextval('s') AS prompt, 'b' AS completion"
+        )
         with pytest.raises(QueryRefused, match=r"writes to the database|calls nextval"):
             Tunesmith(c).create("m", "tunesmith-tiny", WRITES[kind])
         assert c.execute("SELECT nextval('s')").fetchall() == [(1,)], "nothing was drawn from it"
@@ -141,8 +169,15 @@ ENDLESS = "WITH RECURSIVE r AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM r) SEL
 
 @pytest.mark.parametrize("door", ["cli", "python"])
 def test_ctrl_c_ends_an_endless_query_and_leaves_nothing(home: Path, door: str) -> None:
-    program = [sys.executable, "-m", "tunesmith.interfaces.cli", "tune", ENDLESS, "-n", "m"] if door == "cli" else [
-        sys.executable, "-c", f"from tunesmith import Tunesmith\ntry: Tunesmith().create('m', 'tunesmith-tiny', {ENDLESS!r})\nexcept KeyboardInterrupt: raise SystemExit(130)"]  # fmt: skip
+    program = (
+        [sys.executable, "-m", "tunesmith.interfaces.cli", "tune", ENDLESS, "-n", "m"]
+        if door == "cli"
+        else [
+            sys.executable,
+            "-c",
+            f"from tunesmith import Tunesmith\ntry: Tunesmith().create('m', 'tunesmith-tiny', {ENDLESS!r})\nexcept KeyboardInterrupt: raise SystemExit(130)",
+        ]
+    )
     signals = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731  # a shell's `&` lets it be ignored
     process = subprocess.Popen(program, stderr=subprocess.PIPE, preexec_fn=signals)
     deadline = time.monotonic() + 60
@@ -159,7 +194,11 @@ def test_ctrl_c_ends_an_endless_query_and_leaves_nothing(home: Path, door: str) 
 def test_an_empty_query_is_refused_at_create(service: Tunesmith, text: str) -> None:
     with pytest.raises(QueryRefused, match="it is empty"):
         service.create("m", "tunesmith-tiny", text)
-    shown = subprocess.run([sys.executable, "-m", "tunesmith.interfaces.cli", "tune", text, "-n", "m"], capture_output=True, text=True)
+    shown = subprocess.run(
+        [sys.executable, "-m", "tunesmith.interfaces.cli", "tune", text, "-n", "m"],
+        capture_output=True,
+        text=True,
+    )
     assert shown.returncode == 2 and "it is empty" in shown.stderr and service.show() == []
 
 
@@ -167,28 +206,53 @@ def test_an_empty_query_is_refused_at_create(service: Tunesmith, text: str) -> N
 
 
 NAMES = st.one_of(
-    st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,62}", fullmatch=True), st.sampled_from(["a" * 62, "a" * 63, "A" * 61, '"a/b"', '"a.b"', '"A b"', '"x@2"', '"tunesmith-tiny"', "db.s.m", f"db.s.{'m' * 63}"]),
-    st.text(st.characters(codec="utf-8", exclude_characters='"\x00', exclude_categories=["Cc", "Cs"]), min_size=1, max_size=63).map(lambda t: f'"{t}"'),
-)  # fmt: skip
+    st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,62}", fullmatch=True),
+    st.sampled_from(
+        [
+            "a" * 62,
+            "a" * 63,
+            "A" * 61,
+            '"a/b"',
+            '"a.b"',
+            '"A b"',
+            '"x@2"',
+            '"tunesmith-tiny"',
+            "db.s.m",
+            f"db.s.{'m' * 63}",
+        ]
+    ),
+    st.text(
+        st.characters(codec="utf-8", exclude_characters='"\x00', exclude_categories=["Cc", "Cs"]),
+        min_size=1,
+        max_size=63,
+    ).map(lambda t: f'"{t}"'),
+)
 
 
 @PROPERTY
 @given(name=NAMES, n=st.integers(2, 12345))
 def test_a_suffix_fits_the_limit_of_names(name: str, n: int) -> None:
     made = with_suffix(name, f"_{n}")
-    assert model_key(made) != model_key(name) and (made.endswith(f"_{n}") or made.endswith(f'_{n}"'))
+    assert model_key(made) != model_key(name) and (
+        made.endswith(f"_{n}") or made.endswith(f'_{n}"')
+    )
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(name=NAMES)
 def test_what_is_accepted_answers_everywhere(tmp_path_factory: Any, name: str) -> None:
-    """The same name at every verb: taken as it is, and again with a suffix; found by the catalogue."""
+    """The same name at every verb: taken as it is, and again with a suffix; found by the
+    catalogue."""
     home = tmp_path_factory.mktemp("names") / "home"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "ensure", lambda settings, store: None)
         service = Tunesmith(home=home)
         try:
-            first, second = (service.create(name, "tunesmith-tiny", ROWS, max_epochs=1) for _ in range(2))
+            first, second = (
+                service.create(name, "tunesmith-tiny", ROWS, max_epochs=1) for _ in range(2)
+            )
         except InvalidModelName:
             pytest.fail(f"{name} is a name")
     assert first.name == name or name.strip('"') == "tunesmith-tiny"
@@ -215,17 +279,28 @@ def test_what_is_accepted_answers_everywhere(tmp_path_factory: Any, name: str) -
 def test_one_key_with_other_rows_is_a_conflict(service: Tunesmith) -> None:
     rows = [{"prompt": f"q {i}", "completion": "a"} for i in range(12)]
     first = service.create("m", "tunesmith-tiny", rows, idempotency_key="k")
-    assert service.create("m", "tunesmith-tiny", [dict(r) for r in rows], idempotency_key="k").id == first.id
+    assert (
+        service.create("m", "tunesmith-tiny", [dict(r) for r in rows], idempotency_key="k").id
+        == first.id
+    )
     with pytest.raises(IdempotencyConflict):
-        service.create("m", "tunesmith-tiny", [*rows[:-1], {"prompt": "q 11", "completion": "b"}], idempotency_key="k")
+        service.create(
+            "m",
+            "tunesmith-tiny",
+            [*rows[:-1], {"prompt": "q 11", "completion": "b"}],
+            idempotency_key="k",
+        )
     assert len(service.show()) == 1 and len(list((service.settings.home / "jobs").iterdir())) == 1
 
 
-# ---------------------------------------------------------------- who can read, what is left, formats
+# ---------------------------------------------------------------- who can read, what is left,
+# formats
 
 
 @pytest.mark.parametrize(("umask", "before"), [(0o000, None), (0o022, 0o755), (0o077, 0o777)])
-def test_every_file_is_its_owners_alone(home: Path, tuned_base: Path, umask: int, before: int | None) -> None:
+def test_every_file_is_its_owners_alone(
+    home: Path, tuned_base: Path, umask: int, before: int | None
+) -> None:
     if before is not None:
         home.mkdir()
         home.chmod(before)
@@ -238,7 +313,9 @@ assert job.status.value == "SUCCEEDED", job.error
 Tunesmith().complete("m", ["hi"], max_tokens=1)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
-    wide = [str(p.relative_to(home)) for p in home.rglob("*") if stat.S_IMODE(p.stat().st_mode) & 0o077]
+    wide = [
+        str(p.relative_to(home)) for p in home.rglob("*") if stat.S_IMODE(p.stat().st_mode) & 0o077
+    ]
     assert wide == []
     [check] = [c for c in examine() if c.name == "readers"]
     assert check.ok
@@ -247,7 +324,9 @@ Tunesmith().complete("m", ["hi"], max_tokens=1)
     assert not check.ok and "worker.log" in check.found and "chmod" in check.advice
 
 
-def test_what_a_killed_client_left_is_seen_and_swept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_client_left_is_seen_and_swept(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = f"import sys; sys.path.insert(0, ''); from tunesmith import Tunesmith; Tunesmith().create('m', 'tunesmith-tiny', {ENDLESS!r})"
     process = subprocess.Popen([sys.executable, "-c", program])
     deadline = time.monotonic() + 60
@@ -265,13 +344,18 @@ def test_what_a_killed_client_left_is_seen_and_swept(home: Path, monkeypatch: py
     assert not left.exists() and not [c for c in examine() if c.name == "staging"]
 
 
-def test_a_job_that_is_cancelled_while_paused_leaves_its_rows_alone(service: Tunesmith, tuned_base: Path, home: Path) -> None:
+def test_a_job_that_is_cancelled_while_paused_leaves_its_rows_alone(
+    service: Tunesmith, tuned_base: Path, home: Path
+) -> None:
     job = service.create("m", str(tuned_base), next_word_rows(1))
     folder = service.settings.job_folder(job.id)
     (folder / "attempt-1" / "step-00000001").mkdir(parents=True)
     (folder / "attempt-1" / "log.txt").write_text("said")
     assert service.cancel(job.id).status is JobStatus.CANCELLED
-    assert sorted(p.name for p in folder.rglob("*") if "attempt" in str(p)) == ["attempt-1", "log.txt"] and (folder / "data").is_dir()
+    assert (
+        sorted(p.name for p in folder.rglob("*") if "attempt" in str(p)) == ["attempt-1", "log.txt"]
+        and (folder / "data").is_dir()
+    )
 
 
 @pytest.mark.parametrize("content", [b'{"format": 99}', b"{}", b"", b"\xff", b"[1]"])
@@ -291,33 +375,55 @@ CLI = [sys.executable, "-m", "tunesmith.interfaces.cli"]
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["job", "show", b"ft_\xff"], "No fine-tuning job"), (["complete", b"m\xff", "hi"], "is not a model name"),
-        (["complete", b'"m\xff"', "hi"], "is not a model name"), (["tune", b"SELECT '\xff' AS prompt", "-n", "m"], "no valid Unicode"),
-        (["complete", "tunesmith-tiny", b"caf\xe9"], "no valid Unicode"), (["model", "export", "tunesmith-tiny", "x" * 300], "unknown model"),
+        (["job", "show", b"ft_\xff"], "No fine-tuning job"),
+        (["complete", b"m\xff", "hi"], "is not a model name"),
+        (["complete", b'"m\xff"', "hi"], "is not a model name"),
+        (["tune", b"SELECT '\xff' AS prompt", "-n", "m"], "no valid Unicode"),
+        (["complete", "tunesmith-tiny", b"caf\xe9"], "no valid Unicode"),
+        (["model", "export", "tunesmith-tiny", "x" * 300], "unknown model"),
     ],
-)  # fmt: skip
-def test_bytes_that_are_no_text_are_told_in_a_sentence(home: Path, arguments: list[Any], words: str) -> None:
+)
+def test_bytes_that_are_no_text_are_told_in_a_sentence(
+    home: Path, arguments: list[Any], words: str
+) -> None:
     shown = subprocess.run([*CLI, *arguments], capture_output=True)
     said = shown.stderr.decode()
-    assert shown.returncode in (2, 3) and said.startswith("tunesmith: ") and words in said and "Traceback" not in said, said
+    assert (
+        shown.returncode in (2, 3)
+        and said.startswith("tunesmith: ")
+        and words in said
+        and "Traceback" not in said
+    ), said
 
 
 def test_a_user_without_a_home_is_told_what_to_set(tmp_path: Path) -> None:
-    program = "import os, pwd; from tunesmith.settings import Settings; os.setuid(54321); Settings.read()"
+    program = (
+        "import os, pwd; from tunesmith.settings import Settings; os.setuid(54321); Settings.read()"
+    )
     environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "TUNESMITH_HOME")}
     if os.geteuid():
         pytest.skip("only root can be another user")  # pragma: no cover
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd="/")
+    shown = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd="/"
+    )
     last = shown.stderr.strip().splitlines()[-1]
-    assert last.startswith("tunesmith.errors.InvalidSetting: The setting TUNESMITH_HOME = '~/.tunesmith'"), shown.stderr
+    assert last.startswith(
+        "tunesmith.errors.InvalidSetting: The setting TUNESMITH_HOME = '~/.tunesmith'"
+    ), shown.stderr
 
 
 def test_a_full_standard_output_is_a_sentence(home: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")  # pragma: no cover
     with open("/dev/full", "w") as full:
-        shown = subprocess.run([*CLI, "model", "list", "--bases"], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert shown.returncode == 1 and "standard output is full" in shown.stderr and "Traceback" not in shown.stderr
+        shown = subprocess.run(
+            [*CLI, "model", "list", "--bases"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (
+        shown.returncode == 1
+        and "standard output is full" in shown.stderr
+        and "Traceback" not in shown.stderr
+    )
 
 
 @pytest.mark.parametrize("kind", ["dangling", "looping", "a file"])
@@ -327,8 +433,17 @@ def test_a_home_that_is_no_folder_is_told(tmp_path: Path, kind: str) -> None:
         home.write_text("")
     else:
         home.symlink_to(tmp_path / ("nowhere/below" if kind == "dangling" else "home"))
-    shown = subprocess.run([*CLI, "job", "list"], capture_output=True, text=True, env={**os.environ, "TUNESMITH_HOME": str(home)})
-    assert shown.returncode == 1 and shown.stderr.startswith("tunesmith: ") and "Traceback" not in shown.stderr, shown.stderr
+    shown = subprocess.run(
+        [*CLI, "job", "list"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TUNESMITH_HOME": str(home)},
+    )
+    assert (
+        shown.returncode == 1
+        and shown.stderr.startswith("tunesmith: ")
+        and "Traceback" not in shown.stderr
+    ), shown.stderr
 
 
 # ---------------------------------------------------------------- killed at any point
@@ -358,10 +473,19 @@ def test_a_child_that_is_killed_from_outside_is_started_again_however_often(
 
 
 @pytest.mark.parametrize(
-    ("code", "words"), [("os.kill(os.getpid(), signal.SIGSEGV)", "killed by signal 11"), ("os._exit(3)", "exit code 3")]
+    ("code", "words"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "killed by signal 11"),
+        ("os._exit(3)", "exit code 3"),
+    ],
 )
 def test_a_child_that_ends_itself_fails_the_job_after_three_times(
-    service: Tunesmith, tuned_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, words: str
+    service: Tunesmith,
+    tuned_base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: str,
+    words: str,
 ) -> None:
     (tmp_path / "ends_itself.py").write_text(f"import os, signal\n{code}\n")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
@@ -369,13 +493,22 @@ def test_a_child_that_ends_itself_fails_the_job_after_three_times(
     job = service.create("m", str(tuned_base), next_word_rows(1))
     worker.Worker(Settings.read(), service.store).work_all()
     done = service.describe(job.id)
-    assert done.status is JobStatus.FAILED and done.error is not None and done.attempt == worker.DEATHS_LIMIT
+    assert (
+        done.status is JobStatus.FAILED
+        and done.error is not None
+        and done.attempt == worker.DEATHS_LIMIT
+    )
     assert f"died 3 times without getting further (last: {words})" in done.error["message"]
 
 
 def test_a_want_of_memory_is_the_jobs_own_doing() -> None:
-    assert not worker._Death(-signal.SIGKILL, True).from_outside and "no memory left" in str(worker._Death(-signal.SIGKILL, True))
-    assert worker._Death(-signal.SIGKILL, False).from_outside and not worker._Death(-signal.SIGABRT, False).from_outside
+    assert not worker._Death(-signal.SIGKILL, True).from_outside and "no memory left" in str(
+        worker._Death(-signal.SIGKILL, True)
+    )
+    assert (
+        worker._Death(-signal.SIGKILL, False).from_outside
+        and not worker._Death(-signal.SIGABRT, False).from_outside
+    )
 
 
 # ---------------------------------------------------------------- many jobs
@@ -384,18 +517,28 @@ def test_a_want_of_memory_is_the_jobs_own_doing() -> None:
 def test_the_newest_jobs_are_listed_and_filters_reach_the_store(service: Tunesmith) -> None:
     made = [service.create(f"m{i}", "tunesmith-tiny", ROWS, max_epochs=1) for i in range(5)]
     service.cancel(made[1].id)
-    assert [j.name for j in service.show(newest=2)] == ["m3", "m4"] and [j.name for j in service.show(statuses=[JobStatus.CANCELLED])] == [
-        "m1"
-    ]
+    assert [j.name for j in service.show(newest=2)] == ["m3", "m4"] and [
+        j.name for j in service.show(statuses=[JobStatus.CANCELLED])
+    ] == ["m1"]
     assert [j.name for j in service.show()] == [f"m{i}" for i in range(5)]
 
     def listed(*arguments: str) -> tuple[list[str], str, int]:
         shown = subprocess.run([*CLI, "job", "list", *arguments], capture_output=True, text=True)
-        return [line.split()[-1] for line in shown.stdout.splitlines()], shown.stderr, shown.returncode
+        return (
+            [line.split()[-1] for line in shown.stdout.splitlines()],
+            shown.stderr,
+            shown.returncode,
+        )
 
     assert listed("--limit", "2") == (["m3", "m4"], "… and 3 before: --all\n", 0)
-    assert listed("--limit", "2", "--all")[0] == [f"m{i}" for i in range(5)] and listed("--status", "cancelled") == (["m1"], "", 0)
+    assert listed("--limit", "2", "--all")[0] == [f"m{i}" for i in range(5)] and listed(
+        "--status", "cancelled"
+    ) == (["m1"], "", 0)
     assert listed("--status", "BUSY")[2] == 2 and "one of PENDING" in listed("--status", "BUSY")[1]
     with tunesmith.connect() as c:
-        assert c.execute(f"SELECT count(*) FROM tunesmith.metrics_of('{made[1].id}')").fetchall() == [(0,)]
-        assert c.execute("SELECT count(*) FROM tunesmith.row_losses_of('ft_x'), tunesmith.rejections_of('ft_x')").fetchall() == [(0,)]
+        assert c.execute(
+            f"SELECT count(*) FROM tunesmith.metrics_of('{made[1].id}')"
+        ).fetchall() == [(0,)]
+        assert c.execute(
+            "SELECT count(*) FROM tunesmith.row_losses_of('ft_x'), tunesmith.rejections_of('ft_x')"
+        ).fetchall() == [(0,)]

@@ -1,4 +1,5 @@
-"""Homes that share a store, that were moved, copied or restored; a store that was lost; what is taken out of a home, and put back."""
+"""Homes that share a store, that were moved, copied or restored; a store that was lost; what is
+taken out of a home, and put back."""
 
 import json
 import os
@@ -61,10 +62,21 @@ def finish(service: Tunesmith, job_id: str, name: str = "") -> str:
     with durable.staging(service.settings.home) as staged:
         (staged / "inner").mkdir()
         (staged / "inner" / "weights").write_text(job.name)
-        digest = durable.publish(staged / "inner", service.settings.home / "models" / model_id / "v1", {"name": job.name})
+        digest = durable.publish(
+            staged / "inner", service.settings.home / "models" / model_id / "v1", {"name": job.name}
+        )
     base = service.model("tunesmith-tiny").base
-    model = {**MODEL, "id": model_id, "name": job.name, "model_key": job.name, "job_id": job.id, "base_model": base.name,
-             "base": base.to_json(), "folder": f"models/{model_id}/v1", "digest": digest}  # fmt: skip
+    model = {
+        **MODEL,
+        "id": model_id,
+        "name": job.name,
+        "model_key": job.name,
+        "job_id": job.id,
+        "base_model": base.name,
+        "base": base.to_json(),
+        "folder": f"models/{model_id}/v1",
+        "digest": digest,
+    }
     assert store.succeed(job, model, {**USED, "job_id": job.id}).status is JobStatus.SUCCEEDED
     return model_id
 
@@ -76,7 +88,11 @@ def test_a_home_claims_and_fails_only_its_own_jobs(shared: None, tmp_path: Path)
     first, second = Tunesmith(home=tmp_path / "a"), Tunesmith(home=tmp_path / "b")
     job = first.create("m", "tunesmith-tiny", ROWS)
     assert [j.id for j in second.show()] == [job.id], "it is shown"
-    assert second.store.claim("w") is None and not second.store.has_work() and not second.store.has_waiting()
+    assert (
+        second.store.claim("w") is None
+        and not second.store.has_work()
+        and not second.store.has_waiting()
+    )
     claimed = first.store.claim("w")
     assert claimed is not None and claimed.id == job.id
     first.store._clock.now = lambda c: 1e12  # type: ignore[method-assign]
@@ -85,25 +101,38 @@ def test_a_home_claims_and_fails_only_its_own_jobs(shared: None, tmp_path: Path)
     assert first.store.claim("w2") is not None
 
 
-def test_what_belongs_to_another_home_is_neither_repaired_nor_removed_nor_answered(shared: None, tmp_path: Path) -> None:
+def test_what_belongs_to_another_home_is_neither_repaired_nor_removed_nor_answered(
+    shared: None, tmp_path: Path
+) -> None:
     first, second = Tunesmith(home=tmp_path / "a"), Tunesmith(home=tmp_path / "b")
-    done, waiting = first.create("m", "tunesmith-tiny", ROWS), first.create("n", "tunesmith-tiny", ROWS)
+    done, waiting = (
+        first.create("m", "tunesmith-tiny", ROWS),
+        first.create("n", "tunesmith-tiny", ROWS),
+    )
     finish(first, done.id)
     second.create("mine", "tunesmith-tiny", ROWS)
     found = list(doctor.mismatches(second.settings, second.store, read=True))
     assert found == [] and doctor.repairs.repair(second.settings, second.store, found) is None
-    assert [m.name for m in second.models()] == ["m"] and {j.id: j.status for j in first.show()}[waiting.id] is JobStatus.PENDING
+    assert [m.name for m in second.models()] == ["m"] and {j.id: j.status for j in first.show()}[
+        waiting.id
+    ] is JobStatus.PENDING
     for act in (
-        lambda: second.complete("m", ["hi"]), lambda: second.export("m", tmp_path / "out"), lambda: second.drop_model("m"),
-        lambda: second.delete_job(done.id), lambda: second.verify_resume(done.id), lambda: second.create("v", "tunesmith-tiny", ROWS, new_version_of="m"),
-    ):  # fmt: skip
+        lambda: second.complete("m", ["hi"]),
+        lambda: second.export("m", tmp_path / "out"),
+        lambda: second.drop_model("m"),
+        lambda: second.delete_job(done.id),
+        lambda: second.verify_resume(done.id),
+        lambda: second.create("v", "tunesmith-tiny", ROWS, new_version_of="m"),
+    ):
         with pytest.raises(OfAnotherHome, match=str(tmp_path / "a")):
             act()
     assert second.prune(older_than_s=-1e9) == [] and len(first.show()) == 3
     assert list(doctor.mismatches(first.settings, first.store, read=True)) == []
 
 
-def test_the_list_says_whose_a_job_is(shared: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_list_says_whose_a_job_is(
+    shared: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = Tunesmith(home=tmp_path / "a").create("m", "tunesmith-tiny", ROWS)
     monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path / "b"))
     said = CliRunner().invoke(app, ["job", "list"]).output
@@ -112,7 +141,9 @@ def test_the_list_says_whose_a_job_is(shared: None, tmp_path: Path, monkeypatch:
     assert checks["files"].ok and "1 job of theirs" in checks["other homes"].found
 
 
-def test_rows_of_a_program_that_knew_no_homes_become_those_of_the_home_that_has_their_files(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_rows_of_a_program_that_knew_no_homes_become_those_of_the_home_that_has_their_files(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TUNESMITH_STORE", url)
     first, second = Tunesmith(home=tmp_path / "a"), Tunesmith(home=tmp_path / "b")
     jobs = first.create("m", "tunesmith-tiny", ROWS), second.create("n", "tunesmith-tiny", ROWS)
@@ -122,13 +153,18 @@ def test_rows_of_a_program_that_knew_no_homes_become_those_of_the_home_that_has_
         c.execute(schema.jobs.update().values(home="", seal=None))
         schema.seal_all(c)
     seen = [open_store(Settings.read(tmp_path / h)) for h in ("b", "a")]
-    assert [s.get(j.id).home == s.home for s, j in zip(seen, reversed(jobs), strict=True)] == [True, True]
+    assert [s.get(j.id).home == s.home for s, j in zip(seen, reversed(jobs), strict=True)] == [
+        True,
+        True,
+    ]
 
 
 # ---------------------------------------------------------------- moved, copied, restored
 
 
-def test_a_moved_home_goes_on_and_says_so(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_moved_home_goes_on_and_says_so(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = Tunesmith().create("m", "tunesmith-tiny", ROWS)
     home.rename(tmp_path / "elsewhere")
     monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path / "elsewhere"))
@@ -139,11 +175,16 @@ def test_a_moved_home_goes_on_and_says_so(home: Path, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("is_shared", [False, True])
-def test_a_copied_home_is_refused_until_it_is_made_one_of_its_own(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_shared: bool) -> None:  # fmt: skip
+def test_a_copied_home_is_refused_until_it_is_made_one_of_its_own(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_shared: bool
+) -> None:
     if is_shared:
         monkeypatch.setenv("TUNESMITH_STORE", f"sqlite:///{tmp_path / 'shared.db'}")
     first = Tunesmith()
-    done, waiting = first.create("m", "tunesmith-tiny", ROWS), first.create("n", "tunesmith-tiny", ROWS)
+    done, waiting = (
+        first.create("m", "tunesmith-tiny", ROWS),
+        first.create("n", "tunesmith-tiny", ROWS),
+    )
     finish(first, done.id)
     copy = tmp_path / "copy"
     shutil.copytree(home, copy)
@@ -159,11 +200,19 @@ def test_a_copied_home_is_refused_until_it_is_made_one_of_its_own(home: Path, tm
         "n": JobStatus.PENDING if is_shared else JobStatus.CANCELLED,
     }
     assert mine.store.claim("w") is None
-    assert (mine.drop_model("m") == "m") if not is_shared else (mine.models()[0].home != mine.store.home)
-    assert first.describe(waiting.id).status is JobStatus.PENDING and [m.name for m in first.models()] == ["m"]
+    assert (
+        (mine.drop_model("m") == "m")
+        if not is_shared
+        else (mine.models()[0].home != mine.store.home)
+    )
+    assert first.describe(waiting.id).status is JobStatus.PENDING and [
+        m.name for m in first.models()
+    ] == ["m"]
 
 
-def test_a_home_reached_by_another_name_is_no_copy(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_reached_by_another_name_is_no_copy(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Tunesmith().create("m", "tunesmith-tiny", ROWS)
     (tmp_path / "link").symlink_to(home)
     monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path / "link"))
@@ -180,10 +229,11 @@ def test_a_home_whose_marker_was_lost_is_itself_again(home: Path) -> None:
 
 
 LOSSES = {
-    "emptied": lambda file: file.write_bytes(b""), "removed": lambda file: file.unlink(),
+    "emptied": lambda file: file.write_bytes(b""),
+    "removed": lambda file: file.unlink(),
     "its rows deleted": lambda file: _sql(file, "DELETE FROM models", "DELETE FROM jobs"),
     "a new one": lambda file: (file.unlink(), JobStore(f"sqlite:///{file}").close()),
-}  # fmt: skip
+}
 
 
 def _sql(file: Path, *statements: str) -> None:
@@ -195,7 +245,9 @@ def _sql(file: Path, *statements: str) -> None:
 
 @pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize("ran", [True, False])
-def test_a_lost_store_is_not_taken_for_a_new_one(home: Path, tmp_path: Path, kind: str, ran: bool) -> None:
+def test_a_lost_store_is_not_taken_for_a_new_one(
+    home: Path, tmp_path: Path, kind: str, ran: bool
+) -> None:
     service = Tunesmith()
     job = service.create("m", "tunesmith-tiny", ROWS)
     if ran:
@@ -203,19 +255,26 @@ def test_a_lost_store_is_not_taken_for_a_new_one(home: Path, tmp_path: Path, kin
     service.store.close()
     shutil.copy(home / "state.db", tmp_path / "backup.db")
     LOSSES[kind](home / "state.db")
-    if kind == "its rows deleted" and not ran:  # frozen rows alone might also be what a killed CREATE left
+    if (
+        kind == "its rows deleted" and not ran
+    ):  # frozen rows alone might also be what a killed CREATE left
         assert "files_without_job" in str([c for c in doctor.examine() if c.name == "files"])
         return
     for command in (["job", "list"], ["model", "list"], ["job", "show", job.id]):
         said = CliRunner().invoke(app, command)
-        assert isinstance(said.exception, StoreLost) and "doctor --repair" in str(said.exception), said.output
+        assert isinstance(said.exception, StoreLost) and "doctor --repair" in str(said.exception), (
+            said.output
+        )
     with pytest.raises(StoreLost):
         Tunesmith().create("new", "tunesmith-tiny", ROWS)
     assert "knows none of them" in next(c for c in doctor.examine() if c.name == "store").advice
     # the way out: begin anew, and come back when the file is found again
     planned = CliRunner().invoke(app, ["doctor", "--repair"])
     assert planned.exit_code == 0 and "files_without_job" in planned.output
-    assert Tunesmith().show() == [] and Tunesmith().create("anew", "tunesmith-tiny", ROWS).name == "anew"
+    assert (
+        Tunesmith().show() == []
+        and Tunesmith().create("anew", "tunesmith-tiny", ROWS).name == "anew"
+    )
     for j in Tunesmith().show():
         Tunesmith().cancel(j.id)
         Tunesmith().delete_job(j.id)
@@ -223,7 +282,9 @@ def test_a_lost_store_is_not_taken_for_a_new_one(home: Path, tmp_path: Path, kin
     said = CliRunner().invoke(app, ["doctor", "--undo"])
     assert said.exit_code == 0 and "is back" in said.output
     again = Tunesmith()
-    assert [j.id for j in again.show()] == [job.id] and [m.name for m in again.models()] == (["m"] if ran else [])
+    assert [j.id for j in again.show()] == [job.id] and [m.name for m in again.models()] == (
+        ["m"] if ran else []
+    )
     assert next(c for c in doctor.examine() if c.name == "files").ok
 
 
@@ -238,15 +299,28 @@ def test_a_repair_says_what_it_will_do_and_is_undone_whole(home: Path) -> None:
     (kept / "weights").write_text("other")
     shutil.move(service.settings.job_folder(c.id) / "data", home / "rows")
     said = CliRunner().invoke(app, ["doctor", "--repair"])
-    assert [line.split(":")[0] for line in said.stdout.splitlines()] == ["model_without_files", "damaged_model", "job_without_rows"]
-    assert service.models() == [] and service.describe(c.id).status is JobStatus.CANCELLED and not kept.exists()
+    assert [line.split(":")[0] for line in said.stdout.splitlines()] == [
+        "model_without_files",
+        "damaged_model",
+        "job_without_rows",
+    ]
+    assert (
+        service.models() == []
+        and service.describe(c.id).status is JobStatus.CANCELLED
+        and not kept.exists()
+    )
     shutil.move(home / "lost", lost)
     shutil.move(home / "rows", service.settings.job_folder(c.id) / "data")
     undone = CliRunner().invoke(app, ["doctor", "--undo"])
     assert undone.exit_code == 0
-    assert {m.name: m for m in Tunesmith().models()} == before and (kept / "weights").read_text() == "other"
+    assert {m.name: m for m in Tunesmith().models()} == before and (
+        kept / "weights"
+    ).read_text() == "other"
     assert service.describe(c.id).status is JobStatus.PENDING
-    assert CliRunner().invoke(app, ["doctor", "--undo"]).output.strip() == "there is no repair to take back"
+    assert (
+        CliRunner().invoke(app, ["doctor", "--undo"]).output.strip()
+        == "there is no repair to take back"
+    )
 
 
 # ---------------------------------------------------------------- taken out
@@ -268,15 +342,23 @@ def test_a_model_is_removed_with_its_files_and_its_name_is_free(home: Path, door
             assert c.execute("SELECT tunesmith.drop_model('m')").fetchall() == [("m",)]
     else:
         service.drop_model("m")
-    assert service.models() == [] and not (home / "models" / model_id).exists() and list((home / "tmp").iterdir()) == []
+    assert (
+        service.models() == []
+        and not (home / "models" / model_id).exists()
+        and list((home / "tmp").iterdir()) == []
+    )
     with pytest.raises(UnknownModel):
         service.complete("m", ["hi"])
-    assert service.describe(job.id).status is JobStatus.SUCCEEDED, "its job keeps what is known of it"
+    assert service.describe(job.id).status is JobStatus.SUCCEEDED, (
+        "its job keeps what is known of it"
+    )
     assert service.create("m", "tunesmith-tiny", ROWS).name == "m"
     assert CliRunner().invoke(app, ["job", "delete", job.id, "-y"]).exit_code == 0
     with pytest.raises(UnknownJob):
         service.describe(job.id)
-    assert not service.settings.job_folder(job.id).exists() and len(service.rows("usage")) == 1, "what it used stays counted"
+    assert not service.settings.job_folder(job.id).exists() and len(service.rows("usage")) == 1, (
+        "what it used stays counted"
+    )
 
 
 def test_an_unfinished_job_and_an_unknown_one_cannot_be_removed(home: Path) -> None:
@@ -286,7 +368,9 @@ def test_an_unfinished_job_and_an_unknown_one_cannot_be_removed(home: Path) -> N
         service.delete_job(job.id)
     with pytest.raises(UnknownJob):
         service.delete_job("ft_x")
-    assert (service.settings.job_folder(job.id) / "data").is_dir() and not durable.is_marked(service.settings.job_folder(job.id))
+    assert (service.settings.job_folder(job.id) / "data").is_dir() and not durable.is_marked(
+        service.settings.job_folder(job.id)
+    )
     with pytest.raises(UnknownModel):
         service.drop_model("tunesmith-tiny")
 
@@ -303,16 +387,35 @@ def test_a_line_answers_with_what_is_left_of_it_and_waits_for_its_next_version(h
     assert job is not None
     job = store.move(store.move(job, JobStatus.RUNNING), JobStatus.EVALUATING)
     base = service.model("tunesmith-tiny").base
-    store.succeed(job, {**MODEL, "id": "2", "name": "router_b", "model_key": "router_b", "job_id": job.id, "base": base.to_json(),
-                        "folder": "models/2/v1"}, {**USED, "job_id": job.id}, version_of="router", moves=True)  # fmt: skip
+    store.succeed(
+        job,
+        {
+            **MODEL,
+            "id": "2",
+            "name": "router_b",
+            "model_key": "router_b",
+            "job_id": job.id,
+            "base": base.to_json(),
+            "folder": "models/2/v1",
+        },
+        {**USED, "job_id": job.id},
+        version_of="router",
+        moves=True,
+    )
     service.drop_model("router")
-    assert service.model("router").name == "router_b" and service.model("router@2").name == "router_b"
-    assert service.create("router", "tunesmith-tiny", ROWS).name == "router_2", "the name still answers"
+    assert (
+        service.model("router").name == "router_b" and service.model("router@2").name == "router_b"
+    )
+    assert service.create("router", "tunesmith-tiny", ROWS).name == "router_2", (
+        "the name still answers"
+    )
 
 
 def test_prune_takes_old_jobs_without_a_model(home: Path) -> None:
     service = Tunesmith()
-    kept, failed, waiting = (service.create(n, "tunesmith-tiny", ROWS) for n in ("kept", "old", "waiting"))
+    kept, failed, waiting = (
+        service.create(n, "tunesmith-tiny", ROWS) for n in ("kept", "old", "waiting")
+    )
     finish(service, kept.id)
     service.cancel(failed.id)
     none = CliRunner().invoke(app, ["job", "prune", "--older-than", "1h"])
@@ -321,7 +424,10 @@ def test_prune_takes_old_jobs_without_a_model(home: Path) -> None:
     assert failed.id in shown.output and kept.id not in shown.output and len(service.show()) == 3
     done = CliRunner().invoke(app, ["job", "prune", "--older-than", "0s", "--json"])
     assert json.loads(done.stdout)["removed"] == [failed.id]
-    assert {j.id for j in service.show()} == {kept.id, waiting.id} and not service.settings.job_folder(failed.id).exists()
+    assert {j.id for j in service.show()} == {
+        kept.id,
+        waiting.id,
+    } and not service.settings.job_folder(failed.id).exists()
     bad = CliRunner().invoke(app, ["job", "prune", "--older-than", "soon"])
     assert "such as 90d" in str(bad.exception)
 
@@ -368,7 +474,9 @@ def test_copies_are_told_though_the_first_one_moved(shared: None, tmp_path: Path
         Tunesmith(home=tmp_path / "y").show()
 
 
-def test_a_moved_home_without_its_marker_knows_the_store_inside_it(home: Path, tmp_path: Path) -> None:
+def test_a_moved_home_without_its_marker_knows_the_store_inside_it(
+    home: Path, tmp_path: Path
+) -> None:
     service = Tunesmith()
     finish(service, service.create("m", "tunesmith-tiny", ROWS).id)
     service.store.close()
@@ -381,11 +489,16 @@ def test_a_moved_home_without_its_marker_knows_the_store_inside_it(home: Path, t
 def test_a_home_that_is_no_copy_keeps_its_jobs(home: Path) -> None:
     job = Tunesmith().create("m", "tunesmith-tiny", ROWS)
     said = CliRunner().invoke(app, ["doctor", "--as-copy"])
-    assert isinstance(said.exception, NotACopy) and Tunesmith().describe(job.id).status is JobStatus.PENDING
+    assert (
+        isinstance(said.exception, NotACopy)
+        and Tunesmith().describe(job.id).status is JobStatus.PENDING
+    )
 
 
 @pytest.mark.parametrize("meanwhile", ["deleted", "name taken", "row damaged"])
-def test_an_undo_after_other_things_happened_says_what_it_could_not_bring_back(home: Path, meanwhile: str) -> None:
+def test_an_undo_after_other_things_happened_says_what_it_could_not_bring_back(
+    home: Path, meanwhile: str
+) -> None:
     service = Tunesmith()
     job = service.create("n", "tunesmith-tiny", ROWS)
     model_id = finish(service, job.id)
@@ -399,13 +512,17 @@ def test_an_undo_after_other_things_happened_says_what_it_could_not_bring_back(h
         _sql(home / "state.db", "UPDATE jobs SET training_loss = 0.001")
     shutil.move(home / "lost", home / "models" / model_id)
     said = CliRunner().invoke(app, ["doctor", "--undo"])
-    assert said.exit_code == 0 and ("its name is taken" in said.output) == (meanwhile == "name taken"), said.output
+    assert said.exit_code == 0 and ("its name is taken" in said.output) == (
+        meanwhile == "name taken"
+    ), said.output
     if meanwhile == "row damaged":
         with pytest.raises(DamagedRow):
             service.describe(job.id)
 
 
-def test_damage_in_a_row_is_no_reason_to_remove_another_homes_job(shared: None, tmp_path: Path) -> None:
+def test_damage_in_a_row_is_no_reason_to_remove_another_homes_job(
+    shared: None, tmp_path: Path
+) -> None:
     first, second = Tunesmith(home=tmp_path / "a"), Tunesmith(home=tmp_path / "b")
     job = first.create("m", "tunesmith-tiny", ROWS)
     first.cancel(job.id)
@@ -421,7 +538,10 @@ def test_damage_in_a_row_is_no_reason_to_remove_another_homes_job(shared: None, 
 
 def test_a_damaged_model_can_be_removed_and_holds_nothing_up(home: Path) -> None:
     service = Tunesmith()
-    kept, old = service.create("n", "tunesmith-tiny", ROWS), service.create("p", "tunesmith-tiny", ROWS)
+    kept, old = (
+        service.create("n", "tunesmith-tiny", ROWS),
+        service.create("p", "tunesmith-tiny", ROWS),
+    )
     finish(service, kept.id)
     service.cancel(old.id)
     _sql(home / "state.db", "UPDATE models SET method = 'lorb'")
@@ -441,7 +561,9 @@ def test_a_damaged_number_stops_no_create(home: Path, value: str) -> None:
         assert [j.id for j in service.each_job()] == [job.id]
 
 
-@pytest.mark.parametrize("content", ['{"format": 1, "id": "abc"}', '{"format": 1, "id": "abc", "place": 5}'])
+@pytest.mark.parametrize(
+    "content", ['{"format": 1, "id": "abc"}', '{"format": 1, "id": "abc", "place": 5}']
+)
 def test_a_marker_without_a_place_is_where_it_is(home: Path, content: str) -> None:
     durable.open_home(home)
     (home / "FORMAT").write_text(content)
@@ -451,7 +573,9 @@ def test_a_marker_without_a_place_is_where_it_is(home: Path, content: str) -> No
 # ---------------------------------------------------------------- many rows
 
 
-def test_tables_are_read_a_page_at_a_time_and_whole(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_are_read_a_page_at_a_time_and_whole(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tunesmith import store as store_module
 
     service = Tunesmith()
@@ -464,20 +588,37 @@ def test_tables_are_read_a_page_at_a_time_and_whole(home: Path, monkeypatch: pyt
         service.store.record_step(held, {"step": step, "epoch": 1, "training_loss": 1.0 / step})
     monkeypatch.setattr(store_module, "PAGE", 30)  # three jobs to a page
     pages = list(service.store.pages("jobs"))
-    assert [len(p) for p in pages] == [3, 3, 1] and sorted(r["id"] for p in pages for r in p) == sorted(j.id for j in jobs)
+    assert [len(p) for p in pages] == [3, 3, 1] and sorted(
+        r["id"] for p in pages for r in p
+    ) == sorted(j.id for j in jobs)
     assert [j.id for j in service.each_job()] == [j.id for j in jobs]
     monkeypatch.setattr(store_module, "PAGE", 2)
     asked: list[str] = []
     page = JobStore.page
-    monkeypatch.setattr(JobStore, "page", lambda self, table, *a, **k: asked.append(table) or page(self, table, *a, **k))
+    monkeypatch.setattr(
+        JobStore,
+        "page",
+        lambda self, table, *a, **k: asked.append(table) or page(self, table, *a, **k),
+    )
     with tunesmith.connect() as c:
-        assert c.execute("SELECT step FROM tunesmith.metrics ORDER BY step").fetchall() == [(n,) for n in range(1, 8)]
+        assert c.execute("SELECT step FROM tunesmith.metrics ORDER BY step").fetchall() == [
+            (n,) for n in range(1, 8)
+        ]
         assert asked == ["metrics"] * 4
         asked.clear()
-        assert len(c.execute("SELECT step FROM tunesmith.metrics LIMIT 1").fetchall()) == 1 and len(asked) < 4, "no more than was asked for"
-        assert c.execute(f"SELECT count(*) FROM tunesmith.metrics_of('{jobs[0].id}')").fetchall() == [(0,)]
-        assert c.execute(f"SELECT count(*) FROM tunesmith.metrics_of('{held.id}')").fetchall() == [(7,)]
-        assert c.execute(f"SELECT id FROM tunesmith.jobs_of('{held.id}')").fetchall() == [(held.id,)]
+        assert (
+            len(c.execute("SELECT step FROM tunesmith.metrics LIMIT 1").fetchall()) == 1
+            and len(asked) < 4
+        ), "no more than was asked for"
+        assert c.execute(
+            f"SELECT count(*) FROM tunesmith.metrics_of('{jobs[0].id}')"
+        ).fetchall() == [(0,)]
+        assert c.execute(f"SELECT count(*) FROM tunesmith.metrics_of('{held.id}')").fetchall() == [
+            (7,)
+        ]
+        assert c.execute(f"SELECT id FROM tunesmith.jobs_of('{held.id}')").fetchall() == [
+            (held.id,)
+        ]
         assert c.execute("SELECT count(DISTINCT model) FROM tunesmith.lineage").fetchall() == [(2,)]
         assert len(json.loads(c.execute("SELECT FINETUNE('SHOW')").fetchall()[0][0])) == 7
 
@@ -510,25 +651,39 @@ print("done", left[0])
 """
 
 
-@settings(max_examples=14, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=14, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(step=st.sampled_from(["create", "delete", "drop"]), n=st.integers(1, 34))
-def test_whatever_is_killed_while_a_folder_appears_or_goes_nothing_unowned_stays(tmp_path_factory: Any, step: str, n: int) -> None:
-    """Then the next worker's sweep: every folder has its row, every row its folder, and nothing is left in tmp/."""
+def test_whatever_is_killed_while_a_folder_appears_or_goes_nothing_unowned_stays(
+    tmp_path_factory: Any, step: str, n: int
+) -> None:
+    """Then the next worker's sweep: every folder has its row, every row its folder, and nothing is
+    left in tmp/."""
     home = tmp_path_factory.mktemp("killed") / "home"
     service = Tunesmith(home=home)
     if step != "create":
         job = service.create("m", "tunesmith-tiny", ROWS)
         finish(service, job.id) if step == "drop" else service.cancel(job.id)
     environment = {**os.environ, "TUNESMITH_HOME": str(home)}
-    ended = subprocess.run([sys.executable, "-c", KILLED, step, str(n)], env=environment, capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED, step, str(n)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert ended.returncode in (0, 9), ended.stderr
     worker.sweep(service.settings, service.store)
     rows = {j.id.removeprefix("ft_") for j in service.show()}
     assert {p.name for p in (home / "jobs").glob("*")} == rows
     assert {p.name for p in (home / "models").glob("*")} == {m.id for m in service.models()}
-    assert list((home / "tmp").iterdir()) == [] and list(doctor.mismatches(service.settings, service.store, read=True)) == []
+    assert (
+        list((home / "tmp").iterdir()) == []
+        and list(doctor.mismatches(service.settings, service.store, read=True)) == []
+    )
     assert all(
-        (service.settings.job_folder(j.id) / "data").is_dir() and not durable.is_marked(service.settings.job_folder(j.id))
+        (service.settings.job_folder(j.id) / "data").is_dir()
+        and not durable.is_marked(service.settings.job_folder(j.id))
         for j in service.show()
     )
 

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from tunesmith import jobs
 from tunesmith.catalog import ModelSpec
-from tunesmith.errors import InvalidModelName, InvalidOption, InvalidOptions, InvalidOptionValue, OptionNotRead
+from tunesmith.errors import (
+    InvalidModelName,
+    InvalidOption,
+    InvalidOptions,
+    InvalidOptionValue,
+    OptionNotRead,
+)
 from tunesmith.jobs import MOVES, WORKING, Job, JobStatus, Options, ResolvedOptions, model_key
 from tunesmith.tuning.recipe import Facts, resolve
 
@@ -17,7 +23,9 @@ from tunesmith.tuning.recipe import Facts, resolve
 def test_every_status_has_moves_and_a_word_at_every_door() -> None:
     assert set(MOVES) == set(JobStatus)
     assert {s.sql for s in JobStatus} == {"PENDING", "IN_PROGRESS", "SUCCESS", "ERROR", "CANCELLED"}
-    assert JobStatus.VALIDATING.sql == "PENDING" and JobStatus.VALIDATING.openai == "validating_files"
+    assert (
+        JobStatus.VALIDATING.sql == "PENDING" and JobStatus.VALIDATING.openai == "validating_files"
+    )
     assert JobStatus.CANCELLING.openai == "running" and JobStatus.PENDING.openai == "queued"
 
 
@@ -32,7 +40,9 @@ def test_whatever_moves_are_taken_a_final_state_is_never_left(choices: list[int]
             seen_final = status
             continue
         status = after[choice % len(after)]
-    assert status.is_final == (status in {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+    assert status.is_final == (
+        status in {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}
+    )
 
 
 def test_success_is_reached_from_evaluating_alone_and_a_cancel_from_every_working_state() -> None:
@@ -42,11 +52,15 @@ def test_success_is_reached_from_evaluating_alone_and_a_cancel_from_every_workin
 
 def test_options_are_read_from_json_text_objects_and_numbers_sent_as_text() -> None:
     assert Options.parse('{"max_epochs": 3}').max_epochs == 3
-    assert Options.parse({"MAX_EPOCHS": "3", "learning_rate": "1e-4"}) == Options(max_epochs=3, learning_rate=1e-4)
+    assert Options.parse({"MAX_EPOCHS": "3", "learning_rate": "1e-4"}) == Options(
+        max_epochs=3, learning_rate=1e-4
+    )
     assert Options.parse(None) == Options.parse("") == Options()
 
 
-@pytest.mark.parametrize("value", [0, 11, -1, 1.5, "many", True, None.__class__, float("nan"), float("inf"), 10**12, [3]])
+@pytest.mark.parametrize(
+    "value", [0, 11, -1, 1.5, "many", True, None.__class__, float("nan"), float("inf"), 10**12, [3]]
+)
 def test_a_number_of_epochs_outside_one_to_ten_is_refused(value: object) -> None:
     with pytest.raises(InvalidOptionValue, match=r"max_epochs.*1 to 10"):
         Options.parse({"max_epochs": value})
@@ -92,7 +106,24 @@ def test_names_fold_unless_quoted(name: str, key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "1a", "a b", "a.b.c.d", "a..b", "../x", "a/b", 'a"', "x\x00", "%2e", "é", '""', "a" * 64, "C:/x", "a#b"]
+    "name",
+    [
+        "",
+        "1a",
+        "a b",
+        "a.b.c.d",
+        "a..b",
+        "../x",
+        "a/b",
+        'a"',
+        "x\x00",
+        "%2e",
+        "é",
+        '""',
+        "a" * 64,
+        "C:/x",
+        "a#b",
+    ],
 )
 def test_names_that_are_none_are_refused(name: str) -> None:
     with pytest.raises(InvalidModelName):
@@ -106,7 +137,10 @@ def test_the_notebook_card_escapes_what_users_wrote() -> None:
 
 @pytest.mark.parametrize("pairs", ["he", "he/", "/she", "he/she,", "he/ ", " / ", "he/she/it"])
 def test_pairs_of_words_to_exchange_are_checked_at_the_door(pairs: str) -> None:
-    assert Options.parse({"swap_terms": "new york/lagos, anna/ali"}).swap_terms == "new york/lagos, anna/ali"
+    assert (
+        Options.parse({"swap_terms": "new york/lagos, anna/ali"}).swap_terms
+        == "new york/lagos, anna/ali"
+    )
     with pytest.raises(InvalidOptionValue, match="swap_terms.*pairs such as he/she"):
         Options.parse({"swap_terms": pairs})
 
@@ -116,7 +150,9 @@ ONLY_LORA = {"rank": 8, "targets": "attention", "precision": "bfloat16"}
 
 @pytest.mark.parametrize("name", ONLY_LORA)
 def test_an_option_that_the_method_does_not_read_is_an_error_that_says_who_does(name: str) -> None:
-    with pytest.raises(OptionNotRead, match=f"{name} = .*read by the method lora, and the method is full"):
+    with pytest.raises(
+        OptionNotRead, match=f"{name} = .*read by the method lora, and the method is full"
+    ):
         Options.parse({"method": "full", name: ONLY_LORA[name]}).must_be_read()
     for method in ("lora", "auto"):
         Options.parse({"method": method, name: ONLY_LORA[name]}).must_be_read()
@@ -130,7 +166,8 @@ def test_an_option_of_one_method_decides_for_it_with_that_as_the_reason() -> Non
         decided = resolve(Options.parse({name: value}), facts).decided["method"]
         assert (decided.value, decided.reason) == ("lora", f"{name} is set, which only lora reads")
     assert (
-        resolve(Options.parse(ONLY_LORA), facts).decided["method"].reason == "rank and targets and precision are set, which only lora reads"
+        resolve(Options.parse(ONLY_LORA), facts).decided["method"].reason
+        == "rank and targets and precision are set, which only lora reads"
     )
     assert resolve(Options(), facts).decided["method"].value == "full"
 

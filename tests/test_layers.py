@@ -1,4 +1,5 @@
-"""Imports point down only, only four packages import torch, and only durable writes durable files."""
+"""Imports point down only, only four packages import torch, and only durable writes durable
+files."""
 
 import ast
 from collections.abc import Iterator
@@ -52,7 +53,12 @@ def test_imports_point_down() -> None:
             continue
         for name in imports(path):
             target = name.split(".")[1] if name.startswith("tunesmith.") else ""
-            if not target or target == part or target in ALONE or not any(target in layer for layer in LAYERS):
+            if (
+                not target
+                or target == part
+                or target in ALONE
+                or not any(target in layer for layer in LAYERS)
+            ):
                 continue
             if (part, target) not in LATE and rank(target) <= rank(part):
                 wrong.append(f"{path.relative_to(SOURCE)} imports {name}")
@@ -60,13 +66,21 @@ def test_imports_point_down() -> None:
 
 
 def test_only_four_packages_import_torch() -> None:
-    wrong = [f"{p.name}: {n}" for part, p in files() if part not in TORCH for n in imports(p) if n.split(".")[0] in HEAVY]
+    wrong = [
+        f"{p.name}: {n}"
+        for part, p in files()
+        if part not in TORCH
+        for n in imports(p)
+        if n.split(".")[0] in HEAVY
+    ]
     assert not wrong
 
 
 def test_the_trainers_door_and_the_preparation_import_no_torch() -> None:
     for name in ("child", "prepare", "recipe", "batches"):
-        assert not [n for n in imports(SOURCE / "tuning" / f"{name}.py") if n.split(".")[0] in HEAVY]
+        assert not [
+            n for n in imports(SOURCE / "tuning" / f"{name}.py") if n.split(".")[0] in HEAVY
+        ]
 
 
 FORBIDDEN = {"pickle", "joblib", "dill", "cloudpickle", "marshal", "shelve", "yaml"}
@@ -76,15 +90,27 @@ def test_nothing_reads_pickles_runs_a_shell_or_trusts_remote_code() -> None:
     for _, path in files():
         text = path.read_text()
         assert not FORBIDDEN & {n.split(".")[0] for n in imports(path)}, path
-        for phrase in ("torch.load(", "shell=True", "trust_remote_code=True", "eval(", "exec(", "os.system"):
-            assert phrase not in text.replace("model.eval()", "").replace(".eval()", ""), (path, phrase)
+        for phrase in (
+            "torch.load(",
+            "shell=True",
+            "trust_remote_code=True",
+            "eval(",
+            "exec(",
+            "os.system",
+        ):
+            assert phrase not in text.replace("model.eval()", "").replace(".eval()", ""), (
+                path,
+                phrase,
+            )
 
 
 def test_only_errors_defines_exceptions() -> None:
     for part, path in files():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef) and part != "errors":
-                assert not any("Error" in ast.unparse(b) or "Exception" in ast.unparse(b) for b in node.bases), (path, node.name)
+                assert not any(
+                    "Error" in ast.unparse(b) or "Exception" in ast.unparse(b) for b in node.bases
+                ), (path, node.name)
 
 
 LOGS = {"worker.log", "log.txt"}  # what processes say while they run; nothing reads them back
@@ -101,10 +127,13 @@ def test_only_durable_writes_files() -> None:
                 continue
             name, text = ast.unparse(node.func).rpartition(".")[2], ast.unparse(node)
             modes = [
-                a.value for a in node.args + [k.value for k in node.keywords] if isinstance(a, ast.Constant) and isinstance(a.value, str)
+                a.value
+                for a in node.args + [k.value for k in node.keywords]
+                if isinstance(a, ast.Constant) and isinstance(a.value, str)
             ]
             writes = name in {"write_text", "write_bytes"} or (
-                name == "open" and any(set(m) <= set("wax+bt") and set(m) & set("wax+") for m in modes)
+                name == "open"
+                and any(set(m) <= set("wax+bt") and set(m) & set("wax+") for m in modes)
             )
             if writes and not any(log in text for log in LOGS):
                 wrong.append(f"{path.name}: {text}")

@@ -1,4 +1,5 @@
-"""A store of every released revision opens, and its jobs go on; what is newer is refused and left alone."""
+"""A store of every released revision opens, and its jobs go on; what is newer is refused and left
+alone."""
 
 import sqlite3
 from pathlib import Path
@@ -33,7 +34,9 @@ def config(connection: sa.Connection | None = None, folder: str = MIGRATIONS) ->
 def test_the_revisions_end_with_the_one_the_program_knows_and_each_has_a_fixture() -> None:
     script = ScriptDirectory.from_config(config())
     assert script.get_heads() == [REVISION]
-    assert [f.stem.removeprefix("store-") for f in FIXTURES] == sorted(r.revision for r in script.walk_revisions())
+    assert [f.stem.removeprefix("store-") for f in FIXTURES] == sorted(
+        r.revision for r in script.walk_revisions()
+    )
 
 
 def test_all_revisions_from_an_empty_store_give_the_schema_that_a_new_one_has(url: str) -> None:
@@ -46,7 +49,9 @@ def test_all_revisions_from_an_empty_store_give_the_schema_that_a_new_one_has(ur
 
 
 @pytest.mark.parametrize("fixture", FIXTURES, ids=lambda f: f.stem)
-def test_a_store_of_an_earlier_release_opens_and_its_jobs_go_on(fixture: Path, tmp_path: Path) -> None:
+def test_a_store_of_an_earlier_release_opens_and_its_jobs_go_on(
+    fixture: Path, tmp_path: Path
+) -> None:
     with sqlite3.connect(tmp_path / "state.db") as c:
         c.executescript(fixture.read_text())
     store = JobStore(f"sqlite:///{tmp_path / 'state.db'}")
@@ -57,12 +62,18 @@ def test_a_store_of_an_earlier_release_opens_and_its_jobs_go_on(fixture: Path, t
         "running": "RUNNING",
         "waiting": "PENDING",
     }
-    assert jobs["running"].warnings == ("few rows",) and store.find_request("a key") == jobs["running"]
-    assert [m.name for m in store.all_models()] == ["done"] and len(store.rows("row_losses")) == len(store.rows("usage")) == 1
-    first, second = store.claim("me"), store.claim("me2")
-    assert first is not None and (first.name, first.status, first.attempt) == ("running", JobStatus.RUNNING, 2), (
-        "its worker was of another boot"
+    assert (
+        jobs["running"].warnings == ("few rows",) and store.find_request("a key") == jobs["running"]
     )
+    assert [m.name for m in store.all_models()] == ["done"] and len(
+        store.rows("row_losses")
+    ) == len(store.rows("usage")) == 1
+    first, second = store.claim("me"), store.claim("me2")
+    assert first is not None and (first.name, first.status, first.attempt) == (
+        "running",
+        JobStatus.RUNNING,
+        2,
+    ), "its worker was of another boot"
     assert second is not None and second.name == "waiting"
     store.close()
 
@@ -99,9 +110,10 @@ def columns(url: str) -> tuple[str, bool, list[str]]:
     engine = sa.create_engine(url)
     with engine.begin() as c:
         found = (
-            c.scalar(sa.text("SELECT version_num FROM alembic_version")), "colour" in {x["name"] for x in sa.inspect(c).get_columns("jobs")},
+            c.scalar(sa.text("SELECT version_num FROM alembic_version")),
+            "colour" in {x["name"] for x in sa.inspect(c).get_columns("jobs")},
             list(c.scalars(sa.text("SELECT name FROM jobs"))),
-        )  # fmt: skip
+        )
     engine.dispose()
     return found
 

@@ -1,4 +1,5 @@
-"""The promises of docs/promises.md in small doses; `make proofs` has the figures. Hostile queries: data/test_served.py.
+"""The promises of docs/promises.md in small doses; `make proofs` has the figures. Hostile queries:
+data/test_served.py.
 
 A proof runs in a process of its own, because what forks may not have used torch before.
 """
@@ -30,9 +31,12 @@ def test_the_promise_holds_in_a_small_dose(dose: str, tmp_path: Path) -> None:
     name, *arguments = dose.split()
     results, log = tmp_path / "results.json", tmp_path / "log.txt"
     ended = subprocess.run(
-        [sys.executable, str(ROOT / "proofs" / name), *arguments], cwd=tmp_path, capture_output=True, text=True,
+        [sys.executable, str(ROOT / "proofs" / name), *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
         env={**os.environ, "PROOF_RESULTS": str(results), "PROOF_LOG": str(log)},
-    )  # fmt: skip
+    )
     said = log.read_text()[-2000:] if log.exists() else ""
     assert ended.returncode == 0, f"{ended.stdout[-3000:]}\n{ended.stderr[-3000:]}\n{said}"
     assert all(p["ok"] for p in json.loads(results.read_text()))

@@ -11,13 +11,17 @@ from tunesmith.data.template import Encoder, PromptTemplate
 from tunesmith.jobs import JobStatus
 
 
-def test_a_real_pretrained_model_writes_what_it_is_known_to_write(shared_data: Path, home: Path) -> None:
+def test_a_real_pretrained_model_writes_what_it_is_known_to_write(
+    shared_data: Path, home: Path
+) -> None:
     base = shared_data / "models" / "stories260k"
     [answer] = Tunesmith().complete(str(base), ["Once upon a time"], max_tokens=40)
     assert answer.prompt_tokens > 4 and answer.completion_tokens == 40 and "e" in answer.text
 
 
-def test_a_real_pretrained_model_is_tuned_by_adapter_on_real_rows(shared_data: Path, home: Path) -> None:
+def test_a_real_pretrained_model_is_tuned_by_adapter_on_real_rows(
+    shared_data: Path, home: Path
+) -> None:
     base = shared_data / "models" / "stories260k"
     query = f"""SELECT prompt, completion FROM '{shared_data}/text_generation/restaurant8k_slots_train.csv' LIMIT 200"""
     with tunesmith.connect() as connection:
@@ -28,7 +32,14 @@ def test_a_real_pretrained_model_is_tuned_by_adapter_on_real_rows(shared_data: P
         first, last = connection.execute("""
             SELECT avg(training_loss) FILTER (step <= 5), avg(training_loss) FILTER (step > 15) FROM tunesmith.metrics
         """).fetchall()[0]
-        assert last < 0.8 * first and job.rows["train"] + job.rows["validation"] + job.rows["verdict"] + job.rows["rejected"] == 200
+        assert (
+            last < 0.8 * first
+            and job.rows["train"]
+            + job.rows["validation"]
+            + job.rows["verdict"]
+            + job.rows["rejected"]
+            == 200
+        )
 
 
 FILES = [
@@ -40,12 +51,21 @@ FILES = [
 ]
 
 
-@pytest.mark.parametrize(("file", "columns", "rows"), FILES, ids=[f[0].rpartition("/")[2] for f in FILES])
+@pytest.mark.parametrize(
+    ("file", "columns", "rows"), FILES, ids=[f[0].rpartition("/")[2] for f in FILES]
+)
 def test_real_tables_are_frozen_with_every_row_accounted_for(
-    shared_data: Path, home: Path, monkeypatch: pytest.MonkeyPatch, file: str, columns: str, rows: int
+    shared_data: Path,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    columns: str,
+    rows: int,
 ) -> None:
     monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
-    job = Tunesmith().create("m", "tunesmith-tiny", f"SELECT {columns} FROM '{shared_data / file}'", max_epochs=1)
+    job = Tunesmith().create(
+        "m", "tunesmith-tiny", f"SELECT {columns} FROM '{shared_data / file}'", max_epochs=1
+    )
     assert sum(job.rows.values()) == rows
 
 
@@ -57,13 +77,17 @@ def test_texts_of_real_rows_survive_the_template(shared_data: Path) -> None:
     spec = catalog.find("tunesmith-tiny", Path())
     encoder = Encoder(PromptTemplate.of_base(Path(spec.folder)), Path(spec.folder))
     with duckdb.connect() as connection:
-        texts = connection.execute(f"SELECT text FROM '{shared_data}/text_classification/davidson_tweets_a.parquet' LIMIT 2000").fetchall()
+        texts = connection.execute(
+            f"SELECT text FROM '{shared_data}/text_classification/davidson_tweets_a.parquet' LIMIT 2000"
+        ).fetchall()
     for (text,) in texts:
         row = encoder.row([{"role": "user", "content": text}], text)
         assert encoder.decode(row.ids[row.n_prompt : -1]) == text
 
 
-def test_a_test_without_its_data_skips_and_says_where_it_looked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_test_without_its_data_skips_and_says_where_it_looked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import conftest
 
     monkeypatch.setattr(conftest, "DATA", Path("/nowhere"))

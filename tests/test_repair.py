@@ -29,22 +29,40 @@ def model(service: Tunesmith, name: str) -> Path:
         (staged / "inner").mkdir()
         (staged / "inner" / "weights").write_text(name)
         digest = durable.publish(staged / "inner", folder, {"name": name})
-    service.store.add_model(dict(
-        id=f"id-{name}", name=name, model_key=name, job_id=None, base_model=base.name, base=base.to_json(), task=base.task, method="full",
-        folder=f"models/id-{name}/v1", digest=digest, verdict=None, owner="me",
-    ))  # fmt: skip
+    service.store.add_model(
+        dict(
+            id=f"id-{name}",
+            name=name,
+            model_key=name,
+            job_id=None,
+            base_model=base.name,
+            base=base.to_json(),
+            task=base.task,
+            method="full",
+            folder=f"models/id-{name}/v1",
+            digest=digest,
+            verdict=None,
+            owner="me",
+        )
+    )
     return folder
 
 
 def mend(service: Tunesmith) -> Path | None:
-    return repair(service.settings, service.store, list(mismatches(service.settings, service.store, read=True)))
+    return repair(
+        service.settings,
+        service.store,
+        list(mismatches(service.settings, service.store, read=True)),
+    )
 
 
 def kinds(service: Tunesmith, *, read: bool = True) -> list[str]:
     return sorted(m.kind for m in mismatches(service.settings, service.store, read=read))
 
 
-def test_where_rows_and_files_belong_together_nothing_is_found_and_nothing_is_touched(service: Tunesmith) -> None:
+def test_where_rows_and_files_belong_together_nothing_is_found_and_nothing_is_touched(
+    service: Tunesmith,
+) -> None:
     model(service, "a")
     service.create("job", "tunesmith-tiny", next_word_rows())
     before = sorted(p for p in service.settings.home.rglob("*"))
@@ -61,7 +79,13 @@ def test_every_mismatch_is_found_mended_and_found_no_more(service: Tunesmith) ->
     lost = service.create("lost", "tunesmith-tiny", next_word_rows())
     shutil.rmtree(service.settings.job_folder(lost.id) / "data")
     (home / "jobs" / "nobodys").mkdir()
-    assert kinds(service) == ["damaged_model", "files_without_job", "files_without_model", "job_without_rows", "model_without_files"]
+    assert kinds(service) == [
+        "damaged_model",
+        "files_without_job",
+        "files_without_model",
+        "job_without_rows",
+        "model_without_files",
+    ]
     assert "damaged_model" not in kinds(service, read=False)
     assert not {c.name: c for c in examine()}["files"].ok
     place = mend(service)
@@ -72,7 +96,9 @@ def test_every_mismatch_is_found_mended_and_found_no_more(service: Tunesmith) ->
         service.model("gone")
     assert lost.refresh().status is JobStatus.CANCELLED
     kept = {str(p.relative_to(place)) for p in place.rglob("*")}
-    assert {"models/id-damaged/v1/weights", "models/stray/v1", "jobs/nobodys"} <= kept, "nothing is deleted"
+    assert {"models/id-damaged/v1/weights", "models/stray/v1", "jobs/nobodys"} <= kept, (
+        "nothing is deleted"
+    )
 
 
 def test_a_name_answers_with_the_last_version_that_is_left(service: Tunesmith) -> None:
@@ -81,8 +107,14 @@ def test_a_name_answers_with_the_last_version_that_is_left(service: Tunesmith) -
     with service.store._engine.begin() as c:
         from tunesmith.schema import models, seal_all
 
-        c.execute(models.update().where(models.c.id == "id-second").values(line="first", version=2, is_current=True, seal=None))
-        c.execute(models.update().where(models.c.id == "id-first").values(is_current=False, seal=None))
+        c.execute(
+            models.update()
+            .where(models.c.id == "id-second")
+            .values(line="first", version=2, is_current=True, seal=None)
+        )
+        c.execute(
+            models.update().where(models.c.id == "id-first").values(is_current=False, seal=None)
+        )
         seal_all(c)
     assert service.model("first").name == "second"
     shutil.rmtree(newer.parent)
@@ -95,11 +127,16 @@ def test_what_is_put_aside_twice_is_kept_twice(tmp_path: Path) -> None:
         (tmp_path / "models" / "x" / "v1").mkdir(parents=True)
         (tmp_path / "models" / "x" / "v1" / "f").write_text(text)
         durable.put_aside(tmp_path / "models" / "x" / "v1", tmp_path / "unclaimed" / "x" / "v1")
-    assert [(tmp_path / "unclaimed" / "x" / v / "f").read_text() for v in ("v1", "v1.1")] == ["one", "two"]
+    assert [(tmp_path / "unclaimed" / "x" / v / "f").read_text() for v in ("v1", "v1.1")] == [
+        "one",
+        "two",
+    ]
     assert not (tmp_path / "models" / "x").exists()
 
 
-def test_repair_waits_while_a_worker_is_at_work(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repair_waits_while_a_worker_is_at_work(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from typer.testing import CliRunner
 
     from tunesmith.interfaces import doctor

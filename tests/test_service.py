@@ -67,9 +67,13 @@ def test_one_idempotency_key_makes_one_job(service: Tunesmith) -> None:
     assert len(list((service.settings.home / "jobs").iterdir())) == 1
 
 
-def test_a_streamed_answer_is_the_whole_one_and_is_paid_for_also_when_nobody_listens_to_the_end(service: Tunesmith) -> None:
+def test_a_streamed_answer_is_the_whole_one_and_is_paid_for_also_when_nobody_listens_to_the_end(
+    service: Tunesmith,
+) -> None:
     [whole] = service.complete("tunesmith-tiny", ["Where is my card?"], max_tokens=12)
-    assert "".join(service.stream("tunesmith-tiny", "Where is my card?", max_tokens=12)) == whole.text
+    assert (
+        "".join(service.stream("tunesmith-tiny", "Where is my card?", max_tokens=12)) == whole.text
+    )
     pieces = service.stream("tunesmith-tiny", "Where is my card?", max_tokens=12)
     next(pieces)
     pieces.close()  # type: ignore[attr-defined]
@@ -92,22 +96,37 @@ def test_training_data_may_be_rows_or_files(service: Tunesmith, tmp_path: Path, 
             frame.to_parquet(file)
     import pyarrow
 
-    data: Any = {"dicts": next_word_rows(2), "pandas": frame, "arrow": pyarrow.Table.from_pandas(frame), "stage": f"@{file}"}.get(
-        kind, str(file)
-    )
+    data: Any = {
+        "dicts": next_word_rows(2),
+        "pandas": frame,
+        "arrow": pyarrow.Table.from_pandas(frame),
+        "stage": f"@{file}",
+    }.get(kind, str(file))
     job = service.create("m", "tunesmith-tiny", data)
     assert job.rows["train"] + job.rows["validation"] + job.rows["verdict"] == 20
 
 
 BAD: list[tuple[type[TunesmithError], str, dict[str, Any]]] = [
-    (UnknownBaseModel, r"'tunesmith-tini'.*Did you mean 'tunesmith-tiny'", {"base_model": "tunesmith-tini"}),
+    (
+        UnknownBaseModel,
+        r"'tunesmith-tini'.*Did you mean 'tunesmith-tiny'",
+        {"base_model": "tunesmith-tini"},
+    ),
     (UnknownBaseModel, "not/here", {"base_model": "./not/here"}),
-    (WeightsNotHere, r"hf download mistralai/Mistral.*--local-dir.*bases/mistral-7b", {"base_model": "mistral-7b"}),
+    (
+        WeightsNotHere,
+        r"hf download mistralai/Mistral.*--local-dir.*bases/mistral-7b",
+        {"base_model": "mistral-7b"},
+    ),
     (WeightsNotHere, r"hf download someone/something", {"base_model": "someone/something"}),
     (InvalidModelName, r"'1x'", {"name": "1x"}),
     (InvalidOption, r"'epochs' = 3.*'max_epochs'", {"epochs": 3}),
     (InvalidOptionValue, r"learning_rate = -1", {"learning_rate": -1}),
-    (NoUsableRows, r"0 rows", {"training_data": "SELECT 'a' AS prompt, 'b' AS completion WHERE false"}),
+    (
+        NoUsableRows,
+        r"0 rows",
+        {"training_data": "SELECT 'a' AS prompt, 'b' AS completion WHERE false"},
+    ),
     (NotADataSource, r"42", {"training_data": 42}),
     (
         TooManyRows,
@@ -123,47 +142,69 @@ BAD: list[tuple[type[TunesmithError], str, dict[str, Any]]] = [
 
 
 def test_a_budget_below_one_step_is_told_before_anything_is_loaded(service: Tunesmith) -> None:
-    with pytest.raises(BudgetTooSmall, match="budget_tokens allows 3 tokens, less than the first optimizer step of 8 rows"):
+    with pytest.raises(
+        BudgetTooSmall,
+        match="budget_tokens allows 3 tokens, less than the first optimizer step of 8 rows",
+    ):
         service.quote(ROWS, base_model="tunesmith-tiny", budget_tokens=3)
     assert not list(service.settings.home.glob("quotes/*"))
 
 
-@pytest.mark.parametrize(("error", "text", "changes"), BAD, ids=lambda v: v.__name__ if isinstance(v, type) else "")
+@pytest.mark.parametrize(
+    ("error", "text", "changes"), BAD, ids=lambda v: v.__name__ if isinstance(v, type) else ""
+)
 def test_bad_input_is_told_at_the_door_and_changes_nothing(
     service: Tunesmith, error: type[TunesmithError], text: str, changes: dict[str, Any]
 ) -> None:
     arguments = {"name": "m", "base_model": "tunesmith-tiny", "training_data": ROWS, **changes}
     with pytest.raises(error, match=text):
-        service.create(arguments.pop("name"), arguments.pop("base_model"), arguments.pop("training_data"), **arguments)
+        service.create(
+            arguments.pop("name"),
+            arguments.pop("base_model"),
+            arguments.pop("training_data"),
+            **arguments,
+        )
     assert service.show() == [] and not list(service.settings.home.glob("jobs/*"))
 
 
 def test_a_bad_name_is_told_before_any_row_is_read(service: Tunesmith) -> None:
     with pytest.raises(InvalidModelName):
-        service.create("1x", "tunesmith-tiny", "SELECT error('a row was read') AS prompt, 'x' AS completion")
+        service.create(
+            "1x", "tunesmith-tiny", "SELECT error('a row was read') AS prompt, 'x' AS completion"
+        )
 
 
 def test_missing_weights_are_told_before_any_row_is_read(service: Tunesmith) -> None:
     with pytest.raises(WeightsNotHere):
-        service.create("m", "llama3-8b", "SELECT error('a row was read') AS prompt, 'x' AS completion")
+        service.create(
+            "m", "llama3-8b", "SELECT error('a row was read') AS prompt, 'x' AS completion"
+        )
 
 
-def test_without_the_training_packages_a_job_is_refused_at_the_door(service: Tunesmith, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_training_packages_a_job_is_refused_at_the_door(
+    service: Tunesmith, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import sys
 
-    monkeypatch.setitem(sys.modules, "torch", None)  # Python's own way to say that a module cannot be had
+    monkeypatch.setitem(
+        sys.modules, "torch", None
+    )  # Python's own way to say that a module cannot be had
     with pytest.raises(MissingExtra, match=r"tuning needs packages.*tunesmith\[train\]"):
         service.create("m", "tunesmith-tiny", ROWS)
     assert service.show() == []
 
 
-def test_a_base_that_wants_to_run_code_is_refused(service: Tunesmith, tiny_base: Path, tmp_path: Path) -> None:
+def test_a_base_that_wants_to_run_code_is_refused(
+    service: Tunesmith, tiny_base: Path, tmp_path: Path
+) -> None:
     import json
     import shutil
 
     folder = Path(shutil.copytree(tiny_base, tmp_path / "evil"))
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModelForCausalLM": "evil.Model"}}))
+    (folder / "config.json").write_text(
+        json.dumps({**config, "auto_map": {"AutoModelForCausalLM": "evil.Model"}})
+    )
     with pytest.raises(UnsafeBaseModel, match="auto_map"):
         service.create("m", str(folder), ROWS)
 
@@ -174,7 +215,9 @@ def test_a_database_held_by_another_process_is_named(home: Path, tmp_path: Path)
 
     path = tmp_path / "held.duckdb"
     code = f"import duckdb, sys; c = duckdb.connect({str(path)!r}); print('open', flush=True); sys.stdin.read(); c.close()"
-    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout is not None and holder.stdout.readline() == "open\n"
     try:
         with pytest.raises(DatabaseBusy, match=r"held\.duckdb.*Parquet"):
@@ -184,7 +227,9 @@ def test_a_database_held_by_another_process_is_named(home: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("content", [None, b"this is no database" * 1000])
-def test_a_database_that_is_not_there_or_is_none_is_named(home: Path, tmp_path: Path, content: bytes | None) -> None:
+def test_a_database_that_is_not_there_or_is_none_is_named(
+    home: Path, tmp_path: Path, content: bytes | None
+) -> None:
     path = tmp_path / "shop.duckdb"
     if content is not None:
         path.write_bytes(content)
@@ -193,14 +238,23 @@ def test_a_database_that_is_not_there_or_is_none_is_named(home: Path, tmp_path: 
     assert path.exists() == (content is not None)
 
 
-def test_a_database_that_this_process_has_open_is_shared(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_that_this_process_has_open_is_shared(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
     with duckdb.connect(tmp_path / "shop.duckdb") as connection:
         connection.execute("CREATE TABLE t AS SELECT 'q' AS prompt, 'a' AS completion")
-        assert Tunesmith(tmp_path / "shop.duckdb").create("m", "tunesmith-tiny", "SELECT * FROM t").rows["train"] == 1
+        assert (
+            Tunesmith(tmp_path / "shop.duckdb")
+            .create("m", "tunesmith-tiny", "SELECT * FROM t")
+            .rows["train"]
+            == 1
+        )
 
 
-def test_a_full_disk_at_create_is_an_error_and_leaves_nothing(service: Tunesmith, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_at_create_is_an_error_and_leaves_nothing(
+    service: Tunesmith, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tunesmith import durable
 
     monkeypatch.setattr(durable, "RESERVE_MB", 1 << 40)
@@ -213,7 +267,9 @@ def test_unknown_jobs_and_models_name_the_nearest(service: Tunesmith) -> None:
     job = service.create("m", "tunesmith-tiny", ROWS)
     with pytest.raises(UnknownJob, match=job.id):
         service.describe(job.id[:-1])
-    with pytest.raises(UnknownModel, match=r'unknown model "tunesmith-tin"\. Did you mean .tunesmith-tiny'):
+    with pytest.raises(
+        UnknownModel, match=r'unknown model "tunesmith-tin"\. Did you mean .tunesmith-tiny'
+    ):
         service.complete("tunesmith-tin", ["x"])
     with pytest.raises(UnknownModel):
         service.complete("m", ["x"])  # its job has not succeeded
@@ -221,7 +277,14 @@ def test_unknown_jobs_and_models_name_the_nearest(service: Tunesmith) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("temperature", 2), ("temperature", "warm"), ("top_p", -1), ("max_tokens", 0), ("max_tokens", 8193), ("best_of", 2)],
+    [
+        ("temperature", 2),
+        ("temperature", "warm"),
+        ("top_p", -1),
+        ("max_tokens", 0),
+        ("max_tokens", 8193),
+        ("best_of", 2),
+    ],
 )
 def test_options_of_complete_are_checked(service: Tunesmith, option: str, value: Any) -> None:
     with pytest.raises(InvalidOptionValue, match=option):
@@ -229,7 +292,11 @@ def test_options_of_complete_are_checked(service: Tunesmith, option: str, value:
 
 
 def test_tokens_are_counted_without_torch_or_a_template(service: Tunesmith) -> None:
-    assert service.count_tokens("tunesmith-tiny", "") == 0 < service.count_tokens("tunesmith-tiny", "hello")
+    assert (
+        service.count_tokens("tunesmith-tiny", "")
+        == 0
+        < service.count_tokens("tunesmith-tiny", "hello")
+    )
 
 
 def test_waiting_can_give_up(service: Tunesmith) -> None:
@@ -238,7 +305,9 @@ def test_waiting_can_give_up(service: Tunesmith) -> None:
     assert job.cancel().status is JobStatus.CANCELLED and job.wait().status is JobStatus.CANCELLED
 
 
-def test_a_users_own_connection_is_left_as_it_was(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_own_connection_is_left_as_it_was(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
     with duckdb.connect() as connection:
         connection.execute("CREATE TABLE t AS SELECT 'q' AS prompt, 'a' AS completion")

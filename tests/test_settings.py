@@ -18,29 +18,45 @@ from tunesmith.errors import InvalidSetting, StorageFailed
 from tunesmith.home import open_store
 from tunesmith.settings import Settings
 
-PROPERTY = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PROPERTY = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 ROWS = [{"prompt": f"q {i}", "completion": "a"} for i in range(12)]
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("THREADS", v) for v in ("abc", "-1", "0", "1.5", "99999", "٣x")] + [("IDLE_S", v) for v in ("soon", "nan", "inf", "-1")]
-    + [("DEVICE", v) for v in ("gpu", "cuda:x", "CPU", "cpu;")] + [("STORE", v) for v in ("nonsense", "nosuch://x", ":")],
-)  # fmt: skip
+    [("THREADS", v) for v in ("abc", "-1", "0", "1.5", "99999", "٣x")]
+    + [("IDLE_S", v) for v in ("soon", "nan", "inf", "-1")]
+    + [("DEVICE", v) for v in ("gpu", "cuda:x", "CPU", "cpu;")]
+    + [("STORE", v) for v in ("nonsense", "nosuch://x", ":")],
+)
 def test_a_value_that_cannot_be_one_is_named_with_what_it_may_be(
     home: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(f"TUNESMITH_{name}", value)
     with pytest.raises(InvalidSetting, match=f"TUNESMITH_{name} = "):
         open_store(Settings.read())
-    shown = subprocess.run([sys.executable, "-m", "tunesmith.interfaces.cli", "job", "list"], capture_output=True, text=True)
-    assert shown.returncode == 2 and shown.stderr.startswith("tunesmith: The setting") and "Traceback" not in shown.stderr
+    shown = subprocess.run(
+        [sys.executable, "-m", "tunesmith.interfaces.cli", "job", "list"],
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        shown.returncode == 2
+        and shown.stderr.startswith("tunesmith: The setting")
+        and "Traceback" not in shown.stderr
+    )
 
 
 @pytest.mark.parametrize("value", ["", " 3 ", "1"])
-def test_good_values_and_empty_ones_are_taken(home: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_good_values_and_empty_ones_are_taken(
+    home: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
     monkeypatch.setenv("TUNESMITH_THREADS", value)
-    assert Settings.read().threads == (int(value) if value.strip() else len(os.sched_getaffinity(0)))
+    assert Settings.read().threads == (
+        int(value) if value.strip() else len(os.sched_getaffinity(0))
+    )
 
 
 def test_a_device_that_is_not_there_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,29 +76,46 @@ def test_a_home_that_cannot_be_made_is_an_error_of_ours(tmp_path: Path, where: s
         Tunesmith(home=tmp_path / where).create("m", "tunesmith-tiny", ROWS)
 
 
-NAMES = st.text(st.sampled_from(string.ascii_letters + string.digits + "?#%&=+;:@ ü'\"[]{}$!~^,()"), min_size=1, max_size=12)
+NAMES = st.text(
+    st.sampled_from(string.ascii_letters + string.digits + "?#%&=+;:@ ü'\"[]{}$!~^,()"),
+    min_size=1,
+    max_size=12,
+)
 
 
 @PROPERTY
 @given(first=NAMES, second=NAMES)
-def test_each_home_has_its_own_store_inside_it_whatever_its_name(tmp_path_factory: Any, first: str, second: str) -> None:
+def test_each_home_has_its_own_store_inside_it_whatever_its_name(
+    tmp_path_factory: Any, first: str, second: str
+) -> None:
     place = tmp_path_factory.mktemp("homes")
     homes = [place / f"{first}a", place / f"{second}b"]
     for n, home in enumerate(homes):
         store = open_store(Settings.read(home))
         store.add_usage(
-            kind="complete", model=f"m{n}", base_model="b", input_tokens=1, output_tokens=1, started_at=0.0, ended_at=0.0, credits=0.0
+            kind="complete",
+            model=f"m{n}",
+            base_model="b",
+            input_tokens=1,
+            output_tokens=1,
+            started_at=0.0,
+            ended_at=0.0,
+            credits=0.0,
         )
         store.close()
     for n, home in enumerate(homes):
         store = open_store(Settings.read(home))
-        assert [u["model"] for u in store.rows("usage")] == [f"m{n}"] and sorted(p.name for p in home.iterdir()) == [
+        assert [u["model"] for u in store.rows("usage")] == [f"m{n}"] and sorted(
+            p.name for p in home.iterdir()
+        ) == [
             "FORMAT",
             "state.db",
             "tmp",
         ]
         store.close()
-    assert sorted(p.name for p in place.iterdir()) == sorted({h.name for h in homes}), "nothing beside the homes"
+    assert sorted(p.name for p in place.iterdir()) == sorted({h.name for h in homes}), (
+        "nothing beside the homes"
+    )
 
 
 @PROPERTY
@@ -99,7 +132,9 @@ def test_a_sqlite_source_is_found_whatever_its_path(tmp_path_factory: Any, name:
         assert connection.execute("SELECT x FROM t").fetchall() == [(1,)]
 
 
-def test_a_fresh_home_is_safe_from_the_threads_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fresh_home_is_safe_from_the_threads_of_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
     for turn in range(5):
         for shared in (True, False):
@@ -107,7 +142,12 @@ def test_a_fresh_home_is_safe_from_the_threads_of_one_process(tmp_path: Path, mo
             one = Tunesmith(home=home)
 
             def create(
-                n: int, one: Tunesmith = one, home: Path = home, errors: list[Any] = errors, start: Any = start, shared: bool = shared
+                n: int,
+                one: Tunesmith = one,
+                home: Path = home,
+                errors: list[Any] = errors,
+                start: Any = start,
+                shared: bool = shared,
             ) -> None:
                 try:
                     start.wait()
@@ -142,5 +182,11 @@ p.start(); theirs = q.get(timeout=60); p.join(10)
 print(mine == theirs, p.exitcode, len(ts.rows("usage")))
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=200)
+    shown = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=200,
+    )
     assert shown.stdout.strip() == "True 0 2", shown.stderr

@@ -51,15 +51,42 @@ def store(url: str, clock: Clock) -> Iterator[JobStore]:
 
 
 def new_job(name: str = "m", **changes: Any) -> Job:
-    job = Job(Job.new_id(), name, "tunesmith-tiny", "causal_lm", "SELECT 1", "", Options(), owner="ana", data_digest="d")
+    job = Job(
+        Job.new_id(),
+        name,
+        "tunesmith-tiny",
+        "causal_lm",
+        "SELECT 1",
+        "",
+        Options(),
+        owner="ana",
+        data_digest="d",
+    )
     return replace(job, **changes)
 
 
 MODEL = dict(
-    id="1", name="m", model_key="m", base_model="b", base={}, task="causal_lm", method="full", folder="models/1/v1", digest="d",
-    verdict=None, owner="ana",
-)  # fmt: skip
-USED = dict(kind="training", model="m", base_model="b", input_tokens=1, output_tokens=0, credits=0.0, started_at=0.0)
+    id="1",
+    name="m",
+    model_key="m",
+    base_model="b",
+    base={},
+    task="causal_lm",
+    method="full",
+    folder="models/1/v1",
+    digest="d",
+    verdict=None,
+    owner="ana",
+)
+USED = dict(
+    kind="training",
+    model="m",
+    base_model="b",
+    input_tokens=1,
+    output_tokens=0,
+    credits=0.0,
+    started_at=0.0,
+)
 
 
 def succeed(store: JobStore, job: Job) -> Job:
@@ -103,13 +130,25 @@ def test_jobs_are_claimed_once_and_in_order(store: JobStore) -> None:
     assert all(j.status is JobStatus.VALIDATING and j.attempt == 1 for j in claimed if j)
 
 
-def test_a_lost_lease_keeps_the_state_and_fences_the_old_worker(store: JobStore, clock: Clock) -> None:
+def test_a_lost_lease_keeps_the_state_and_fences_the_old_worker(
+    store: JobStore, clock: Clock
+) -> None:
     old = evaluating(store)
     assert store.claim("w2", lease_s=30) is None
     clock.advance(31)
     new = store.claim("w2")
-    assert new is not None and new.id == old.id and new.attempt == 2 and new.status is JobStatus.EVALUATING
-    for act in (store.renew, store.retry, lambda j: store.move(j, JobStatus.FAILED), lambda j: succeed(store, j)):
+    assert (
+        new is not None
+        and new.id == old.id
+        and new.attempt == 2
+        and new.status is JobStatus.EVALUATING
+    )
+    for act in (
+        store.renew,
+        store.retry,
+        lambda j: store.move(j, JobStatus.FAILED),
+        lambda j: succeed(store, j),
+    ):
         with pytest.raises(LeaseLost, match="another worker"):
             act(old)
     assert succeed(store, new).status is JobStatus.SUCCEEDED
@@ -154,7 +193,9 @@ def test_after_a_cancel_no_model_appears(store: JobStore) -> None:
     assert not store.all_models() and not store.rows("usage")
 
 
-def test_a_cancelled_job_whose_worker_is_gone_is_ended_by_the_next_one(store: JobStore, clock: Clock) -> None:
+def test_a_cancelled_job_whose_worker_is_gone_is_ended_by_the_next_one(
+    store: JobStore, clock: Clock
+) -> None:
     job = evaluating(store)
     store.request_cancel(job.id)
     clock.advance(31)
@@ -182,7 +223,11 @@ def test_a_step_run_again_replaces_its_first_record(store: JobStore) -> None:
 def test_a_bare_name_finds_the_one_model_that_ends_so(store: JobStore) -> None:
     for i, name in enumerate(["db.s.m", "other.s.m", "db.s.alone"]):
         job = evaluating(store, name)
-        store.succeed(job, {**MODEL, "job_id": job.id, "id": str(i), "name": name, "model_key": name}, {**USED, "job_id": job.id})
+        store.succeed(
+            job,
+            {**MODEL, "job_id": job.id, "id": str(i), "name": name, "model_key": name},
+            {**USED, "job_id": job.id},
+        )
     assert store.model("alone").name == "db.s.alone" and store.model("db.s.m").name == "db.s.m"
     assert store.model("m") is None and store.model("lone") is None
 
@@ -198,7 +243,9 @@ def test_leases_on_a_shared_database_are_told_by_its_own_clock(url: str) -> None
     store.close()
 
 
-def test_clients_that_create_at_once_lose_no_job_and_share_no_name(url: str, store: JobStore) -> None:
+def test_clients_that_create_at_once_lose_no_job_and_share_no_name(
+    url: str, store: JobStore
+) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(8) as pool:
@@ -217,7 +264,9 @@ def test_programs_that_open_an_empty_store_at_once_make_it_once(url: str) -> Non
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(open_and_register, range(16)))
-    assert [JobStore(url, home=f"home-{i}").last_place() for i in (0, 1)] == ["/a/place"] * 2, "and both are known"
+    assert [JobStore(url, home=f"home-{i}").last_place() for i in (0, 1)] == ["/a/place"] * 2, (
+        "and both are known"
+    )
 
 
 def test_workers_that_claim_at_once_never_share_a_job(url: str, store: JobStore) -> None:
@@ -225,5 +274,7 @@ def test_workers_that_claim_at_once_never_share_a_job(url: str, store: JobStore)
 
     wanted = {store.add(new_job()).id for _ in range(20)}
     with ThreadPoolExecutor(8) as pool:
-        claimed = [j for j in pool.map(lambda i: JobStore(url).claim(f"w{i}"), range(30)) if j is not None]
+        claimed = [
+            j for j in pool.map(lambda i: JobStore(url).claim(f"w{i}"), range(30)) if j is not None
+        ]
     assert sorted(j.id for j in claimed) == sorted(wanted)

@@ -1,7 +1,9 @@
-"""Random sequences of everything that users, workers, clocks and crashes can do to the store, against a plain oracle.
+"""Random sequences of everything that users, workers, clocks and crashes can do to the store,
+against a plain oracle.
 
-The oracle knows nothing of SQL: a dictionary of jobs with a state and an attempt. The invariants are the promises: an accepted job is never lost,
-one key is one job, a final state is for ever, nobody without the newest attempt changes anything, a model exists where a job succeeded.
+The oracle knows nothing of SQL: a dictionary of jobs with a state and an attempt. The invariants
+are the promises: an accepted job is never lost, one key is one job, a final state is for ever,
+nobody without the newest attempt changes anything, a model exists where a job succeeded.
 """
 
 import shutil
@@ -63,13 +65,35 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(target=jobs, name=st.sampled_from(["m", "n", "N"]))
     def create(self, name: str) -> str:
-        job = self.store.add(Job(Job.new_id(), name, "b", "causal_lm", "SELECT 1", "", Options(), owner="ana", data_digest="d"))
+        job = self.store.add(
+            Job(
+                Job.new_id(),
+                name,
+                "b",
+                "causal_lm",
+                "SELECT 1",
+                "",
+                Options(),
+                owner="ana",
+                data_digest="d",
+            )
+        )
         self.known[job.id] = Known(S.PENDING)
         return job.id
 
     @rule(key=st.sampled_from(["k1", "k2"]), name=st.sampled_from(["x", "y"]))
     def repeat(self, key: str, name: str) -> None:
-        asked = Job(Job.new_id(), name, "b", "causal_lm", "SELECT 1", "", Options(), owner="ana", data_digest="d")
+        asked = Job(
+            Job.new_id(),
+            name,
+            "b",
+            "causal_lm",
+            "SELECT 1",
+            "",
+            Options(),
+            owner="ana",
+            data_digest="d",
+        )
         before = self.keys.get(key)
         try:
             job = self.store.add(asked, key)
@@ -107,7 +131,9 @@ class StoreMachine(RuleBasedStateMachine):
     # ------------------------------------------------------------ workers
 
     def lost(self, known: Known, holder: str) -> bool:
-        return known.status in WORKING and (known.holder == holder or known.boot != self.clock.boot or known.until < self.clock.at)
+        return known.status in WORKING and (
+            known.holder == holder or known.boot != self.clock.boot or known.until < self.clock.at
+        )
 
     @rule(target=held, holder=st.sampled_from(["w1", "w2"]))
     def claim(self, holder: str) -> tuple[str, int]:
@@ -122,7 +148,12 @@ class StoreMachine(RuleBasedStateMachine):
         assert job.id == due[0], "the oldest first"
         known = self.known[job.id]
         known.status = S.VALIDATING if known.status is S.PENDING else known.status
-        known.attempt, known.holder, known.boot, known.until = known.attempt + 1, holder, self.clock.boot, self.clock.at + LEASE_S
+        known.attempt, known.holder, known.boot, known.until = (
+            known.attempt + 1,
+            holder,
+            self.clock.boot,
+            self.clock.at + LEASE_S,
+        )
         assert (job.status, job.attempt) == (known.status, known.attempt)
         return (job.id, job.attempt)
 
@@ -130,7 +161,9 @@ class StoreMachine(RuleBasedStateMachine):
         """What is known of a held job, and the job as this worker knows it."""
         if not held[0]:
             return None
-        return self.known[held[0]], self.store.get(held[0]).__class__(**{**self.store.get(held[0]).__dict__, "attempt": held[1]})
+        return self.known[held[0]], self.store.get(held[0]).__class__(
+            **{**self.store.get(held[0]).__dict__, "attempt": held[1]}
+        )
 
     @rule(held=held)
     def heartbeat(self, held: tuple[str, int]) -> None:
@@ -146,7 +179,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(held=held, status=st.sampled_from(list(S)))
     def move(self, held: tuple[str, int], status: JobStatus) -> None:
-        """Any move that a worker could try; only those of the table happen, and SUCCEEDED never this way from elsewhere."""
+        """Any move that a worker could try; only those of the table happen, and SUCCEEDED never
+        this way from elsewhere."""
         if status is S.SUCCEEDED or not (found := self.act(held)):
             return
         known, job = found
@@ -156,7 +190,9 @@ class StoreMachine(RuleBasedStateMachine):
             assert known.attempt != job.attempt
             return
         assert known.attempt == job.attempt
-        if known.status in WORKING and status in MOVES[known.status]:  # a worker's word moves only what a worker holds
+        if (
+            known.status in WORKING and status in MOVES[known.status]
+        ):  # a worker's word moves only what a worker holds
             known.status = status
 
     @rule(held=held)
@@ -164,10 +200,30 @@ class StoreMachine(RuleBasedStateMachine):
         if not (found := self.act(held)):
             return
         known, job = found
-        model = dict(id=job.id, name=job.name, model_key=job.id, job_id=job.id, base_model="b", base={}, task="causal_lm", method="full",
-                     folder="f", digest="d", verdict=None, owner="ana")  # fmt: skip
-        used = dict(kind="training", model=job.name, base_model="b", job_id=job.id, input_tokens=1, output_tokens=0, credits=0.0,
-                    started_at=1.0)  # fmt: skip
+        model = dict(
+            id=job.id,
+            name=job.name,
+            model_key=job.id,
+            job_id=job.id,
+            base_model="b",
+            base={},
+            task="causal_lm",
+            method="full",
+            folder="f",
+            digest="d",
+            verdict=None,
+            owner="ana",
+        )
+        used = dict(
+            kind="training",
+            model=job.name,
+            base_model="b",
+            job_id=job.id,
+            input_tokens=1,
+            output_tokens=0,
+            credits=0.0,
+            started_at=1.0,
+        )
         try:
             self.store.succeed(job, model, used)
         except LeaseLost:
@@ -204,10 +260,16 @@ class StoreMachine(RuleBasedStateMachine):
     def the_store_holds_what_was_promised(self) -> None:
         found = {j.id: j for j in self.store.all_jobs()}
         assert found.keys() == self.known.keys(), "no job is lost, none is made up"
-        assert {i: (j.status, j.attempt) for i, j in found.items()} == {i: (k.status, k.attempt) for i, k in self.known.items()}
+        assert {i: (j.status, j.attempt) for i, j in found.items()} == {
+            i: (k.status, k.attempt) for i, k in self.known.items()
+        }
         succeeded = [i for i, k in self.known.items() if k.status is S.SUCCEEDED]
-        assert sorted(m.job_id for m in self.store.all_models()) == sorted(succeeded), "a model where a job succeeded, and nowhere else"
-        assert sorted(u["job_id"] for u in self.store.rows("usage")) == sorted(succeeded), "each paid for once"
+        assert sorted(m.job_id for m in self.store.all_models()) == sorted(succeeded), (
+            "a model where a job succeeded, and nowhere else"
+        )
+        assert sorted(u["job_id"] for u in self.store.rows("usage")) == sorted(succeeded), (
+            "each paid for once"
+        )
 
 
 TestStore = StoreMachine.TestCase

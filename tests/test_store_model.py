@@ -1,7 +1,9 @@
-"""Every interleaving of two workers, two jobs and a user who cancels, pauses and resumes, in an abstract model; and the real store beside it.
+"""Every interleaving of two workers, two jobs and a user who cancels, pauses and resumes, in an
+abstract model; and the real store beside it.
 
-`after` is the model: a page of Python. All states that can be reached are visited. For one job each of them is laid into a real store, every
-act is done there too, and what it says and leaves must be what the model says.
+`after` is the model: a page of Python. All states that can be reached are visited. For one job each
+of them is laid into a real store, every act is done there too, and what it says and leaves must be
+what the model says.
 """
 
 import os
@@ -49,7 +51,10 @@ def acts(world: World) -> Iterator[Act]:
             yield "expire", "", i
         for w, worker in enumerate(WORKERS):
             if job.believed[w]:
-                yield from ((act, worker, i) for act in ("renew", "step", "fail", "succeed", "cancelled", "forget"))
+                yield from (
+                    (act, worker, i)
+                    for act in ("renew", "step", "fail", "succeed", "cancelled", "forget")
+                )
     yield from (("claim", worker, -1) for worker in WORKERS)
 
 
@@ -67,14 +72,23 @@ def claimed(world: World, worker: str) -> tuple[World, str]:
     w = WORKERS.index(worker)
     lost = [j.status in WORKING and (j.holder == worker or not j.lease) for j in world]
     swept = [
-        replace(j, status=S.CANCELLED, attempt=j.attempt + 1) if gone and j.status is S.CANCELLING else j
+        replace(j, status=S.CANCELLED, attempt=j.attempt + 1)
+        if gone and j.status is S.CANCELLING
+        else j
         for j, gone in zip(world, lost, strict=True)
     ]
     for i, job in enumerate(swept):
         if job.status is S.PENDING or (lost[i] and job.status in WORKING):
             status = S.VALIDATING if job.status is S.PENDING else job.status
             believed = tuple(job.attempt + 1 if k == w else b for k, b in enumerate(job.believed))
-            swept[i] = replace(job, status=status, attempt=job.attempt + 1, holder=worker, lease=True, believed=believed)
+            swept[i] = replace(
+                job,
+                status=status,
+                attempt=job.attempt + 1,
+                holder=worker,
+                lease=True,
+                believed=believed,
+            )
             return tuple(swept), f"job {i}"
     return tuple(swept), "nothing"
 
@@ -96,7 +110,9 @@ def of_user(job: One, kind: str) -> tuple[One, str]:
 
 def of_worker(job: One, kind: str, w: int) -> tuple[One, str]:
     if kind == "forget":  # it died, or gave up
-        return replace(job, believed=tuple(0 if k == w else b for k, b in enumerate(job.believed))), ""
+        return replace(
+            job, believed=tuple(0 if k == w else b for k, b in enumerate(job.believed))
+        ), ""
     if job.believed[w] != job.attempt:
         return job, "fenced"
     match kind:
@@ -113,8 +129,11 @@ def of_worker(job: One, kind: str, w: int) -> tuple[One, str]:
     return job, job.status
 
 
-def reachable(start: World, most_attempts: int = MOST_ATTEMPTS) -> Iterator[tuple[World, Act, World, str]]:
-    """Every state, every act in it, and what comes of it; attempts are bounded, or it would not end."""
+def reachable(
+    start: World, most_attempts: int = MOST_ATTEMPTS
+) -> Iterator[tuple[World, Act, World, str]]:
+    """Every state, every act in it, and what comes of it; attempts are bounded, or it would not
+    end."""
     seen, todo = {start}, [start]
     while todo:
         world = todo.pop()
@@ -132,13 +151,21 @@ def test_no_interleaving_breaks_a_promise() -> None:
         count += 1
         for before, job in zip(world, new, strict=True):
             assert job.models == (job.status is S.SUCCEEDED), (world, act)
-            assert before.status == job.status or MOVES.get(before.status), ("a final state changed", world, act)
+            assert before.status == job.status or MOVES.get(before.status), (
+                "a final state changed",
+                world,
+                act,
+            )
             assert (
                 before.status == job.status
                 or job.status in MOVES[before.status]
                 or (before.status, job.status) == (S.CANCELLING, S.CANCELLED)
             ), (world, act)
-            assert sum(b == job.attempt and job.attempt > 0 for b in job.believed) <= 1, ("two workers believe alike", world, act)
+            assert sum(b == job.attempt and job.attempt > 0 for b in job.believed) <= 1, (
+                "two workers believe alike",
+                world,
+                act,
+            )
         if told == "ok" and act[0] == "cancel":
             assert new[act[2]].status in (S.CANCELLING, S.CANCELLED)
     assert count > 20_000, "the search did not get far"
@@ -161,10 +188,22 @@ def lay(store: JobStore, clock: Clock, job_id: str, world: World) -> None:
     with store._engine.begin() as c:
         c.execute(models.delete())
         c.execute(usage.delete())
-        c.execute(jobs.update().values(status=one.status.value, attempt=one.attempt, holder=one.holder, boot="boot-1" if one.holder else "",
-                                       lease_until=clock.at + 30 if one.lease else clock.at - 1, seal=None))  # fmt: skip
+        c.execute(
+            jobs.update().values(
+                status=one.status.value,
+                attempt=one.attempt,
+                holder=one.holder,
+                boot="boot-1" if one.holder else "",
+                lease_until=clock.at + 30 if one.lease else clock.at - 1,
+                seal=None,
+            )
+        )
         if one.models:
-            c.execute(models.insert().values(**MODEL, job_id=job_id, line="m", version=1, is_current=True, created_at=0.0))
+            c.execute(
+                models.insert().values(
+                    **MODEL, job_id=job_id, line="m", version=1, is_current=True, created_at=0.0
+                )
+            )
         schema.seal_all(c)
 
 
@@ -178,17 +217,24 @@ def do(store: JobStore, clock: Clock, job_id: str, world: World, act: Act) -> st
             found = store.claim(worker, 30)
             return "nothing" if found is None else "job 0"
         if not worker:
-            {"cancel": store.request_cancel, "pause": store.request_pause, "resume": store.resume}[kind](job_id)
+            {"cancel": store.request_cancel, "pause": store.request_pause, "resume": store.resume}[
+                kind
+            ](job_id)
             return "ok"
         mine = replace(store.get(job_id), attempt=one.believed[WORKERS.index(worker)])
         match kind:
             case "renew":
                 return store.renew(mine, 30)
             case "succeed":
-                return store.succeed(mine, {**MODEL, "job_id": job_id}, {**USED, "job_id": job_id}).status
+                return store.succeed(
+                    mine, {**MODEL, "job_id": job_id}, {**USED, "job_id": job_id}
+                ).status
             case "step":
                 return store.move(
-                    mine, PATH.get(store.get(job_id).status, S.RUNNING) if store.get(job_id).status in PATH else store.get(job_id).status
+                    mine,
+                    PATH.get(store.get(job_id).status, S.RUNNING)
+                    if store.get(job_id).status in PATH
+                    else store.get(job_id).status,
                 ).status
         return store.move(mine, {"fail": S.FAILED, "cancelled": S.CANCELLED}[kind]).status
     except LeaseLost:
@@ -203,11 +249,24 @@ def found(store: JobStore, clock: Clock, job_id: str, before: World) -> World:
     with store._engine.begin() as c:
         row = c.execute(sa.select(jobs)).one()
         n = c.scalar(sa.select(sa.func.count()).select_from(models))
-    return (replace(before[0], status=S(row.status), attempt=row.attempt, holder=row.holder, lease=row.lease_until >= clock.at, models=n),)
+    return (
+        replace(
+            before[0],
+            status=S(row.status),
+            attempt=row.attempt,
+            holder=row.holder,
+            lease=row.lease_until >= clock.at,
+            models=n,
+        ),
+    )
 
 
 def test_the_real_store_does_what_the_model_says_in_every_state(tmp_path: Path) -> None:
-    folder = Path("/dev/shm") / f"tunesmith-{os.getpid()}" if os.access("/dev/shm", os.W_OK) else tmp_path
+    folder = (
+        Path("/dev/shm") / f"tunesmith-{os.getpid()}"
+        if os.access("/dev/shm", os.W_OK)
+        else tmp_path
+    )
     folder.mkdir(exist_ok=True)
     clock, count = Clock(), 0
     with closing(JobStore(f"sqlite:///{folder / 'model.db'}", clock)) as store:
@@ -218,7 +277,10 @@ def test_the_real_store_does_what_the_model_says_in_every_state(tmp_path: Path) 
             lay(store, clock, job_id, world)
             said = do(store, clock, job_id, world, act)
             left = found(store, clock, job_id, world)
-            assert (said, replace(left[0], believed=())) == (told, replace(new[0], believed=())), (world, act)
+            assert (said, replace(left[0], believed=())) == (told, replace(new[0], believed=())), (
+                world,
+                act,
+            )
             count += 1
     (folder / "model.db").unlink()
     assert count > 1000

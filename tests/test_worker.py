@@ -44,19 +44,27 @@ def test_a_home_has_one_worker_and_lookers_do_not_hinder_it(home: Path) -> None:
 def test_the_lock_ends_with_its_process_however_that_ends(home: Path) -> None:
     code = f"import time\nfrom pathlib import Path\nfrom tunesmith import worker\nwith worker._only_worker(Path({str(home)!r})):\n    print('held', flush=True)\n    time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None and holder.stdout.readline() == "held\n" and worker.is_alive(home)
+    assert (
+        holder.stdout is not None and holder.stdout.readline() == "held\n" and worker.is_alive(home)
+    )
     assert kill_worker(home) == holder.pid
     holder.wait()
     assert not worker.is_alive(home)
 
 
-def test_a_worker_starts_by_itself_and_goes_home_without_work(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_starts_by_itself_and_goes_home_without_work(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TUNESMITH_IDLE_S", "0.5")
     service = Tunesmith()
     worker.ensure(service.settings, service.store)
     assert home not in worker._started, "nothing to do, nobody to start"
-    job = service.create("m", "tunesmith-tiny", "SELECT 'x' AS prompt, repeat('long ', 900) AS completion")
-    assert job.wait(timeout_s=30).status is JobStatus.FAILED  # no row fits: it ends without a trainer
+    job = service.create(
+        "m", "tunesmith-tiny", "SELECT 'x' AS prompt, repeat('long ', 900) AS completion"
+    )
+    assert (
+        job.wait(timeout_s=30).status is JobStatus.FAILED
+    )  # no row fits: it ends without a trainer
     error = job.refresh().error
     assert error is not None and "1 x too long" in error["message"]
     end = time.monotonic() + 20
@@ -68,7 +76,12 @@ def test_a_worker_starts_by_itself_and_goes_home_without_work(home: Path, monkey
 def test_each_home_has_a_worker_of_its_own(home: Path, tmp_path: Path) -> None:
     services = [Tunesmith(home=tmp_path / "one"), Tunesmith(home=tmp_path / "two")]
     try:
-        jobs = [s.create("m", "tunesmith-tiny", "SELECT 'x' AS prompt, repeat('long ', 900) AS completion") for s in services]
+        jobs = [
+            s.create(
+                "m", "tunesmith-tiny", "SELECT 'x' AS prompt, repeat('long ', 900) AS completion"
+            )
+            for s in services
+        ]
         assert all(j.wait(timeout_s=30).status is JobStatus.FAILED for j in jobs)
     finally:
         for s in services:
@@ -77,10 +90,15 @@ def test_each_home_has_a_worker_of_its_own(home: Path, tmp_path: Path) -> None:
 
 def test_the_worker_never_imports_torch() -> None:
     code = "import sys, tunesmith.worker, tunesmith.tuning.prepare; print('torch' in sys.modules or 'transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+        == "False"
+    )
 
 
-def test_a_job_that_ends_every_worker_is_given_up(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_ends_every_worker_is_given_up(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
     service = Tunesmith()
     job = service.create("m", "tunesmith-tiny", ROWS)
@@ -91,11 +109,16 @@ def test_a_job_that_ends_every_worker_is_given_up(home: Path, monkeypatch: pytes
     assert claimed is not None
     mine.work(claimed)
     ended = job.refresh()
-    assert ended.status is JobStatus.FAILED and ended.error is not None and f"after {ATTEMPTS_LIMIT} attempts" in ended.error["message"]
+    assert (
+        ended.status is JobStatus.FAILED
+        and ended.error is not None
+        and f"after {ATTEMPTS_LIMIT} attempts" in ended.error["message"]
+    )
 
 
 def test_a_child_whose_worker_is_gone_does_not_go_on(home: Path) -> None:
-    """The child asks the kernel to be killed with its parent; the parent here ends at once, by force."""
+    """The child asks the kernel to be killed with its parent; the parent here ends at once, by
+    force."""
     code = """
 import os, subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", "from tunesmith.tuning.child import _die_with_parent; _die_with_parent(); print(1, flush=True); import time; time.sleep(60)"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)

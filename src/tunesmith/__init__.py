@@ -1,7 +1,7 @@
 """Tunesmith: fine-tune models where your tables are.
 
-`connect` opens a DuckDB database with FINETUNE and COMPLETE in it, `Tunesmith` is the same in Python, `tunesmith` the same
-in a shell. Importing this module imports no torch.
+`connect` opens a DuckDB database with FINETUNE and COMPLETE in it, `Tunesmith` is the same in
+Python, `tunesmith` the same in a shell. Importing this module imports no torch.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from tunesmith.service import Tunesmith
 
 _HOME = {
-    "Job": "tunesmith.jobs", "JobStatus": "tunesmith.jobs", "Options": "tunesmith.jobs", "Tunesmith": "tunesmith.service",
-    "TunesmithError": "tunesmith.errors", "connect": "tunesmith.interfaces.duckdb",
-}  # fmt: skip
+    "Job": "tunesmith.jobs",
+    "JobStatus": "tunesmith.jobs",
+    "Options": "tunesmith.jobs",
+    "Tunesmith": "tunesmith.service",
+    "TunesmithError": "tunesmith.errors",
+    "connect": "tunesmith.interfaces.duckdb",
+}
 
 
 def __getattr__(name: str) -> Any:

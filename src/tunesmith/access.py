@@ -1,4 +1,5 @@
-"""Who may do what: one function. In embedded mode the operating system's user is the administrator of his home folder."""
+"""Who may do what: one function. In embedded mode the operating system's user is the administrator
+of his home folder."""
 
 import getpass
 
@@ -14,7 +15,8 @@ def principal() -> str:
 
 
 def can(who: str, privilege: str, on: str) -> bool:
-    """Whether `who` holds `privilege` on the object `on`. Embedded, whoever can open the home folder holds all."""
+    """Whether `who` holds `privilege` on the object `on`. Embedded, whoever can open the home
+    folder holds all."""
     return bool(who and privilege and on)
 
 

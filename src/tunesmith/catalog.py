@@ -1,7 +1,9 @@
-"""Base models: their names, windows, limits and prices, and where their weights are on this machine.
+"""Base models: their names, windows, limits and prices, and where their weights are on this
+machine.
 
-A base is named by its entry in catalog.toml, by a local folder (written with a slash), or as organisation/name of the
-hub. Nothing is ever downloaded: the weights are bundled, in the home's `bases/`, in the hub's own cache, or in a folder.
+A base is named by its entry in catalog.toml, by a local folder (written with a slash), or as
+organisation/name of the hub. Nothing is ever downloaded: the weights are bundled, in the home's
+`bases/`, in the hub's own cache, or in a folder.
 """
 
 import errno
@@ -17,7 +19,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from tunesmith import safe_files
-from tunesmith.errors import DamagedFiles, UnknownBaseModel, UnreadableSettings, UnsafeBaseModel, WeightsNotHere, closest
+from tunesmith.errors import (
+    DamagedFiles,
+    UnknownBaseModel,
+    UnreadableSettings,
+    UnsafeBaseModel,
+    WeightsNotHere,
+    closest,
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,8 @@ class ModelSpec:
     hub_id: str = ""
     bundled: bool = False
     scratch_of: str = ""
-    """The bundled base whose configuration and tokenizer this control has; its weights are random and were never pretrained."""
+    """The bundled base whose configuration and tokenizer this control has; its weights are random
+    and were never pretrained."""
     parameters: int = 0
     """0 where it is not known before the weights are read."""
     context: int = 0
@@ -104,31 +114,45 @@ def _of_folder(name: str, folder: Path) -> ModelSpec:
 
 
 def _completed(spec: ModelSpec, folder: Path) -> ModelSpec:
-    """The spec with its folder, and with windows from config.json where the catalogue gives none."""
+    """The spec with its folder, and with windows from config.json where the catalogue gives
+    none."""
     config = safe_files.read_config(folder)
     weights = safe_files.check_model(folder)
     if not (folder / "tokenizer.json").is_file():
         raise UnsafeBaseModel(
             folder=str(folder),
-            reason="there is no tokenizer.json; write one with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
+            reason="there is no tokenizer.json; write one with transformers: "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
         )
     if not list(folder.glob("*.safetensors")):
-        raise UnsafeBaseModel(folder=str(folder), reason="there is no .safetensors file; save the model once with save_pretrained")
+        raise UnsafeBaseModel(
+            folder=str(folder),
+            reason="there is no .safetensors file; save the model once with save_pretrained",
+        )
     positions = config.get("max_position_embeddings") or config.get("n_positions") or 2048
     if type(positions) is not int or positions < 2:
-        raise UnsafeBaseModel(folder=str(folder), reason=f"its config.json gives {positions!r:.40} as the longest text it takes")
+        raise UnsafeBaseModel(
+            folder=str(folder),
+            reason=f"its config.json gives {positions!r:.40} as the longest text it takes",
+        )
     context = min(spec.context or positions, positions)
     completion = spec.completion_window or context // 4
     return replace(
-        spec, folder=str(folder), context=context, completion_window=min(completion, context),
-        prompt_window=min(spec.prompt_window or context - completion, context - min(completion, context)),
+        spec,
+        folder=str(folder),
+        context=context,
+        completion_window=min(completion, context),
+        prompt_window=min(
+            spec.prompt_window or context - completion, context - min(completion, context)
+        ),
         parameters=spec.parameters or weights,
-    )  # fmt: skip
+    )
 
 
 @cache
 def _fingerprint(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
-    """A digest of a base's configuration and tokenizer, and of its weights' headers and 64 places spread over each file."""
+    """A digest of a base's configuration and tokenizer, and of its weights' headers and 64 places
+    spread over each file."""
     digest = hashlib.sha256()
     for name, size, _ in stamps:
         digest.update(f"{name}:{size};".encode())
@@ -140,49 +164,72 @@ def _fingerprint(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
 
 
 def fingerprint(spec: ModelSpec) -> str:
-    """What tells one base from another: cheap for files of any size, and blind to a few changed bytes between its places."""
+    """What tells one base from another: cheap for files of any size, and blind to a few changed
+    bytes between its places."""
     folder = Path(spec.folder)
-    files = sorted([*folder.glob("*.safetensors"), folder / "config.json", folder / "tokenizer.json"])
+    files = sorted(
+        [*folder.glob("*.safetensors"), folder / "config.json", folder / "tokenizer.json"]
+    )
     try:
         stamps = tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)
         return _fingerprint(folder, stamps) + (":scratch" if spec.scratch_of else "")
     except OSError as e:
-        raise DamagedFiles(folder=str(folder), reason=f"the base's files cannot be read: {e}") from None
+        raise DamagedFiles(
+            folder=str(folder), reason=f"the base's files cannot be read: {e}"
+        ) from None
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object in a base's folder; {} where the file is missing, UnsafeBaseModel where it cannot be read."""
+    """A JSON object in a base's folder; {} where the file is missing, UnsafeBaseModel where it
+    cannot be read."""
     return safe_files.read_object(folder / name) if os.path.lexists(folder / name) else {}
 
 
 def prices(home: Path) -> dict[str, dict[str, float]]:
     """Credits per million tokens: the user's table over the shipped one."""
-    table: dict[str, dict[str, float]] = tomllib.loads(files("tunesmith").joinpath("prices.toml").read_text())
+    table: dict[str, dict[str, float]] = tomllib.loads(
+        files("tunesmith").joinpath("prices.toml").read_text()
+    )
     for name, row in _own_prices(home / "prices.toml").items():
         table[name] = {**table.get(name, {}), **row}
     return table
 
 
 def _own_prices(file: Path) -> dict[str, dict[str, float]]:
-    """The table that a person wrote: [base], then training and inference in credits per million tokens; none where there is no file.
-    UnreadableSettings where it cannot be used."""
+    """The table that a person wrote: [base], then training and inference in credits per million
+    tokens; none where there is no file. UnreadableSettings where it cannot be used."""
     try:
         table = tomllib.loads(file.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as e:
-        if isinstance(e, OSError) and e.errno == errno.ENAMETOOLONG:  # the home's name: told where the home is made
+        if (
+            isinstance(e, OSError) and e.errno == errno.ENAMETOOLONG
+        ):  # the home's name: told where the home is made
             return {}
         raise UnreadableSettings(file=str(file), reason=str(e)) from None
     for name, row in table.items():
         if not isinstance(row, dict):
-            reason = f"{name} = {row!r:.40} is no table: write [{name}], then training = … and inference = …"
+            reason = (
+                f"{name} = {row!r:.40} is no table: write [{name}], then training = … and "
+                f"inference = …"
+            )
             raise UnreadableSettings(file=str(file), reason=reason)
         for kind, price in row.items():
             if kind not in PRICED:
-                raise UnreadableSettings(file=str(file), reason=f"[{name}] has the key {kind!r}: {' and '.join(PRICED)} are read")
-            if isinstance(price, bool) or not isinstance(price, (int, float)) or not 0 <= price < math.inf:
-                raise UnreadableSettings(file=str(file), reason=f"[{name}] {kind} = {price!r:.40} is no price: a number from 0")
+                raise UnreadableSettings(
+                    file=str(file),
+                    reason=f"[{name}] has the key {kind!r}: {' and '.join(PRICED)} are read",
+                )
+            if (
+                isinstance(price, bool)
+                or not isinstance(price, (int, float))
+                or not 0 <= price < math.inf
+            ):
+                raise UnreadableSettings(
+                    file=str(file),
+                    reason=f"[{name}] {kind} = {price!r:.40} is no price: a number from 0",
+                )
     return table
 
 

@@ -1,8 +1,9 @@
 """The only module that writes durable files.
 
-A folder is built in staging, then published: every file synced, a manifest of sizes and SHA-256 digests written, the
-folder renamed to its final name and the parent synced. What is not renamed does not exist; what does not match its
-manifest is not loaded. Libraries write only into a folder that `staging` opened.
+A folder is built in staging, then published: every file synced, a manifest of sizes and SHA-256
+digests written, the folder renamed to its final name and the parent synced. What is not renamed
+does not exist; what does not match its manifest is not loaded. Libraries write only into a folder
+that `staging` opened.
 """
 
 import errno
@@ -24,8 +25,8 @@ from typing import Any
 from tunesmith.errors import DamagedFiles, DiskFull, HomeTooNew, StorageFailed
 
 observer: Callable[[str, Path], None] | None = None
-"""Told the name and the place of every operation before it happens: an instrument, so that tests can die at the n-th, let it fail by
-raising OSError, or keep what a power cut would leave."""
+"""Told the name and the place of every operation before it happens: an instrument, so that tests
+can die at the n-th, let it fail by raising OSError, or keep what a power cut would leave."""
 
 MANIFEST = "MANIFEST.json"
 MARKER = "FORMAT"  # of a home: its format, its identity, where it is
@@ -34,15 +35,25 @@ MOST_FILES = 2000  # of a published folder
 RESERVE_MB = 64  # kept free, so that the store itself can still be written
 FULL = {errno.ENOSPC, errno.EDQUOT}
 FAILED = {
-    errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.EIO,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
     errno.EEXIST,
-}  # fmt: skip
-"""What a disk, or the limits of this process, can say at any write. A sync that failed is never tried again: its folder is abandoned."""
+}
+"""What a disk, or the limits of this process, can say at any write. A sync that failed is never
+tried again: its folder is abandoned."""
 
 
 def open_home(home: Path) -> dict[str, Any]:
-    """Make the home folder and its tmp/ (same file system, so that a rename is atomic); what its marker says: id, its identity, and place,
-    where it was when that was written. HomeTooNew where the marker is of another format."""
+    """Make the home folder and its tmp/ (same file system, so that a rename is atomic); what its
+    marker says: id, its identity, and place, where it was when that was written. HomeTooNew where
+    the marker is of another format."""
     marker = home / MARKER
     with typed_errors(home):
         if not (home / "tmp").is_dir():
@@ -51,7 +62,9 @@ def open_home(home: Path) -> dict[str, Any]:
             _write_first(marker, {"format": FORMAT, "id": new_identity(), "place": str(home)})
     found = read_marker(home)
     if found.get("format") != FORMAT:
-        raise HomeTooNew(home=str(home), found=found.get("format", "that cannot be read"), known=FORMAT)
+        raise HomeTooNew(
+            home=str(home), found=found.get("format", "that cannot be read"), known=FORMAT
+        )
     if not isinstance(found.get("place"), str):
         found["place"] = str(home)
     if not isinstance(found.get("id"), str):  # written before homes had an identity
@@ -89,7 +102,8 @@ def _write_first(path: Path, value: Any) -> None:
 
 
 def make_folder(folder: Path, mode: int = 0o700) -> None:
-    """Make a folder and those above it, known to their parents after a power cut too; by default for their owner alone."""
+    """Make a folder and those above it, known to their parents after a power cut too; by default
+    for their owner alone."""
     with typed_errors(folder):
         missing = [p for p in (folder, *folder.parents) if not p.exists()]
         for new in reversed(missing):
@@ -135,7 +149,9 @@ def staging_beside(final: Path) -> Iterator[Path]:
 def _temporary(place: Path, prefix: str = "") -> Iterator[Path]:
     with typed_errors(place):
         _about_to("stage", place)
-        folder = Path(tempfile.mkdtemp(dir=place, prefix=prefix or f"{os.getpid()}-{_started(os.getpid())}-"))
+        folder = Path(
+            tempfile.mkdtemp(dir=place, prefix=prefix or f"{os.getpid()}-{_started(os.getpid())}-")
+        )
         try:
             yield folder
         finally:
@@ -143,12 +159,14 @@ def _temporary(place: Path, prefix: str = "") -> Iterator[Path]:
 
 
 def spill_folder(home: Path) -> Path:
-    """Where this process may put what its memory does not hold; not made, and swept like a staging folder."""
+    """Where this process may put what its memory does not hold; not made, and swept like a staging
+    folder."""
     return home / "tmp" / f"{os.getpid()}-{_started(os.getpid())}-spill"
 
 
 def _started(process: int) -> str:
-    """When a process was started, in the system's ticks, so that a number that is used again is told from it; empty where it is gone."""
+    """When a process was started, in the system's ticks, so that a number that is used again is
+    told from it; empty where it is gone."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
@@ -195,7 +213,8 @@ def making(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def removing(folder: Path) -> Iterator[None]:
-    """Remove a folder once the store tells of it no more. Where that fails it stays; where this process is killed, `abandoned` knows it."""
+    """Remove a folder once the store tells of it no more. Where that fails it stays; where this
+    process is killed, `abandoned` knows it."""
     owner = _own(folder) if folder.is_dir() else None
     try:
         yield
@@ -216,8 +235,13 @@ def _own(folder: Path) -> Path:
 
 
 def abandoned(place: Path) -> list[Path]:
-    """Folders whose making or removing was cut short by a kill: the store says which of them are whole."""
-    return [p for p in sorted(place.iterdir()) if p.is_dir() and _owners(p) and not is_owned(p)] if place.is_dir() else []
+    """Folders whose making or removing was cut short by a kill: the store says which of them are
+    whole."""
+    return (
+        [p for p in sorted(place.iterdir()) if p.is_dir() and _owners(p) and not is_owned(p)]
+        if place.is_dir()
+        else []
+    )
 
 
 def is_owned(folder: Path) -> bool:
@@ -243,11 +267,16 @@ def _owners(folder: Path) -> list[tuple[str, str]]:
 
 @contextmanager
 def typed_errors(path: Path) -> Iterator[None]:
-    """DiskFull or StorageFailed for what a disk says, also where a library words it (safetensors and DuckDB raise errors of their own)."""
+    """DiskFull or StorageFailed for what a disk says, also where a library words it (safetensors
+    and DuckDB raise errors of their own)."""
     try:
         yield
     except Exception as e:
-        number = e.errno if isinstance(e, OSError) else next(map(int, re.findall(r"os error (\d+)", str(e))), None)
+        number = (
+            e.errno
+            if isinstance(e, OSError)
+            else next(map(int, re.findall(r"os error (\d+)", str(e))), None)
+        )
         if number in FULL or "No space left on device" in str(e):
             raise DiskFull(path=str(path), needed_mb=RESERVE_MB, free_mb=_free(path) >> 20) from e
         if number in FAILED:
@@ -255,8 +284,11 @@ def typed_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def publish(staged: Path, final: Path, facts: dict[str, Any] | None = None, *, private: bool = True) -> str:
-    """Make the staged folder durable under its final name, at once and whole; returns the manifest's digest.
+def publish(
+    staged: Path, final: Path, facts: dict[str, Any] | None = None, *, private: bool = True
+) -> str:
+    """Make the staged folder durable under its final name, at once and whole; returns the
+    manifest's digest.
 
     `private`: for its owner alone, whatever the umask; else as the umask says.
     """
@@ -265,7 +297,10 @@ def publish(staged: Path, final: Path, facts: dict[str, Any] | None = None, *, p
         if private:
             file.chmod(0o600)
         _sync(file)
-        listed[str(file.relative_to(staged))] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        listed[str(file.relative_to(staged))] = {
+            "bytes": file.stat().st_size,
+            "sha256": sha256(file),
+        }
     text = _sealed({"format": FORMAT, "files": listed, **(facts or {})})
     _write_synced(staged / MANIFEST, text, private)
     for folder in [*(p for p in staged.rglob("*") if p.is_dir()), staged]:
@@ -280,20 +315,32 @@ def publish(staged: Path, final: Path, facts: dict[str, Any] | None = None, *, p
 
 
 def verify(folder: Path, digest: str | None = None) -> dict[str, Any]:
-    """The manifest of a published folder, after every file was compared with it; DamagedFiles otherwise."""
+    """The manifest of a published folder, after every file was compared with it; DamagedFiles
+    otherwise."""
     try:
         present = set(_plain_files(folder))
         text = (folder / MANIFEST).read_bytes()
         manifest: dict[str, Any] = json.loads(text)
-        listed = {str(name): (facts["bytes"], facts["sha256"]) for name, facts in manifest["files"].items()}
-        if manifest["format"] != FORMAT or _sealed({k: v for k, v in manifest.items() if k != "seal"}).encode() != text:
+        listed = {
+            str(name): (facts["bytes"], facts["sha256"])
+            for name, facts in manifest["files"].items()
+        }
+        if (
+            manifest["format"] != FORMAT
+            or _sealed({k: v for k, v in manifest.items() if k != "seal"}).encode() != text
+        ):
             raise ValueError("it was changed")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise DamagedFiles(folder=str(folder), reason=f"no readable {MANIFEST} ({e})") from None
     if digest is not None and hashlib.sha256(text).hexdigest() != digest:
-        raise DamagedFiles(folder=str(folder), reason=f"{MANIFEST} is not the one that was recorded")
+        raise DamagedFiles(
+            folder=str(folder), reason=f"{MANIFEST} is not the one that was recorded"
+        )
     if present != {MANIFEST, *listed}:
-        raise DamagedFiles(folder=str(folder), reason=f"files {sorted(present ^ {MANIFEST, *listed})} are missing or foreign")
+        raise DamagedFiles(
+            folder=str(folder),
+            reason=f"files {sorted(present ^ {MANIFEST, *listed})} are missing or foreign",
+        )
     for name, facts in listed.items():
         file = folder / name
         if (file.stat().st_size, sha256(file)) != facts:
@@ -302,7 +349,8 @@ def verify(folder: Path, digest: str | None = None) -> dict[str, Any]:
 
 
 def _plain_files(folder: Path) -> Iterator[str]:
-    """The files of a folder and those below it, by their names from there; ValueError at a link, a pipe or a device, before it is read."""
+    """The files of a folder and those below it, by their names from there; ValueError at a link, a
+    pipe or a device, before it is read."""
     todo = [folder]
     for n in itertools.count():
         if not todo:
@@ -322,8 +370,11 @@ def _plain_files(folder: Path) -> Iterator[str]:
 
 
 def _sealed(manifest: dict[str, Any]) -> str:
-    """A manifest as text, in one form, with its own digest: what nobody recorded elsewhere cannot be damaged unseen either."""
-    seal = hashlib.sha256(json.dumps(manifest, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    """A manifest as text, in one form, with its own digest: what nobody recorded elsewhere cannot
+    be damaged unseen either."""
+    seal = hashlib.sha256(
+        json.dumps(manifest, sort_keys=True, allow_nan=False).encode()
+    ).hexdigest()
     return json.dumps({**manifest, "seal": seal}, indent=1, sort_keys=True, allow_nan=False)
 
 
@@ -349,7 +400,8 @@ def _part_of(path: Path) -> Path:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder that nothing refers to any more; where that fails it stays, and harms nothing."""
+    """Remove a folder that nothing refers to any more; where that fails it stays, and harms
+    nothing."""
     try:
         _about_to("remove", folder)
     except OSError:
@@ -358,8 +410,13 @@ def remove(folder: Path) -> None:
 
 
 def put_aside(folder: Path, place: Path) -> Path:
-    """Move a folder out of the way, to `place` or to the first free name like it, and remove its parent where nothing is left there."""
-    free = next(p for p in (place.with_name(place.name + (f".{n}" if n else "")) for n in itertools.count()) if not p.exists())
+    """Move a folder out of the way, to `place` or to the first free name like it, and remove its
+    parent where nothing is left there."""
+    free = next(
+        p
+        for p in (place.with_name(place.name + (f".{n}" if n else "")) for n in itertools.count())
+        if not p.exists()
+    )
     make_folder(free.parent)
     _about_to("rename", free)
     folder.rename(free)
@@ -381,7 +438,8 @@ def sha256(file: Path) -> str:
 
 
 def open_private(path: Path, flags: int = os.O_WRONLY | os.O_CREAT | os.O_APPEND) -> int:
-    """A descriptor of a file that its owner alone can read, whatever the umask and however it was made before."""
+    """A descriptor of a file that its owner alone can read, whatever the umask and however it was
+    made before."""
     descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
     if os.fstat(descriptor).st_mode & 0o077 and os.fstat(descriptor).st_uid == os.geteuid():
         os.fchmod(descriptor, 0o600)
@@ -390,7 +448,9 @@ def open_private(path: Path, flags: int = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 
 def _write_synced(path: Path, text: str, private: bool = True) -> None:
     _about_to("write", path)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600 if private else 0o666)
+    descriptor = os.open(
+        path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600 if private else 0o666
+    )
     with open(descriptor, "w", encoding="utf-8") as f:
         f.write(text)
         f.flush()

@@ -1,8 +1,9 @@
 """Every exception of Tunesmith. Nothing else defines one.
 
-A class's docstring is its message: it names the thing, the value and the way out, and its `{fields}` are the
-keyword arguments of the constructor. An error travels as JSON between processes and through the store
-(`to_json`, `from_json`). A door needs only the families: the CLI exits with `exit_code`, SQL shows the sentence.
+A class's docstring is its message: it names the thing, the value and the way out, and its
+`{fields}` are the keyword arguments of the constructor. An error travels as JSON between processes
+and through the store (`to_json`, `from_json`). A door needs only the families: the CLI exits with
+`exit_code`, SQL shows the sentence.
 
 To add one: subclass a family, write the sentence, raise it with its fields.
 """
@@ -22,7 +23,11 @@ class TunesmithError(Exception):
 
     def __init__(self, **fields: Any) -> None:
         self.fields = fields
-        super().__init__(" ".join((type(self).__doc__ or "").split()).format_map({k: field_of(_shown(v)) for k, v in fields.items()}))
+        super().__init__(
+            " ".join((type(self).__doc__ or "").split()).format_map(
+                {k: field_of(_shown(v)) for k, v in fields.items()}
+            )
+        )
 
     def __init_subclass__(cls) -> None:
         cls.code = "".join("_" + c.lower() if c.isupper() else c for c in cls.__name__).lstrip("_")
@@ -60,7 +65,9 @@ def _shown(value: Any) -> Any:
     if isinstance(value, str) and len(value) > 300:
         return value[:200] + f"… ({len(value)} characters)"
     if isinstance(value, (list, tuple)):
-        return ", ".join(str(v) for v in value[:10]) + (f", … ({len(value)} in all)" if len(value) > 10 else "")
+        return ", ".join(str(v) for v in value[:10]) + (
+            f", … ({len(value)} in all)" if len(value) > 10 else ""
+        )
     return value
 
 
@@ -102,22 +109,24 @@ class Failed(TunesmithError):
 
 
 class UnknownBaseModel(NotFound):
-    """No base model named {name!r}. Did you mean {closest!r}? `tunesmith model list --bases` shows all; a local
-    folder is written with a slash (./my-model), a model of the hub as organisation/name."""
+    """No base model named {name!r}. Did you mean {closest!r}? `tunesmith model list --bases` shows
+    all; a local folder is written with a slash (./my-model), a model of the hub as
+    organisation/name."""
 
 
 class UnknownGroup(NotFound):
-    """The training query gives no column {name!r} to look at as a group. Did you mean {closest!r}? Its columns beside prompt and
-    completion are: {known}. Add the column to the SELECT."""
+    """The training query gives no column {name!r} to look at as a group. Did you mean {closest!r}?
+    Its columns beside prompt and completion are: {known}. Add the column to the SELECT."""
 
 
 class BaseNotHere(NotFound):
-    """The model in {folder} was tuned from another base than {tried}: its certificate names {digest}. Bring that base to this machine
-    and name it (--base)."""
+    """The model in {folder} was tuned from another base than {tried}: its certificate names
+    {digest}. Bring that base to this machine and name it (--base)."""
 
 
 class CertificateRefused(Conflict):
-    """The model {name} is not used: {reasons}. Its certificate (tunesmith model show) says what was measured; tune it anew."""
+    """The model {name} is not used: {reasons}. Its certificate (tunesmith model show) says what was
+    measured; tune it anew."""
 
 
 class FolderTaken(Conflict):
@@ -125,8 +134,9 @@ class FolderTaken(Conflict):
 
 
 class NotPromoted(Conflict):
-    """The name {line} does not move to {name}: {reason}. It answers as before. `tunesmith model promote {name} --force` moves it all the
-    same; {name} itself always answers under its own name."""
+    """The name {line} does not move to {name}: {reason}. It answers as before. `tunesmith model
+    promote {name} --force` moves it all the same; {name} itself always answers under its own
+    name."""
 
 
 class ViewNotWritten(Conflict):
@@ -134,18 +144,21 @@ class ViewNotWritten(Conflict):
 
 
 class WeightsNotHere(NotFound):
-    """The weights of base model {name!r} are not on this machine, and Tunesmith never downloads by itself. Bring them:
-    `hf download {hub_id} --local-dir {folder}` (or on another machine, and copy that folder), or name a local folder as the base
-    model. Nothing was read and no job was created."""
+    """The weights of base model {name!r} are not on this machine, and Tunesmith never downloads by
+    itself. Bring them: `hf download {hub_id} --local-dir {folder}` (or on another machine, and copy
+    that folder), or name a local folder as the base model. Nothing was read and no job was
+    created."""
 
 
 class UnknownJob(NotFound):
-    """No fine-tuning job {id!r}. Did you mean {closest!r}? `tunesmith job list` or FINETUNE('SHOW') shows all."""
+    """No fine-tuning job {id!r}. Did you mean {closest!r}? `tunesmith job list` or FINETUNE('SHOW')
+    shows all."""
 
 
 class UnknownModel(NotFound):
-    """unknown model "{name}". Did you mean {closest!r}? `tunesmith model list` shows the tuned models and
-    `tunesmith model list --bases` the base models; a model answers once its job has succeeded."""
+    """unknown model "{name}". Did you mean {closest!r}? `tunesmith model list` shows the tuned
+    models and `tunesmith model list --bases` the base models; a model answers once its job has
+    succeeded."""
 
 
 # ---------------------------------------------------------------- invalid input
@@ -160,11 +173,13 @@ class InvalidOptionValue(Invalid):
 
 
 class OptionNotRead(Invalid):
-    """Option {name} = {value!r} would have no effect: it is read by {readers}, and {here}. Leave it out, or change the other."""
+    """Option {name} = {value!r} would have no effect: it is read by {readers}, and {here}. Leave it
+    out, or change the other."""
 
 
 class InvalidSetting(Invalid):
-    """The setting {name} = {value!r} cannot be used: {allowed}. Change it in the environment, or unset it for the default."""
+    """The setting {name} = {value!r} cannot be used: {allowed}. Change it in the environment, or
+    unset it for the default."""
 
 
 class UnreadableSettings(Invalid):
@@ -176,19 +191,19 @@ class InvalidOptions(Invalid):
 
 
 class InvalidSchema(Invalid):
-    """the schema of response_format cannot be followed: {reason}. It is a JSON schema in an object such as
-    {{"type": "json", "schema": {{"type": "object", "properties": {{"name": {{"type": "string"}}}}, "required": ["name"]}}}};
-    this one is {schema!r}."""
+    """the schema of response_format cannot be followed: {reason}. It is a JSON schema in an object
+    such as {{"type": "json", "schema": {{"type": "object", "properties": {{"name": {{"type":
+    "string"}}}}, "required": ["name"]}}}}; this one is {schema!r}."""
 
 
 class InvalidModelName(Invalid):
-    """{name!r} is not a model name: letters, digits, _ and -, beginning with a letter, at most 63 each, optionally
-    as database.schema.name; anything else in double quotes."""
+    """{name!r} is not a model name: letters, digits, _ and -, beginning with a letter, at most 63
+    each, optionally as database.schema.name; anything else in double quotes."""
 
 
 class QueryRefused(Invalid):
-    """The {part} query was refused: {reason}. Give one SELECT (tables, views, CTEs, files) with the columns prompt and
-    completion, or messages. The query: {query}"""
+    """The {part} query was refused: {reason}. Give one SELECT (tables, views, CTEs, files) with the
+    columns prompt and completion, or messages. The query: {query}"""
 
 
 class QueryFailed(Invalid):
@@ -196,21 +211,24 @@ class QueryFailed(Invalid):
 
 
 class NoSuchTable(Invalid):
-    """The {part} query names a table that cannot be seen: {reason}. A temporary table, or one that is not committed yet, is
-    invisible here: write an ordinary table and COMMIT first. The query: {query}"""
+    """The {part} query names a table that cannot be seen: {reason}. A temporary table, or one that
+    is not committed yet, is invisible here: write an ordinary table and COMMIT first. The query:
+    {query}"""
 
 
 class MissingColumns(Invalid):
-    """The {part} query gives no column {missing}; it gives: {found}. Nearest: {nearest}. Name or alias
-    the columns: SELECT … AS prompt, … AS completion."""
+    """The {part} query gives no column {missing}; it gives: {found}. Nearest: {nearest}. Name or
+    alias the columns: SELECT … AS prompt, … AS completion."""
 
 
 class TwoColumns(Invalid):
-    """The {part} data gives two columns {name}: {columns}. Leave one of them out, or give it another name."""
+    """The {part} data gives two columns {name}: {columns}. Leave one of them out, or give it
+    another name."""
 
 
 class NoSuchFile(Invalid):
-    """No file, folder or glob of files {path!r} (seen from {folder}). Name one that is there, or give a query."""
+    """No file, folder or glob of files {path!r} (seen from {folder}). Name one that is there, or
+    give a query."""
 
 
 class UnreadableFile(Invalid):
@@ -218,7 +236,8 @@ class UnreadableFile(Invalid):
 
 
 class UnreadableValue(Invalid):
-    """The value {value} of the type {type}{where} has no form as text. Give it as a text, number, date, list or dictionary."""
+    """The value {value} of the type {type}{where} has no form as text. Give it as a text, number,
+    date, list or dictionary."""
 
 
 class UnreadableInput(Invalid):
@@ -226,192 +245,216 @@ class UnreadableInput(Invalid):
 
 
 class AnswersNotFound(Invalid):
-    """The base's chat template does not write the answer in message {message} as it would have been asked for it, so it cannot be learnt.
-    Set the option learn to 'last'."""
+    """The base's chat template does not write the answer in message {message} as it would have been
+    asked for it, so it cannot be learnt. Set the option learn to 'last'."""
 
 
 class NoUsableRows(Invalid):
-    """No usable row in the {part} query: {rows:row}, all rejected ({reasons}). Every row needs a non-empty prompt
-    and a non-empty completion."""
+    """No usable row in the {part} query: {rows:row}, all rejected ({reasons}). Every row needs a
+    non-empty prompt and a non-empty completion."""
 
 
 class TooManyRows(Invalid):
-    """{rows:training row}, more than {base_model} takes: {limit} at {epochs} epochs. Sample the query (a few hundred
-    good rows often do), or lower max_epochs."""
+    """{rows:training row}, more than {base_model} takes: {limit} at {epochs} epochs. Sample the
+    query (a few hundred good rows often do), or lower max_epochs."""
 
 
 class MoreRowsThan(Invalid):
-    """The {part} data has more than {most} rows, which is more than this base takes: no more of them were read. Sample it (a few hundred
-    good rows often do)."""
+    """The {part} data has more than {most} rows, which is more than this base takes: no more of
+    them were read. Sample it (a few hundred good rows often do)."""
 
 
 class DatabaseBusy(Invalid):
-    """The database {path} is held open by another process ({reason}). Close it there, or run the query through that process's own
-    connection (tunesmith.connect), or export the rows to Parquet and name the file."""
+    """The database {path} is held open by another process ({reason}). Close it there, or run the
+    query through that process's own connection (tunesmith.connect), or export the rows to Parquet
+    and name the file."""
 
 
 class DatabaseNotOpened(Invalid):
-    """The database {path} cannot be opened: {reason}. Name an existing DuckDB file (`tunesmith init` makes one), or leave it out and
-    name Parquet, CSV or JSON lines files in the query."""
+    """The database {path} cannot be opened: {reason}. Name an existing DuckDB file (`tunesmith
+    init` makes one), or leave it out and name Parquet, CSV or JSON lines files in the query."""
 
 
 class NotADataSource(Invalid):
-    """{value} is not training data: give a query, a file, folder or glob (Parquet, CSV, TSV, JSON), rows as dictionaries,
-    or a table of pandas or Arrow."""
+    """{value} is not training data: give a query, a file, folder or glob (Parquet, CSV, TSV, JSON),
+    rows as dictionaries, or a table of pandas or Arrow."""
 
 
 class CreateNotTopLevel(Invalid):
     """{call} acts, so it runs only as a statement of its own: SELECT {call}, with no FROM, no
-    EXPLAIN, no view and no other column. Nothing was done. From Python, use connection.execute(…). The statement: {statement}"""
+    EXPLAIN, no view and no other column. Nothing was done. From Python, use connection.execute(…).
+    The statement: {statement}"""
 
 
 class InvalidCall(Invalid):
-    """FINETUNE takes ('CREATE', name, base_model, training_query [, validation_query [, options]]), ('SHOW'), ('DESCRIBE', id)
-    or ('CANCEL', id), not {call}."""
+    """FINETUNE takes ('CREATE', name, base_model, training_query [, validation_query [, options]]),
+    ('SHOW'), ('DESCRIBE', id) or ('CANCEL', id), not {call}."""
 
 
 class InvalidPrompt(Invalid):
-    """invalid prompt object: {reason}. Give a text, or a list of {{"role": …, "content": …}} with roles system (first), user and
-    assistant in turn, the last one user."""
+    """invalid prompt object: {reason}. Give a text, or a list of {{"role": …, "content": …}} with
+    roles system (first), user and assistant in turn, the last one user."""
 
 
 class PromptTooLong(Invalid):
-    """max tokens of {window} exceeded: the prompt has {tokens:token}, {model!r} takes {window} with its answer.
-    Shorten the prompt ({prompt!r})."""
+    """max tokens of {window} exceeded: the prompt has {tokens:token}, {model!r} takes {window} with
+    its answer. Shorten the prompt ({prompt!r})."""
 
 
 class UnfinishedAnswer(Invalid):
-    """{count:answer} of {model!r} did not end within their tokens, so they are no whole JSON; the first: {answer!r}. Raise max_tokens
-    ({max_tokens}), or limit what the schema allows (enum, maxLength, maxItems). TRY_COMPLETE gives NULL for them."""
+    """{count:answer} of {model!r} did not end within their tokens, so they are no whole JSON; the
+    first: {answer!r}. Raise max_tokens ({max_tokens}), or limit what the schema allows (enum,
+    maxLength, maxItems). TRY_COMPLETE gives NULL for them."""
 
 
 class RowsTooLong(Invalid):
-    """{count:row} over what {base_model} takes when tuning ({window} prompt tokens, {completion_window} completion tokens), and
-    on_long is 'fail': rows {rows}. Shorten them, or say on_long = 'reject' or 'cut_prompt'."""
+    """{count:row} over what {base_model} takes when tuning ({window} prompt tokens,
+    {completion_window} completion tokens), and on_long is 'fail': rows {rows}. Shorten them, or say
+    on_long = 'reject' or 'cut_prompt'."""
 
 
 class BudgetTooSmall(Invalid):
-    """{name} allows {tokens:token}, less than the first optimizer step of {batch_size:row}: raise it, or lower batch_size."""
+    """{name} allows {tokens:token}, less than the first optimizer step of {batch_size:row}: raise
+    it, or lower batch_size."""
 
 
 class UnsafeBaseModel(Invalid):
-    """The base model in {folder} was refused: {reason}. Tunesmith reads safetensors and JSON only and runs no code of a model."""
+    """The base model in {folder} was refused: {reason}. Tunesmith reads safetensors and JSON only
+    and runs no code of a model."""
 
 
 class TemplateTooCostly(Invalid):
-    """The chat template of this base was stopped: {reason}. A template may take two seconds and 512 MB; put a simpler one into
-    chat_template.jinja in the base's folder. It begins with {template!r}."""
+    """The chat template of this base was stopped: {reason}. A template may take two seconds and 512
+    MB; put a simpler one into chat_template.jinja in the base's folder. It begins with
+    {template!r}."""
 
 
 class ReservedSchemaName(Invalid):
-    """The database has a {kind} named {name!r}, and Tunesmith uses that name itself: one would hide the other. Open it under another
-    name: tunesmith.connect(), then ATTACH the file AS mine, and query mine.{name}."""
+    """The database has a {kind} named {name!r}, and Tunesmith uses that name itself: one would hide
+    the other. Open it under another name: tunesmith.connect(), then ATTACH the file AS mine, and
+    query mine.{name}."""
 
 
 class ReservedDatabaseName(Invalid):
-    """A database file named {name!r} hides the functions of the same name. Rename the file, for example to my_{name}.duckdb."""
+    """A database file named {name!r} hides the functions of the same name. Rename the file, for
+    example to my_{name}.duckdb."""
 
 
 # ---------------------------------------------------------------- conflict
 
 
 class JobAlreadyFinished(Conflict):
-    """Job {id} has already ended as {status}; it cannot be cancelled. `tunesmith job show {id}` shows its result."""
+    """Job {id} has already ended as {status}; it cannot be cancelled. `tunesmith job show {id}`
+    shows its result."""
 
 
 class JobHasModel(Conflict):
-    """Job {id} made the model {name}, which is in the catalogue. Remove that first (tunesmith model delete {name}); nothing was removed."""
+    """Job {id} made the model {name}, which is in the catalogue. Remove that first (tunesmith model
+    delete {name}); nothing was removed."""
 
 
 class LineAwaited(Conflict):
-    """The model {name} is the only version of its name, and job {id} ({job}) is to become the next one. Cancel that job first, or wait for
-    it; nothing was removed."""
+    """The model {name} is the only version of its name, and job {id} ({job}) is to become the next
+    one. Cancel that job first, or wait for it; nothing was removed."""
 
 
 class OfAnotherHome(Conflict):
-    """{what} belongs to another home that shares this store: {place}. Its files are there, so this is done there (TUNESMITH_HOME)."""
+    """{what} belongs to another home that shares this store: {place}. Its files are there, so this
+    is done there (TUNESMITH_HOME)."""
 
 
 class HomeCopied(Conflict):
-    """The home {home} is a copy of {place}: both are there, with one identity, and jobs would run twice. Use that one (TUNESMITH_HOME),
-    or remove it; or make this one a home of its own, whose unfinished jobs are cancelled here: tunesmith doctor --as-copy. Nothing was
-    done."""
+    """The home {home} is a copy of {place}: both are there, with one identity, and jobs would run
+    twice. Use that one (TUNESMITH_HOME), or remove it; or make this one a home of its own, whose
+    unfinished jobs are cancelled here: tunesmith doctor --as-copy. Nothing was done."""
 
 
 class NotACopy(Conflict):
-    """The home {home} is no copy: no other home of its identity is seen from here. Nothing was changed. Where the other one is on another
-    machine, say so: tunesmith doctor --as-copy --yes."""
+    """The home {home} is no copy: no other home of its identity is seen from here. Nothing was
+    changed. Where the other one is on another machine, say so: tunesmith doctor --as-copy --yes."""
 
 
 class StoreLost(Conflict):
-    """The home {home} has {folders:folder} of jobs and models, and its store knows none of them: {store} was emptied or is another one. Put
-    its file back from a backup, or set TUNESMITH_STORE as it was; or begin anew: tunesmith doctor --repair puts those folders aside
-    (doctor --undo brings them back). Nothing was changed."""
+    """The home {home} has {folders:folder} of jobs and models, and its store knows none of them:
+    {store} was emptied or is another one. Put its file back from a backup, or set TUNESMITH_STORE
+    as it was; or begin anew: tunesmith doctor --repair puts those folders aside (doctor --undo
+    brings them back). Nothing was changed."""
 
 
 class JobNotInState(Conflict):
-    """Job {id} is {status}; only a job that is {needed} takes this. `tunesmith job show {id}` shows how it goes."""
+    """Job {id} is {status}; only a job that is {needed} takes this. `tunesmith job show {id}` shows
+    how it goes."""
 
 
 class UsageNotRecorded(Conflict):
-    """The home {home} cannot be written, so answers of {name} could not be charged, and the price table there (prices.toml) has a price for
-    them. Nothing was computed. Make the home writable, or take that price away."""
+    """The home {home} cannot be written, so answers of {name} could not be charged, and the price
+    table there (prices.toml) has a price for them. Nothing was computed. Make the home writable, or
+    take that price away."""
 
 
 class WorkerAtWork(Conflict):
-    """A worker is at work in {home}. Wait until it has gone home (a minute after its last job), or pause or cancel its jobs."""
+    """A worker is at work in {home}. Wait until it has gone home (a minute after its last job), or
+    pause or cancel its jobs."""
 
 
 class IdempotencyConflict(Conflict):
-    """The idempotency key {key!r} was used before, for job {id} with other arguments. Use a new key for a new job."""
+    """The idempotency key {key!r} was used before, for job {id} with other arguments. Use a new key
+    for a new job."""
 
 
 class LeaseLost(Conflict):
-    """Attempt {attempt} of job {id} has lost its lease; another worker has taken over. This attempt stops and changes nothing."""
+    """Attempt {attempt} of job {id} has lost its lease; another worker has taken over. This attempt
+    stops and changes nothing."""
 
 
 class CheckpointOfAnother(Conflict):
-    """The checkpoint {folder} was made with another {what} than the job has now, so going on from it would be another run. Bring back
-    what was changed, or create the job again."""
+    """The checkpoint {folder} was made with another {what} than the job has now, so going on from
+    it would be another run. Bring back what was changed, or create the job again."""
 
 
 class HomeTooNew(Conflict):
-    """The home {home} was written in the format {found}, and this Tunesmith knows {known}. Use the newer Tunesmith, or another home
-    (TUNESMITH_HOME); nothing was changed."""
+    """The home {home} was written in the format {found}, and this Tunesmith knows {known}. Use the
+    newer Tunesmith, or another home (TUNESMITH_HOME); nothing was changed."""
 
 
 class StoreTooNew(Conflict):
-    """The store {store} was written by a newer Tunesmith, or by one before the first release (its schema is {found}, this one knows {known}
-    and those before). Nothing was changed. Upgrade: pip install -U tunesmith."""
+    """The store {store} was written by a newer Tunesmith, or by one before the first release (its
+    schema is {found}, this one knows {known} and those before). Nothing was changed. Upgrade: pip
+    install -U tunesmith."""
 
 
 # ---------------------------------------------------------------- things that went wrong
 
 
 class DiskFull(Failed):
-    """No space on the disk of {path}: {needed_mb} MB needed, {free_mb} MB free. Free some space; nothing was lost."""
+    """No space on the disk of {path}: {needed_mb} MB needed, {free_mb} MB free. Free some space;
+    nothing was lost."""
 
 
 class StorageFailed(Failed):
-    """{path} could not be written: {reason}. What was there before is whole; mend the disk or its permissions, and try again."""
+    """{path} could not be written: {reason}. What was there before is whole; mend the disk or its
+    permissions, and try again."""
 
 
 class FreezingFailed(Failed):
-    """The rows could not be frozen: {reason}. Nothing was kept; give fewer or shorter rows, or free some memory and space."""
+    """The rows could not be frozen: {reason}. Nothing was kept; give fewer or shorter rows, or free
+    some memory and space."""
 
 
 class StoreUnavailable(Failed):
-    """The store of jobs cannot be used: {reason}. Jobs keep their state and go on when it can: {store}"""
+    """The store of jobs cannot be used: {reason}. Jobs keep their state and go on when it can:
+    {store}"""
 
 
 class SourceFailed(Failed):
-    """The {source} source could not be read: {reason}. It is read in a read-only transaction with a time limit; nothing was changed
-    there."""
+    """The {source} source could not be read: {reason}. It is read in a read-only transaction with a
+    time limit; nothing was changed there."""
 
 
 class DamagedRow(Failed):
-    """The store's row {row} of {table} is damaged: {reason}. It is left out, the rest is as it was. Bring the store back from a backup, or
-    remove it: tunesmith job delete, tunesmith model delete."""
+    """The store's row {row} of {table} is damaged: {reason}. It is left out, the rest is as it was.
+    Bring the store back from a backup, or remove it: tunesmith job delete, tunesmith model
+    delete."""
 
 
 class DamagedFiles(Failed):
@@ -419,23 +462,25 @@ class DamagedFiles(Failed):
 
 
 class ChildDied(Failed):
-    """The {phase} process of job {id} died {times:time} without getting further (last: {reason}). The end of its log:
-    {log}"""
+    """The {phase} process of job {id} died {times:time} without getting further (last: {reason}).
+    The end of its log: {log}"""
 
 
 class TooManyAttempts(Failed):
-    """Job {id} was given up after {attempts:attempt}: whatever ran it ended each time. worker.log in the home folder says how;
-    create the job again when the cause is gone."""
+    """Job {id} was given up after {attempts:attempt}: whatever ran it ended each time. worker.log
+    in the home folder says how; create the job again when the cause is gone."""
 
 
 class NonFiniteLoss(Failed):
-    """The loss or a gradient was not a finite number in {steps} steps in a row, also after going back to the last checkpoint at half
-    the learning rate. Rows of the last batch: {rows}. Look at them, or lower learning_rate (it was {learning_rate})."""
+    """The loss or a gradient was not a finite number in {steps} steps in a row, also after going
+    back to the last checkpoint at half the learning rate. Rows of the last batch: {rows}. Look at
+    them, or lower learning_rate (it was {learning_rate})."""
 
 
 class OutOfMemory(Failed):
-    """There is not enough memory even for {micro_tokens} tokens at once (the longest row there, {row}, has {tokens} tokens). Shorten the
-    longest rows, take a smaller base or method='lora', or a machine with more memory."""
+    """There is not enough memory even for {micro_tokens} tokens at once (the longest row there,
+    {row}, has {tokens} tokens). Shorten the longest rows, take a smaller base or method='lora', or
+    a machine with more memory."""
 
 
 class TrainingFailed(Failed):
@@ -443,5 +488,6 @@ class TrainingFailed(Failed):
 
 
 class MissingExtra(Failed):
-    """{what} needs packages that are not installed. Install PyTorch first (its own install page, choice CPU where there is no GPU), then
-    the rest: pip install 'tunesmith[{extra}]'. Nothing was created."""
+    """{what} needs packages that are not installed. Install PyTorch first (its own install page,
+    choice CPU where there is no GPU), then the rest: pip install 'tunesmith[{extra}]'. Nothing was
+    created."""

@@ -1,7 +1,8 @@
 """A home and the store of its jobs: who the home is, and whether both belong together.
 
-Several homes may share one store (PostgreSQL). Each has an identity, in its file FORMAT and on every row of its jobs and models: what
-belongs to another is shown, never claimed, repaired or removed.
+Several homes may share one store (PostgreSQL). Each has an identity, in its file FORMAT and on
+every row of its jobs and models: what belongs to another is shown, never claimed, repaired or
+removed.
 """
 
 import os
@@ -19,8 +20,8 @@ from tunesmith.store import JobStore
 def open_store(settings: Settings, *, lost_too: bool = False) -> JobStore:
     """The store, as this home sees it. A home that was moved says so in its marker and goes on.
 
-    HomeCopied where the home is a copy of one that is still there. StoreLost where the store was emptied or is another one; `lost_too`:
-    open it all the same, to mend that.
+    HomeCopied where the home is a copy of one that is still there. StoreLost where the store was
+    emptied or is another one; `lost_too`: open it all the same, to mend that.
     """
     home, marker = settings.home, durable.open_home(settings.home)
     if marker["place"] != str(home):
@@ -29,7 +30,9 @@ def open_store(settings: Settings, *, lost_too: bool = False) -> JobStore:
         marker |= {"place": str(home), "moved_from": marker["place"]}
         _note(home, marker)
     store = JobStore(settings.store_url, home=marker["id"])
-    before = "" if is_inside(settings) else store.last_place()  # a store inside a home was copied with it
+    before = (
+        "" if is_inside(settings) else store.last_place()
+    )  # a store inside a home was copied with it
     if before and before != str(home) and _is_home(Path(before), marker["id"], home):
         raise HomeCopied(home=str(home), place=before)
     if not store.is_read_only:
@@ -44,33 +47,49 @@ def open_store(settings: Settings, *, lost_too: bool = False) -> JobStore:
 
 
 def _take_back(settings: Settings, store: JobStore) -> None:
-    """Rows whose files are in this home are its own, though they bear another identity: its marker was lost, or the program that wrote them
-    did not know homes yet (what such a program left in a store inside the home is all its own)."""
+    """Rows whose files are in this home are its own, though they bear another identity: its marker
+    was lost, or the program that wrote them did not know homes yet (what such a program left in a
+    store inside the home is all its own)."""
     home, inside = settings.home, is_inside(settings)
     others = store.rows_of_others("" if inside else str(home))
     for former in {of for _, of in others}:
         ids = [i for i, of in others if of == former]
-        store.take_over([i for i in ids if (inside and not former) or any(p.exists() for p in _folders_of(home, i))], former)
+        store.take_over(
+            [
+                i
+                for i in ids
+                if (inside and not former) or any(p.exists() for p in _folders_of(home, i))
+            ],
+            former,
+        )
 
 
 def separate(settings: Settings, *, unseen: bool = False) -> int:
-    """Make a copied home one of its own: a new identity, for the rows of a store inside it too; how many unfinished jobs were cancelled.
+    """Make a copied home one of its own: a new identity, for the rows of a store inside it too; how
+    many unfinished jobs were cancelled.
 
-    NotACopy where no other home of its identity is seen, unless it is known to be `unseen`, on another machine.
+    NotACopy where no other home of its identity is seen, unless it is known to be `unseen`, on
+    another machine.
     """
     marker = durable.open_home(settings.home)
     former = marker["id"]
-    places = {marker["place"], JobStore(settings.store_url, home=former).last_place()} - {"", str(settings.home)}
+    places = {marker["place"], JobStore(settings.store_url, home=former).last_place()} - {
+        "",
+        str(settings.home),
+    }
     if not unseen and not any(_is_home(Path(p), former, settings.home) for p in places):
         raise NotACopy(home=str(settings.home))
     durable.write_json(
-        settings.home / durable.MARKER, {"format": durable.FORMAT, "id": durable.new_identity(), "place": str(settings.home)}
+        settings.home / durable.MARKER,
+        {"format": durable.FORMAT, "id": durable.new_identity(), "place": str(settings.home)},
     )
     store = open_store(settings, lost_too=True)
     if not is_inside(settings):
         return 0
     store.take_over(None, former)
-    unfinished = [j for j in store.all_jobs([s for s in JobStatus if not s.is_final]) if j.home == store.home]
+    unfinished = [
+        j for j in store.all_jobs([s for s in JobStatus if not s.is_final]) if j.home == store.home
+    ]
     for job in unfinished:
         store.request_cancel(job.id)
     return len(unfinished)

@@ -1,4 +1,5 @@
-"""The nouns of a job: Job, JobStatus with its moves, Options and ResolvedOptions. Plain data, no I/O.
+"""The nouns of a job: Job, JobStatus with its moves, Options and ResolvedOptions. Plain data, no
+I/O.
 
 Read this first, then service.py, worker.py and tuning/loop.py.
 """
@@ -12,7 +13,14 @@ from dataclasses import Field, dataclass, field, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
-from tunesmith.errors import InvalidModelName, InvalidOption, InvalidOptions, InvalidOptionValue, OptionNotRead, closest
+from tunesmith.errors import (
+    InvalidModelName,
+    InvalidOption,
+    InvalidOptions,
+    InvalidOptionValue,
+    OptionNotRead,
+    closest,
+)
 
 if TYPE_CHECKING:
     import pyarrow
@@ -65,68 +73,122 @@ MOVES: dict[JobStatus, frozenset[JobStatus]] = {
 }
 WORKING = frozenset({_S.VALIDATING, _S.RUNNING, _S.WAITING_SPACE, _S.EVALUATING, _S.CANCELLING})
 _SQL = {
-    _S.PENDING: "PENDING", _S.VALIDATING: "PENDING", _S.SUCCEEDED: "SUCCESS", _S.FAILED: "ERROR", _S.CANCELLED: "CANCELLED",
-}  # fmt: skip
+    _S.PENDING: "PENDING",
+    _S.VALIDATING: "PENDING",
+    _S.SUCCEEDED: "SUCCESS",
+    _S.FAILED: "ERROR",
+    _S.CANCELLED: "CANCELLED",
+}
 _OPENAI = {
-    _S.PENDING: "queued", _S.VALIDATING: "validating_files", _S.PAUSED: "paused", _S.SUCCEEDED: "succeeded",
-    _S.FAILED: "failed", _S.CANCELLED: "cancelled",
-}  # fmt: skip
+    _S.PENDING: "queued",
+    _S.VALIDATING: "validating_files",
+    _S.PAUSED: "paused",
+    _S.SUCCEEDED: "succeeded",
+    _S.FAILED: "failed",
+    _S.CANCELLED: "cancelled",
+}
 
 
 # ---------------------------------------------------------------- options
 
 
 def option(default: Any, help: str, *, readers: tuple[str, ...] = (), **limits: Any) -> Any:
-    """A field of Options: its default, one line of help, its limits (low, high, choices, auto), and the methods that read it; none: all."""
+    """A field of Options: its default, one line of help, its limits (low, high, choices, auto), and
+    the methods that read it; none: all."""
     return field(default=default, metadata={"help": help, "readers": readers, **limits})
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for. Declared once: the CLI's flags, the docs' table and the checks are made from these fields.
+    """What the user asked for. Declared once: the CLI's flags, the docs' table and the checks are
+    made from these fields.
 
     `"auto"` means: decided by measurement or rule while VALIDATING, and stored with its reason.
     """
 
-    max_epochs: int | str = option("auto", "Passes over the training rows.", low=1, high=10, auto=True)
-    patience: int = option(2, "Epochs without a better validation loss before training stops; 0: never.", low=0, high=10)
-    budget_tokens: int = option(0, "Training stops before it has read more tokens; 0: no limit.", low=0, high=10**15)
-    budget_minutes: float = option(0.0, "Training stops after so many minutes; 0: no limit.", low=0.0, high=1e6)
-    budget_credits: float = option(0.0, "Training stops before it costs more, by the price table; 0: no limit.", low=0.0, high=1e9)
+    max_epochs: int | str = option(
+        "auto", "Passes over the training rows.", low=1, high=10, auto=True
+    )
+    patience: int = option(
+        2,
+        "Epochs without a better validation loss before training stops; 0: never.",
+        low=0,
+        high=10,
+    )
+    budget_tokens: int = option(
+        0, "Training stops before it has read more tokens; 0: no limit.", low=0, high=10**15
+    )
+    budget_minutes: float = option(
+        0.0, "Training stops after so many minutes; 0: no limit.", low=0.0, high=1e6
+    )
+    budget_credits: float = option(
+        0.0,
+        "Training stops before it costs more, by the price table; 0: no limit.",
+        low=0.0,
+        high=1e9,
+    )
     method: str = option("auto", "How weights may change.", choices=("lora", "full"), auto=True)
-    learning_rate: float | str = option("auto", "Peak rate of AdamW.", low=1e-7, high=1.0, auto=True)
+    learning_rate: float | str = option(
+        "auto", "Peak rate of AdamW.", low=1e-7, high=1.0, auto=True
+    )
     batch_size: int | str = option("auto", "Rows per optimizer step.", low=1, high=1024, auto=True)
-    rank: int | str = option("auto", "Rank of the LoRA matrices.", readers=("lora",), low=1, high=512, auto=True)
+    rank: int | str = option(
+        "auto", "Rank of the LoRA matrices.", readers=("lora",), low=1, high=512, auto=True
+    )
     targets: str = option(
-        "all-linear", "Which linear layers LoRA adapts; never the head.", readers=("lora",), choices=("all-linear", "attention", "mlp"),
-    )  # fmt: skip
+        "all-linear",
+        "Which linear layers LoRA adapts; never the head.",
+        readers=("lora",),
+        choices=("all-linear", "attention", "mlp"),
+    )
     precision: str = option(
-        "full", "Of the frozen weights while an adapter is trained; full: float32, on a GPU the file's own. nf4 is QLoRA.",
-        readers=("lora",), choices=("full", "bfloat16", "nf4"),
-    )  # fmt: skip
+        "full",
+        "Of the frozen weights while an adapter is trained; full: float32, on a GPU the file's "
+        "own. nf4 is QLoRA.",
+        readers=("lora",),
+        choices=("full", "bfloat16", "nf4"),
+    )
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.", low=1e-6, high=1e6)
     weight_decay: float = option(0.0, "Weight decay of AdamW.", low=0.0, high=1.0)
     warmup: float = option(0.1, "Share of the steps in which the rate rises.", low=0.0, high=0.9)
-    on_long: str = option("reject", "What becomes of rows over the window.", choices=("reject", "cut_prompt", "fail"))
+    on_long: str = option(
+        "reject", "What becomes of rows over the window.", choices=("reject", "cut_prompt", "fail")
+    )
     learn: str = option(
-        "all", "Which answers of a conversation are learnt: all but those of weight 0, or the last one.", choices=("all", "last")
+        "all",
+        "Which answers of a conversation are learnt: all but those of weight 0, or the last one.",
+        choices=("all", "last"),
     )
     encoding: str = option(
-        "", "Encoding of text files named as data; default: by their byte-order mark, else UTF-8.", words="a text codec such as latin-1"
+        "",
+        "Encoding of text files named as data; default: by their byte-order mark, else UTF-8.",
+        words="a text codec such as latin-1",
     )
-    seed: int = option(0, "Decides the split, the order of rows and every random number.", low=0, high=2**31 - 1)
-    test_data: str = option("", "A query whose rows give the verdict; default: half of the validation rows.", words="a query")
+    seed: int = option(
+        0, "Decides the split, the order of rows and every random number.", low=0, high=2**31 - 1
+    )
+    test_data: str = option(
+        "",
+        "A query whose rows give the verdict; default: half of the validation rows.",
+        words="a query",
+    )
     swap_terms: str = option(
-        "", "Pairs of words whose exchange in a prompt should not change the answer; default: a small English list.",
-        words="pairs such as he/she, anna/ali", pattern=r"\s*[^/,\s][^/,]*/\s*[^/,\s][^/,]*(,\s*[^/,\s][^/,]*/\s*[^/,\s][^/,]*)*",
-    )  # fmt: skip
+        "",
+        "Pairs of words whose exchange in a prompt should not change the answer; default: a small "
+        "English list.",
+        words="pairs such as he/she, anna/ali",
+        pattern=r"\s*[^/,\s][^/,]*/\s*[^/,\s][^/,]*(,\s*[^/,\s][^/,]*/\s*[^/,\s][^/,]*)*",
+    )
     new_version_of: str = option(
-        "", "A tuned model whose name answers with the new one from the day its verdict is HELPED.", words="a model's name"
+        "",
+        "A tuned model whose name answers with the new one from the day its verdict is HELPED.",
+        words="a model's name",
     )
 
     @classmethod
     def parse(cls, given: "Options | Mapping[str, Any] | str | None") -> Self:
-        """From keyword arguments, an object or JSON text. Numbers may come as text, as public scripts send them."""
+        """From keyword arguments, an object or JSON text. Numbers may come as text, as public
+        scripts send them."""
         if isinstance(given, Options):
             given = given.to_json()
         if isinstance(given, str):
@@ -137,26 +199,40 @@ class Options:
         values: dict[str, Any] = {}
         for name, value in (given or {}).items():
             if name.lower() not in known:
-                raise InvalidOption(name=name, value=value, closest=closest(name, known), known=sorted(known))
+                raise InvalidOption(
+                    name=name, value=value, closest=closest(name, known), known=sorted(known)
+                )
             if value is not None:
                 values[name.lower()] = _checked(known[name.lower()], value)
         return cls(**values)
 
     def must_be_read(self) -> "Options":
-        """OptionNotRead for one that was set and that the method which was asked for does not read."""
+        """OptionNotRead for one that was set and that the method which was asked for does not
+        read."""
         for f in self.set_for_a_method():
             if self.method not in ("auto", *f.metadata["readers"]):
                 readers = "the method " + " or ".join(f.metadata["readers"])
-                raise OptionNotRead(name=f.name, value=getattr(self, f.name), readers=readers, here=f"the method is {self.method}")
+                raise OptionNotRead(
+                    name=f.name,
+                    value=getattr(self, f.name),
+                    readers=readers,
+                    here=f"the method is {self.method}",
+                )
         return self
 
     def set_for_a_method(self) -> "list[Field[Any]]":
         """The options that only some methods read and that are not as they are by default."""
-        return [f for f in fields(self) if f.metadata["readers"] and getattr(self, f.name) != f.default]
+        return [
+            f for f in fields(self) if f.metadata["readers"] and getattr(self, f.name) != f.default
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Only what differs from the defaults: what the user asked."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if getattr(self, f.name) != f.default
+        }
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -175,10 +251,14 @@ def _checked(f: Any, value: Any) -> Any:
         return value
     if "choices" in limits:
         if value not in limits["choices"]:
-            raise InvalidOptionValue(name=f.name, value=value, allowed="one of " + ", ".join(allowed_values(f)))
+            raise InvalidOptionValue(
+                name=f.name, value=value, allowed="one of " + ", ".join(allowed_values(f))
+            )
         return value
     if "low" not in limits:
-        if not isinstance(value, str) or (value and not re.fullmatch(limits.get("pattern", "(?s).*"), value)):
+        if not isinstance(value, str) or (
+            value and not re.fullmatch(limits.get("pattern", "(?s).*"), value)
+        ):
             raise InvalidOptionValue(name=f.name, value=value, allowed=limits["words"])
         return value
     number = _number(value, whole="int" in str(f.type))
@@ -196,7 +276,9 @@ def _number(value: Any, whole: bool) -> float | int | None:
         return None
     if not whole:
         return number
-    return int(number) if number == number and abs(number) < 2**53 and number == int(number) else None
+    return (
+        int(number) if number == number and abs(number) < 2**53 and number == int(number) else None
+    )
 
 
 def allowed_values(f: Any) -> list[str]:
@@ -209,7 +291,9 @@ def allowed_values(f: Any) -> list[str]:
         kind = "a whole number" if "int" in str(f.type) else "a number"
         return [
             *words,
-            f"{kind} from {limits['low']:g} to {limits['high']:g}" if limits["high"] < 1e9 else f"{kind} from {limits['low']:g}",
+            f"{kind} from {limits['low']:g} to {limits['high']:g}"
+            if limits["high"] < 1e9
+            else f"{kind} from {limits['low']:g}",
         ]
     return [str(limits["words"])]
 
@@ -235,7 +319,10 @@ class ResolvedOptions:
             raise AttributeError(name) from None
 
     def to_json(self) -> dict[str, Any]:
-        return {k: {"value": r.value, "origin": r.origin, "reason": r.reason} for k, r in self.decided.items()}
+        return {
+            k: {"value": r.value, "origin": r.origin, "reason": r.reason}
+            for k, r in self.decided.items()
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -274,7 +361,8 @@ def _last_part(name: str) -> tuple[str, str, str]:
 
 
 def model_key(name: str) -> str:
-    """The form under which a name is unique: unquoted parts folded to lower case, quoted ones as they are.
+    """The form under which a name is unique: unquoted parts folded to lower case, quoted ones as
+    they are.
 
     Snowflake identifiers (finetune-create): optionally database.schema.name.
     """
@@ -304,7 +392,8 @@ def model_key(name: str) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """One fine-tuning job as it stands in the store. It does not change; `refresh()` gives a newer one."""
+    """One fine-tuning job as it stands in the store. It does not change; `refresh()` gives a newer
+    one."""
 
     id: str
     """`ft_` and a UUID."""
@@ -323,27 +412,34 @@ class Job:
     rows: Mapping[str, int] = field(default_factory=dict)
     """Accepted rows per part (train, validation, verdict), and rejected, cut."""
     input_tokens: int = 0
-    """Tokens of the accepted training rows, once: prompt, completion, template and stop ids, no padding."""
+    """Tokens of the accepted training rows, once: prompt, completion, template and stop ids, no
+    padding."""
     trained_tokens: int = 0
     """input_tokens times the epochs run, parts of an epoch included."""
     training_loss: float | None = None
-    """Nats per token: of the last recorded step while it runs, the mean of the last epoch when it has ended."""
+    """Nats per token: of the last recorded step while it runs, the mean of the last epoch when it
+    has ended."""
     validation_loss: float | None = None
     """Of the last epoch while it runs, of the best one when it has ended."""
     stopped_by: str = ""
-    """What ended the training: `max_epochs`, `patience` where the validation loss had stopped falling, or the name of a budget."""
+    """What ended the training: `max_epochs`, `patience` where the validation loss had stopped
+    falling, or the name of a budget."""
     quote: Mapping[str, Any] | None = None
-    """What the job was expected to take, as JSON of `tuning.quote.Quote`, measured when training began."""
+    """What the job was expected to take, as JSON of `tuning.quote.Quote`, measured when training
+    began."""
     used: Mapping[str, Any] | None = None
     """What it took: tokens_per_epoch, seconds_per_epoch, memory_mb."""
     certificate: Mapping[str, Any] | None = None
     """How the stored model was proven, as JSON of `models.certificate.Certificate`."""
     verdict: Mapping[str, Any] | None = None
-    """Whether tuning helped, as JSON of `evaluation.verdict.Verdict`: word, metric, n, arms, interval, rows won and lost, …"""
+    """Whether tuning helped, as JSON of `evaluation.verdict.Verdict`: word, metric, n, arms,
+    interval, rows won and lost, …"""
     moved: Mapping[str, Mapping[str, Sequence[int]]] = field(default_factory=dict)
-    """Rows that the job counts to another part than the frozen one, {from: {to: rows}}: parts are filled again after rejections."""
+    """Rows that the job counts to another part than the frozen one, {from: {to: rows}}: parts are
+    filled again after rejections."""
     doing: Mapping[str, Any] | None = None
-    """What is going on in EVALUATING: what, done, of (rows), and left_s, the seconds that this step is expected to take."""
+    """What is going on in EVALUATING: what, done, of (rows), and left_s, the seconds that this step
+    is expected to take."""
     warnings: tuple[str, ...] = ()
     error: Mapping[str, Any] | None = None
     created_at: float = field(default_factory=time.time)
@@ -354,7 +450,8 @@ class Job:
     """How often a worker has taken the job; the fencing number."""
     owner: str = ""
     home: str = ""
-    """Identity of the home that it belongs to: where its rows and its model are, and whose worker runs it."""
+    """Identity of the home that it belongs to: where its rows and its model are, and whose worker
+    runs it."""
     data_digest: str = ""
     template: Mapping[str, Any] = field(default_factory=dict)
     """The prompt template, frozen at CREATE."""
@@ -394,16 +491,23 @@ class Job:
         from html import escape
 
         facts = {
-            "status": self.status, "base model": self.base_model, "progress": f"{100 * self.progress:.0f} %",
-            "trained tokens": f"{self.trained_tokens:,}", "training loss": self.training_loss,
-            "validation loss": self.validation_loss, "evaluating": (self.doing or {}).get("what"),
+            "status": self.status,
+            "base model": self.base_model,
+            "progress": f"{100 * self.progress:.0f} %",
+            "trained tokens": f"{self.trained_tokens:,}",
+            "training loss": self.training_loss,
+            "validation loss": self.validation_loss,
+            "evaluating": (self.doing or {}).get("what"),
             "error": (self.error or {}).get("message"),
-        }  # fmt: skip
+        }
         for arm, score in (self.verdict or {}).get("arms", {}).items():
             facts[f"{arm}, n = {self.verdict['n'] if self.verdict else 0}"] = f"{100 * score:.1f} %"
         rows = "".join(
-            f"<tr><th style='text-align:left'>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in facts.items() if v is not None
+            f"<tr><th style='text-align:left'>{escape(k)}</th><td>{escape(str(v))}</td></tr>"
+            for k, v in facts.items()
+            if v is not None
         )
         return (
-            f"<b>{escape(self.name)}</b> <code>{escape(self.id)}</code><progress value='{self.progress}'></progress><table>{rows}</table>"
+            f"<b>{escape(self.name)}</b> <code>{escape(self.id)}</code><progress "
+            f"value='{self.progress}'></progress><table>{rows}</table>"
         )

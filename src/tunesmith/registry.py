@@ -1,4 +1,5 @@
-"""Tuned models: a name, its version, its files, where it comes from. Reads the store; files are written by durable."""
+"""Tuned models: a name, its version, its files, where it comes from. Reads the store; files are
+written by durable."""
 
 import re
 from collections.abc import Mapping
@@ -19,7 +20,8 @@ class TunedModel:
     base: ModelSpec
     """The base it was tuned from, with the folder of its weights."""
     line: str = ""
-    """Key of the name whose versions it is one of: its own, or that of the model it was tuned to replace (`new_version_of`)."""
+    """Key of the name whose versions it is one of: its own, or that of the model it was tuned to
+    replace (`new_version_of`)."""
     version: int = 1
     is_current: bool = True
     """Whether that name answers with this version."""
@@ -41,13 +43,16 @@ class TunedModel:
 def resolve(store: JobStore, home: Path, name: str) -> TunedModel:
     """The tuned model of this name, or else the base model of this name; UnknownModel otherwise.
 
-    A name that has versions answers with the current one; `name@2` is the second, whatever is current.
+    A name that has versions answers with the current one; `name@2` is the second, whatever is
+    current.
     """
     if not _is_path(name):
         plain, number = _numbered(name)
         key = model_key(plain)
         row = store.model(key)
-        if row is None or row.line == row.model_key or number:  # a name whose first version was removed answers with those that are left
+        if (
+            row is None or row.line == row.model_key or number
+        ):  # a name whose first version was removed answers with those that are left
             row = store.version(row.line if row is not None else key, number)
         if row is not None:
             return _tuned(row, home)
@@ -59,7 +64,8 @@ def resolve(store: JobStore, home: Path, name: str) -> TunedModel:
 
 
 def itself(store: JobStore, home: Path, name: str) -> TunedModel:
-    """The tuned model that bears this name, or is this version (`name@2`); UnknownModel for a name under which another one answers."""
+    """The tuned model that bears this name, or is this version (`name@2`); UnknownModel for a name
+    under which another one answers."""
     plain, number = _numbered(name)
     row = store.model(model_key(plain))
     if number:
@@ -79,13 +85,25 @@ def _numbered(name: str) -> tuple[str, int | None]:
 
 
 def _is_path(name: str) -> bool:
-    """A base given as a folder or hub id, or with a dot that belongs to its name; what stands in quotes is a name."""
+    """A base given as a folder or hub id, or with a dot that belongs to its name; what stands in
+    quotes is a name."""
     return ("/" in name and not name.startswith('"')) or name.lower() in catalog.entries()
 
 
 def _tuned(row: Any, home: Path) -> TunedModel:
     return TunedModel(
-        name=row.name, base=ModelSpec.from_json(row.base), line=row.line, version=row.version, is_current=row.is_current,
-        method=row.method, id=row.id, job_id=row.job_id or "",
-        folder=str(home / row.folder), digest=row.digest, verdict=row.verdict, created_at=row.created_at, owner=row.owner, home=row.home,
-    )  # fmt: skip
+        name=row.name,
+        base=ModelSpec.from_json(row.base),
+        line=row.line,
+        version=row.version,
+        is_current=row.is_current,
+        method=row.method,
+        id=row.id,
+        job_id=row.job_id or "",
+        folder=str(home / row.folder),
+        digest=row.digest,
+        verdict=row.verdict,
+        created_at=row.created_at,
+        owner=row.owner,
+        home=row.home,
+    )

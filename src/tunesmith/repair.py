@@ -1,7 +1,8 @@
 """Rows and files that no longer belong together, as after a restore of one without the other.
 
-Nothing is deleted: folders without a row are put aside, under `unclaimed/` of the home, and rows of models whose files are gone or damaged
-are kept there too. A repair is written down before it is done, so that it can be undone. What belongs to another home is never looked at.
+Nothing is deleted: folders without a row are put aside, under `unclaimed/` of the home, and rows of
+models whose files are gone or damaged are kept there too. A repair is written down before it is
+done, so that it can be undone. What belongs to another home is never looked at.
 """
 
 import json
@@ -25,7 +26,8 @@ UNCLAIMED, RECORD = "unclaimed", "repair.json"
 @dataclass(frozen=True)
 class Mismatch:
     kind: str
-    """model_without_files, damaged_model, files_without_model, files_without_job, job_without_rows"""
+    """model_without_files, damaged_model, files_without_model, files_without_job,
+    job_without_rows"""
     what: str
     """The model's or the job's name, or the folder."""
     remedy: str
@@ -37,7 +39,8 @@ class Mismatch:
 
 
 def mismatches(settings: Settings, store: JobStore, *, read: bool) -> Iterator[Mismatch]:
-    """`read`: compare every model's files with their digests, which takes as long as reading them; else only see that they are there."""
+    """`read`: compare every model's files with their digests, which takes as long as reading them;
+    else only see that they are there."""
     home, states = settings.home, store.states()
     mine, known = {i.removeprefix("ft_") for i in store.own_ids(jobs)}, store.own_ids(models)
     leaves = "it leaves the catalogue; its job keeps what is known of it"
@@ -46,17 +49,42 @@ def mismatches(settings: Settings, store: JobStore, *, read: bool) -> Iterator[M
         if not folder.is_dir():
             yield Mismatch("model_without_files", model.name, leaves, model.id)
         elif read and (reason := damage(folder, model.digest)):
-            yield Mismatch("damaged_model", f"{model.name}: {reason}", f"{leaves}, its files go to {UNCLAIMED}/", model.id, folder)
-    working = {i.removeprefix("ft_") for i, (_, s, at) in states.items() if at == store.home and not s.is_final}
-    for folder in (f for f in folders(home) if not durable.is_marked(f)):  # the next worker sees to those
-        if folder.parent.name == "models" and folder.name not in known | working:  # a worker adopts what was published
-            yield Mismatch("files_without_model", _sized(folder), f"they go to {UNCLAIMED}/", folder=folder)
+            yield Mismatch(
+                "damaged_model",
+                f"{model.name}: {reason}",
+                f"{leaves}, its files go to {UNCLAIMED}/",
+                model.id,
+                folder,
+            )
+    working = {
+        i.removeprefix("ft_")
+        for i, (_, s, at) in states.items()
+        if at == store.home and not s.is_final
+    }
+    for folder in (
+        f for f in folders(home) if not durable.is_marked(f)
+    ):  # the next worker sees to those
+        if (
+            folder.parent.name == "models" and folder.name not in known | working
+        ):  # a worker adopts what was published
+            yield Mismatch(
+                "files_without_model", _sized(folder), f"they go to {UNCLAIMED}/", folder=folder
+            )
         elif folder.parent.name == "jobs" and folder.name not in mine:
-            yield Mismatch("files_without_job", _sized(folder), f"they go to {UNCLAIMED}/", folder=folder)
+            yield Mismatch(
+                "files_without_job", _sized(folder), f"they go to {UNCLAIMED}/", folder=folder
+            )
     for job_id, (name, status, at) in states.items():
-        has_rows = status.is_final or at != store.home or (settings.job_folder(job_id) / "data").is_dir()
+        has_rows = (
+            status.is_final or at != store.home or (settings.job_folder(job_id) / "data").is_dir()
+        )
         if not has_rows and store.is_sound(job_id):
-            yield Mismatch("job_without_rows", f"{name} ({job_id})", "it is cancelled: its frozen rows are gone", job_id)
+            yield Mismatch(
+                "job_without_rows",
+                f"{name} ({job_id})",
+                "it is cancelled: its frozen rows are gone",
+                job_id,
+            )
 
 
 def repair(settings: Settings, store: JobStore, found: Sequence[Mismatch]) -> Path | None:
@@ -68,7 +96,11 @@ def repair(settings: Settings, store: JobStore, found: Sequence[Mismatch]) -> Pa
     actions: list[dict[str, Any]] = []
     for one in found:
         moved = {} if one.folder is None else {"from": str(one.folder.relative_to(settings.home))}
-        known = {"status": states[one.row][1].value} if one.kind == "job_without_rows" else {"model": rows.get(one.row)}
+        known = (
+            {"status": states[one.row][1].value}
+            if one.kind == "job_without_rows"
+            else {"model": rows.get(one.row)}
+        )
         actions.append({"kind": one.kind, "what": one.what, "row": one.row, **known, **moved})
     durable.write_json(place / RECORD, {"actions": actions})
     for one in found:
@@ -82,7 +114,8 @@ def repair(settings: Settings, store: JobStore, found: Sequence[Mismatch]) -> Pa
 
 
 def undo(settings: Settings, store: JobStore) -> list[str]:
-    """Take the newest repair back; a line for each thing that came back, or could not. Empty where there is none."""
+    """Take the newest repair back; a line for each thing that came back, or could not. Empty where
+    there is none."""
     if (place := last_repair(settings.home)) is None:
         return []
     said = []
@@ -97,13 +130,22 @@ def undo(settings: Settings, store: JobStore) -> list[str]:
         if model := one.get("model"):
             done = store.put_back(models, model)
             said.append(
-                f"model {model['name']} is in the catalogue again" if done else f"model {model['name']} is there, or its name is taken"
+                f"model {model['name']} is in the catalogue again"
+                if done
+                else f"model {model['name']} is there, or its name is taken"
             )
         if status := one.get("status"):
             has_rows = (settings.job_folder(one["row"]) / "data").is_dir()
             if has_rows:
                 store.put_back_status(one["row"], JobStatus(status))
-            said.append(f"job {one['row']} " + (f"is {status} again" if has_rows else "stays cancelled: its frozen rows are not back"))
+            said.append(
+                f"job {one['row']} "
+                + (
+                    f"is {status} again"
+                    if has_rows
+                    else "stays cancelled: its frozen rows are not back"
+                )
+            )
     durable.replace_text(place / "undone.json", (place / RECORD).read_text())
     (place / RECORD).unlink()
     return said
@@ -115,7 +157,8 @@ def last_repair(home: Path) -> Path | None:
 
 
 def at_rest(settings: Settings, store: JobStore) -> Iterator[str]:
-    """What is damaged among the rows of the store and the files of jobs and models, each read whole."""
+    """What is damaged among the rows of the store and the files of jobs and models, each read
+    whole."""
     for row in store.damaged():
         yield str(row)
     for model in (m for m in store.all_models() if m.home == store.home):
@@ -123,7 +166,11 @@ def at_rest(settings: Settings, store: JobStore) -> Iterator[str]:
             yield f"model {model.name}: {reason}"
     for job in store.jobs_in_pages():
         folder = settings.job_folder(job.id) / "data"
-        if job.home == store.home and job.data_digest and (reason := damage(folder, job.data_digest)):
+        if (
+            job.home == store.home
+            and job.data_digest
+            and (reason := damage(folder, job.data_digest))
+        ):
             yield f"the rows that job {job.id} ({job.name}) learned from: {reason}"
 
 
@@ -143,6 +190,10 @@ def _new_folder(home: Path) -> Path:
     """The first free one of this second; names are in the order of time."""
     stamp = time.strftime("%Y-%m-%dT%H-%M-%S", time.gmtime())
     taken = {p.name for p in (home / UNCLAIMED).glob(f"{stamp}*")}
-    folder = home / UNCLAIMED / next(n for i in range(len(taken) + 1) if (n := f"{stamp}-{i:03}") not in taken)
+    folder = (
+        home
+        / UNCLAIMED
+        / next(n for i in range(len(taken) + 1) if (n := f"{stamp}-{i:03}") not in taken)
+    )
     durable.make_folder(folder)
     return folder

@@ -1,7 +1,7 @@
 """Model files from elsewhere, looked at before any library reads them. No torch.
 
-A safetensors file is believed only where its header is small and its tensors fill the file without gaps or overlaps; a config.json only
-where it asks for no code.
+A safetensors file is believed only where its header is small and its tensors fill the file without
+gaps or overlaps; a config.json only where it asks for no code.
 """
 
 import json
@@ -19,22 +19,63 @@ from tunesmith.errors import UnsafeBaseModel
 T = TypeVar("T")
 LARGEST_HEADER, MOST_TENSORS = 4 << 20, 40_000
 LARGEST_JSON = 64 << 20  # tokenizer.json of the largest vocabularies
-BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4,
-         "F64": 8, "I64": 8, "U64": 8}  # fmt: skip
+BYTES = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "I16": 2,
+    "U16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "I32": 4,
+    "U32": 4,
+    "F32": 4,
+    "F64": 8,
+    "I64": 8,
+    "U64": 8,
+}
 CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
-FOREIGN_KEYS = ("attn_implementation", "experts_implementation", "transformers_weights", "quantization_config")
+FOREIGN_KEYS = (
+    "attn_implementation",
+    "experts_implementation",
+    "transformers_weights",
+    "quantization_config",
+)
 """What else makes the library load code of others, or weights from elsewhere."""
 LARGEST_NUMBER = 2**31  # of a config: a count beyond it is nothing that could be built
-NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "StripAccents", "Strip", "BertNormalizer", "Precompiled", "ByteLevel",
-               "Prepend", "Replace"}  # fmt: skip
-LONGEST_CHAIN, LONGEST_WORD = 64, 500  # normalizers one after the other; characters of a pattern, and of what is put before a text
+NORMALIZERS = {
+    "NFC",
+    "NFD",
+    "NFKC",
+    "NFKD",
+    "Nmt",
+    "Lowercase",
+    "StripAccents",
+    "Strip",
+    "BertNormalizer",
+    "Precompiled",
+    "ByteLevel",
+    "Prepend",
+    "Replace",
+}
+LONGEST_CHAIN, LONGEST_WORD = (
+    64,
+    500,
+)  # normalizers one after the other; characters of a pattern, and of what is put before a text
 MOST_GROWTH = 16.0  # of a text, by all of them together
 INDEX = "model.safetensors.index.json"
-PRIVATE_KEYS = ("_name_or_path", "_attn_implementation_autoset", "_commit_hash")  # written by libraries, harmless
+PRIVATE_KEYS = (
+    "_name_or_path",
+    "_attn_implementation_autoset",
+    "_commit_hash",
+)  # written by libraries, harmless
 
 
 def check_regular(file: Path) -> None:
-    """UnsafeBaseModel unless it is an ordinary file (a link to one, as the hub's cache has them, included)."""
+    """UnsafeBaseModel unless it is an ordinary file (a link to one, as the hub's cache has them,
+    included)."""
     try:
         mode = file.stat().st_mode
     except OSError as e:
@@ -62,44 +103,78 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json; refused where it, or a configuration inside it, asks for code: its own, or a kernel from a hub by a private key."""
+    """config.json; refused where it, or a configuration inside it, asks for code: its own, or a
+    kernel from a hub by a private key."""
     config = read_object(folder / "config.json")
     for key, value in _entries(config):
         if key in CODE_KEYS and value:
-            raise UnsafeBaseModel(folder=str(folder), reason=f"its config.json asks to run its own code ({key})")
+            raise UnsafeBaseModel(
+                folder=str(folder), reason=f"its config.json asks to run its own code ({key})"
+            )
         if key.startswith("_") and key not in PRIVATE_KEYS:
-            reason = f"its config.json sets the private key {key}, which can make the library load code; remove it"
+            reason = (
+                f"its config.json sets the private key {key}, which can make the library "
+                f"load code; remove it"
+            )
             raise UnsafeBaseModel(folder=str(folder), reason=reason)
         if key in FOREIGN_KEYS and value:
-            raise UnsafeBaseModel(folder=str(folder), reason=f"its config.json sets {key}, which is not supported; bring plain weights")
-        if key.startswith(("num_", "max_", "n_")) and isinstance(value, (int, float)) and not 0 <= value < LARGEST_NUMBER:
-            raise UnsafeBaseModel(folder=str(folder), reason=f"its config.json sets {key} to {value!r:.20}")
+            raise UnsafeBaseModel(
+                folder=str(folder),
+                reason=f"its config.json sets {key}, which is not supported; bring plain weights",
+            )
+        if (
+            key.startswith(("num_", "max_", "n_"))
+            and isinstance(value, (int, float))
+            and not 0 <= value < LARGEST_NUMBER
+        ):
+            raise UnsafeBaseModel(
+                folder=str(folder), reason=f"its config.json sets {key} to {value!r:.20}"
+            )
     return config
 
 
 def check_model(folder: Path) -> int:
-    """The number of weights of a whole model in a folder; UnsafeBaseModel unless all of it lies there, as its headers say."""
+    """The number of weights of a whole model in a folder; UnsafeBaseModel unless all of it lies
+    there, as its headers say."""
     config = read_config(folder)
     if (folder / "adapter_config.json").exists():
-        raise UnsafeBaseModel(folder=str(folder), reason="it holds an adapter_config.json: an adapter is imported, not a base")
+        raise UnsafeBaseModel(
+            folder=str(folder),
+            reason="it holds an adapter_config.json: an adapter is imported, not a base",
+        )
     files = sorted(folder.glob("*.safetensors"))
     sizes = [tensor_sizes(f) for f in files]
     if os.path.lexists(folder / INDEX):
         named = read_object(folder / INDEX).get("weight_map")
         known = {f.name for f in files}
-        if not isinstance(named, dict) or not all(isinstance(n, str) and n in known for n in named.values()):
-            raise UnsafeBaseModel(folder=str(folder), reason=f"{INDEX} names files that are not .safetensors files of this folder")
-    layers, tensors = config.get("num_hidden_layers") or config.get("n_layer") or 0, sum(map(len, sizes))
+        if not isinstance(named, dict) or not all(
+            isinstance(n, str) and n in known for n in named.values()
+        ):
+            raise UnsafeBaseModel(
+                folder=str(folder),
+                reason=f"{INDEX} names files that are not .safetensors files of this folder",
+            )
+    layers, tensors = (
+        config.get("num_hidden_layers") or config.get("n_layer") or 0,
+        sum(map(len, sizes)),
+    )
     if files and (type(layers) is not int or layers > tensors):
-        reason = f"weights are missing: its config.json asks for {layers!r:.20} layers, and its files hold {tensors} tensors"
+        reason = (
+            f"weights are missing: its config.json asks for {layers!r:.20} layers, and its "
+            f"files hold {tensors} tensors"
+        )
         raise UnsafeBaseModel(folder=str(folder), reason=reason)
     if files and _is_nothing(config):
-        raise UnsafeBaseModel(folder=str(folder), reason="its config.json gives a width, or a number of words or labels, that is none")
+        raise UnsafeBaseModel(
+            folder=str(folder),
+            reason="its config.json gives a width, or a number of words or labels, that is none",
+        )
     return sum(n for s in sizes for n in s.values())
 
 
 def check_normalizer(file: Path, normalizer: Any) -> None:
-    """UnsafeBaseModel where a tokenizer.json rewrites texts so that they can grow without bound; the library does whatever stands there."""
+    """UnsafeBaseModel where a tokenizer.json rewrites texts so that they can grow without bound;
+    the library does whatever stands there."""
     todo, growth = [normalizer], 1.0
     while todo:
         one = todo.pop()
@@ -115,26 +190,36 @@ def check_normalizer(file: Path, normalizer: Any) -> None:
 
 
 def _growth(normalizer: Mapping[str, Any]) -> float:
-    """How much longer a text can become by it; without bound where nothing is replaced by something."""
+    """How much longer a text can become by it; without bound where nothing is replaced by
+    something."""
     if normalizer["type"] == "Prepend":
         return 1.0 if len(str(normalizer.get("prepend", ""))) <= LONGEST_WORD else math.inf
     if normalizer["type"] != "Replace":
         return 1.0
     pattern, added = normalizer.get("pattern"), normalizer.get("content")
     kind, wanted = next(iter(pattern.items()), ("", "")) if isinstance(pattern, dict) else ("", "")
-    if not isinstance(added, str) or not isinstance(wanted, str) or not 1 <= len(wanted) <= LONGEST_WORD:
+    if (
+        not isinstance(added, str)
+        or not isinstance(wanted, str)
+        or not 1 <= len(wanted) <= LONGEST_WORD
+    ):
         return math.inf
     return max(1.0, len(added) / (len(wanted) if kind == "String" else 1))
 
 
 def _is_nothing(config: Mapping[str, Any]) -> bool:
     """A width or a count of labels that is no sound number."""
-    numbers = [config[k] for k in ("hidden_size", "vocab_size", "intermediate_size", "num_labels") if config.get(k) is not None]
+    numbers = [
+        config[k]
+        for k in ("hidden_size", "vocab_size", "intermediate_size", "num_labels")
+        if config.get(k) is not None
+    ]
     return not all(type(n) is int and 0 < n < 10**8 for n in numbers)
 
 
 def from_object(kind: type[T], data: Any) -> T:
-    """A dataclass of plain fields from a JSON object of strangers; ValueError unless every field is there, of its type, and no other."""
+    """A dataclass of plain fields from a JSON object of strangers; ValueError unless every field is
+    there, of its type, and no other."""
     if not isinstance(data, Mapping) or {f.name for f in fields(kind)} != set(data):  # type: ignore[arg-type]
         raise ValueError("it has other fields than it should")
     known = {"str": str, "int": int, "float": (int, float), "bool": bool}
@@ -147,7 +232,8 @@ def from_object(kind: type[T], data: Any) -> T:
                 tuple(value) if isinstance(value, list) else value,
             )
         else:
-            good = isinstance(value, known[name]) and (name == "bool" or not isinstance(value, bool))  # type: ignore[arg-type]
+            wanted: Any = known[name]
+            good = isinstance(value, wanted) and (name == "bool" or not isinstance(value, bool))
         if not good:
             raise ValueError(f"{f.name} is {value!r:.40}")
         found[f.name] = value
@@ -172,7 +258,10 @@ def tensor_sizes(file: Path) -> dict[str, int]:
     with _opened(file) as f:
         length = int.from_bytes(f.read(8), "little")
         if size < 8 or not 2 <= length <= min(LARGEST_HEADER, size - 8):
-            reason = f"is no safetensors file: its header would have {length:,} bytes of {size:,}, {LARGEST_HEADER:,} at most"
+            reason = (
+                f"is no safetensors file: its header would have {length:,} bytes of "
+                f"{size:,}, {LARGEST_HEADER:,} at most"
+            )
             raise _unsafe(file, reason)
         text = f.read(length)
     try:
@@ -216,7 +305,11 @@ def _elements(file: Path, name: str, facts: Any) -> tuple[int, tuple[int, int]]:
     try:
         shape, (start, end), width = facts["shape"], facts["data_offsets"], BYTES[facts["dtype"]]
         numbers = [*shape, start, end]
-        good = all(type(n) is int and 0 <= n < 2**48 for n in numbers) and len(shape) <= 8 and end - start == width * math.prod(shape)
+        good = (
+            all(type(n) is int and 0 <= n < 2**48 for n in numbers)
+            and len(shape) <= 8
+            and end - start == width * math.prod(shape)
+        )
     except (KeyError, TypeError, ValueError):
         good = False
     if not good:

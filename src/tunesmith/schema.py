@@ -1,9 +1,10 @@
 """The tables of the store, and the seal that each of their rows carries.
 
-A seal is a digest over all other columns of its row, written with the row in one statement: SQLite has no checksums of its own, so a bit
-that flips on a disk would otherwise change a loss, a verdict or a name unseen. Jobs and models carry SHA-256 (their certificate and verdict
-are what the product proves), the many small rows a CRC-32, which sees every flip of one bit. Columns without a value do not count, so a
-column that a later revision adds leaves seals as they are.
+A seal is a digest over all other columns of its row, written with the row in one statement: SQLite
+has no checksums of its own, so a bit that flips on a disk would otherwise change a loss, a verdict
+or a name unseen. Jobs and models carry SHA-256 (their certificate and verdict are what the product
+proves), the many small rows a CRC-32, which sees every flip of one bit. Columns without a value do
+not count, so a column that a later revision adds leaves seals as they are.
 """
 
 import hashlib
@@ -14,16 +15,31 @@ from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Table,
+    Text,
+)
 from sqlalchemy.engine import Connection
 
-MIGRATIONS, REVISION = "tunesmith:migrations", "0003"  # where the revisions are, and the newest of them
+MIGRATIONS, REVISION = (
+    "tunesmith:migrations",
+    "0003",
+)  # where the revisions are, and the newest of them
 
 metadata = sa.MetaData()
 
 
 class _Flag(Boolean):
-    """True or false as SQLite keeps them, where what is neither stays as it is, for the row's seal to tell."""
+    """True or false as SQLite keeps them, where what is neither stays as it is, for the row's seal
+    to tell."""
 
     def result_processor(self, dialect: sa.Dialect, coltype: object) -> Any:
         return None if dialect.supports_native_boolean else lambda v: bool(v) if v in (0, 1) else v
@@ -32,7 +48,8 @@ class _Flag(Boolean):
 _JSON = sa.JSON(none_as_null=True)
 
 jobs = Table(
-    "jobs", metadata,
+    "jobs",
+    metadata,
     Column("id", String, primary_key=True),
     Column("sequence", Integer, nullable=False),
     Column("name", String, nullable=False),
@@ -75,15 +92,22 @@ jobs = Table(
     Column("request_digest", String, nullable=False, default=""),
     Column("home", String, nullable=False, default=""),
     Column("seal", String),
-)  # fmt: skip
+)
 NAME_TAKEN = sa.text("status NOT IN ('FAILED', 'CANCELLED')")
 Index("jobs_in_order", jobs.c.sequence)
 Index("jobs_by_status", jobs.c.status, jobs.c.sequence)
 Index("jobs_of_a_home", jobs.c.home, jobs.c.status, jobs.c.sequence)
-Index("one_job_per_name", jobs.c.model_key, unique=True, sqlite_where=NAME_TAKEN, postgresql_where=NAME_TAKEN)
+Index(
+    "one_job_per_name",
+    jobs.c.model_key,
+    unique=True,
+    sqlite_where=NAME_TAKEN,
+    postgresql_where=NAME_TAKEN,
+)
 
 metrics = Table(
-    "metrics", metadata,
+    "metrics",
+    metadata,
     Column("job_id", ForeignKey("jobs.id"), primary_key=True),
     Column("step", Integer, primary_key=True),
     Column("epoch", Integer, nullable=False),
@@ -95,9 +119,10 @@ metrics = Table(
     Column("tokens_per_second", Float),
     Column("seconds", Float),
     Column("seal", BigInteger),
-)  # fmt: skip
+)
 rejections = Table(
-    "rejections", metadata,
+    "rejections",
+    metadata,
     Column("job_id", ForeignKey("jobs.id"), primary_key=True),
     Column("part", String, primary_key=True),
     Column("row", Integer, primary_key=True),
@@ -105,9 +130,10 @@ rejections = Table(
     Column("detail", Text, nullable=False),
     Column("context", Text, nullable=False),
     Column("seal", BigInteger),
-)  # fmt: skip
+)
 row_losses = Table(
-    "row_losses", metadata,
+    "row_losses",
+    metadata,
     Column("job_id", ForeignKey("jobs.id"), primary_key=True),
     Column("part", String, primary_key=True),
     Column("epoch", Integer, primary_key=True),
@@ -115,9 +141,10 @@ row_losses = Table(
     Column("loss", Float),
     Column("tokens", Integer, nullable=False),
     Column("seal", BigInteger),
-)  # fmt: skip
+)
 models = Table(
-    "models", metadata,
+    "models",
+    metadata,
     Column("id", String, primary_key=True),
     Column("name", String, nullable=False),
     Column("model_key", String, nullable=False, unique=True),
@@ -137,9 +164,10 @@ models = Table(
     Column("home", String, nullable=False, default=""),
     Column("seal", String),
     sa.UniqueConstraint("line", "version"),
-)  # fmt: skip
+)
 usage = Table(
-    "usage", metadata,
+    "usage",
+    metadata,
     Column("id", Integer, primary_key=True),
     Column("kind", String, nullable=False),
     Column("model", String, nullable=False),
@@ -151,24 +179,28 @@ usage = Table(
     Column("started_at", Float, nullable=False),
     Column("ended_at", Float, nullable=False),
     Column("seal", BigInteger),
-)  # fmt: skip
+)
 events = Table(
-    "events", metadata,
+    "events",
+    metadata,
     Column("id", Integer, primary_key=True),
     Column("job_id", ForeignKey("jobs.id"), nullable=False, index=True),
     Column("at", Float, nullable=False),
     Column("level", String, nullable=False),
     Column("message", Text, nullable=False),
     Column("seal", BigInteger),
-)  # fmt: skip
+)
 homes = Table(
-    "homes", metadata,
+    "homes",
+    metadata,
     Column("id", String, primary_key=True),
     Column("place", String, nullable=False),
     Column("machine", String, nullable=False),
     Column("opened_at", Float, nullable=False),
-)  # fmt: skip
-revision_table = Table("alembic_version", sa.MetaData(), Column("version_num", String(32), primary_key=True))
+)
+revision_table = Table(
+    "alembic_version", sa.MetaData(), Column("version_num", String(32), primary_key=True)
+)
 SEALED = {t.name: t for t in (jobs, metrics, rejections, row_losses, models, usage, events)}
 
 
@@ -188,18 +220,31 @@ def lenient(text: Any) -> Any:
 
 
 def seal_of(table: Table, values: Mapping[Any, Any], *, is_read: bool = False) -> str | int:
-    """The digest of a row's other columns; TypeError or ValueError for a value that its column cannot hold.
+    """The digest of a row's other columns; TypeError or ValueError for a value that its column
+    cannot hold.
 
     `is_read`: documents are as JSON gave them back.
     """
-    known = [(name, p) for name, plain in _plains(table, is_read) if (v := values[name]) is not None and (p := plain(v)) is not None]
+    known = [
+        (name, p)
+        for name, plain in _plains(table, is_read)
+        if (v := values[name]) is not None and (p := plain(v)) is not None
+    ]
     text = _ENCODER.encode(known).encode()
-    return zlib.crc32(text) if isinstance(table.c.seal.type, BigInteger) else hashlib.sha256(text).hexdigest()
+    return (
+        zlib.crc32(text)
+        if isinstance(table.c.seal.type, BigInteger)
+        else hashlib.sha256(text).hexdigest()
+    )
 
 
 def sealed(table: Table, values: Mapping[Any, Any]) -> dict[str, Any]:
     """A whole row: what is given, the defaults of the rest, and the seal."""
-    defaults = {c.name: c.default.arg if isinstance(c.default, sa.ColumnDefault) else None for c in table.columns if not _is_counted(c)}
+    defaults = {
+        c.name: c.default.arg if isinstance(c.default, sa.ColumnDefault) else None
+        for c in table.columns
+        if not _is_counted(c)
+    }
     row = {**defaults, **values}
     return {**row, "seal": seal_of(table, row)}
 
@@ -207,7 +252,9 @@ def sealed(table: Table, values: Mapping[Any, Any]) -> dict[str, Any]:
 def damage(table: Table, row: Mapping[Any, Any]) -> str:
     """Why a row cannot be believed; empty where it can."""
     try:
-        return "" if row["seal"] == seal_of(table, row, is_read=True) else "it does not match its seal"
+        return (
+            "" if row["seal"] == seal_of(table, row, is_read=True) else "it does not match its seal"
+        )
     except (TypeError, ValueError, OverflowError, RecursionError):
         return "it holds a value that cannot be"
 
@@ -224,7 +271,11 @@ def seal_all(c: Connection) -> None:
 
 def _is_counted(column: Column[Any]) -> bool:
     """A number that the database gives."""
-    return column.primary_key and isinstance(column.type, Integer) and len(column.table.primary_key) == 1
+    return (
+        column.primary_key
+        and isinstance(column.type, Integer)
+        and len(column.table.primary_key) == 1
+    )
 
 
 _ENCODER = json.JSONEncoder(sort_keys=True)
@@ -232,8 +283,13 @@ _ENCODER = json.JSONEncoder(sort_keys=True)
 
 @cache
 def _plains(table: Table, is_read: bool) -> list[tuple[str, Callable[[Any], Any]]]:
-    """For each column that a seal covers, what makes its values such as every database gives them back."""
-    return [(c.name, _plain_of(c, is_read)) for c in table.columns if c.name != "seal" and not _is_counted(c)]
+    """For each column that a seal covers, what makes its values such as every database gives them
+    back."""
+    return [
+        (c.name, _plain_of(c, is_read))
+        for c in table.columns
+        if c.name != "seal" and not _is_counted(c)
+    ]
 
 
 def _plain_of(column: Column[Any], is_read: bool) -> Callable[[Any], Any]:

@@ -1,4 +1,5 @@
-"""Tunesmith, the service: the few verbs that every door calls. Embedded, a user's queries run on his own connection."""
+"""Tunesmith, the service: the few verbs that every door calls. Embedded, a user's queries run on
+his own connection."""
 
 import json
 import os
@@ -75,18 +76,24 @@ if TYPE_CHECKING:
 MOST_TOGETHER = 16  # models that are loaded and answer together
 POLL_S = 0.5  # between two looks of a waiter
 PRIVATE_OPTIONS = ("test_data", "swap_terms", "new_version_of")  # never in a model card
-UNUSABLE = 2  # times the row limit is read at most: rows that cannot be used do not count against it
+UNUSABLE = (
+    2  # times the row limit is read at most: rows that cannot be used do not count against it
+)
 DEFAULT_EPOCHS = 3  # Snowflake's default; decides the row limit where max_epochs is auto
 
 
 class Tunesmith:
     """Tune models on the rows of a query, and ask them.
 
-    `database` is a DuckDB file or an open connection: where training queries run. `home` keeps jobs and models.
+    `database` is a DuckDB file or an open connection: where training queries run. `home` keeps jobs
+    and models.
     """
 
     def __init__(
-        self, database: str | os.PathLike[str] | duckdb.DuckDBPyConnection = ":memory:", *, home: str | os.PathLike[str] | None = None
+        self,
+        database: str | os.PathLike[str] | duckdb.DuckDBPyConnection = ":memory:",
+        *,
+        home: str | os.PathLike[str] | None = None,
     ) -> None:
         self.settings = Settings.read(home)
         self._database = database
@@ -98,19 +105,29 @@ class Tunesmith:
     @property
     def store(self) -> JobStore:
         with self._opening:
-            if self._store is None or self._process != os.getpid():  # a forked child must not go on with its parent's connections
+            if (
+                self._store is None or self._process != os.getpid()
+            ):  # a forked child must not go on with its parent's connections
                 self._store, self._process = open_store(self.settings), os.getpid()
             return self._store
 
     # ------------------------------------------------------------ jobs
 
     def create(
-        self, name: str, base_model: str, training_data: Data, validation_data: Data = None, *, idempotency_key: str | None = None,
+        self,
+        name: str,
+        base_model: str,
+        training_data: Data,
+        validation_data: Data = None,
+        *,
+        idempotency_key: str | None = None,
         **options: Any,
-    ) -> Job:  # fmt: skip
-        """Freeze the rows and accept a job; durable before it returns. The job runs in a worker of its own.
+    ) -> Job:
+        """Freeze the rows and accept a job; durable before it returns. The job runs in a worker of
+        its own.
 
-        `options` are those of `Options`. A taken name gets a suffix; the same idempotency key gives the same job.
+        `options` are those of `Options`. A taken name gets a suffix; the same idempotency key gives
+        the same job.
         """
         access.require(access.principal(), "CREATE MODEL", name)
         model_key(name)  # InvalidModelName before anything is read
@@ -123,16 +140,25 @@ class Tunesmith:
             self._tuned(parsed.new_version_of)  # UnknownModel now, not when the job has run
         template = PromptTemplate.of_base(Path(spec.folder))
         job = Job(
-            id=Job.new_id(), name=name, base_model=spec.name, task=spec.task, training_data=_described(training_data),
-            validation_data=_described(validation_data), options=parsed, owner=access.principal(), template=template.to_json(),
+            id=Job.new_id(),
+            name=name,
+            base_model=spec.name,
+            task=spec.task,
+            training_data=_described(training_data),
+            validation_data=_described(validation_data),
+            options=parsed,
+            owner=access.principal(),
+            template=template.to_json(),
             base=spec.to_json(),
-        )  # fmt: skip
+        )
         folder = self.settings.job_folder(job.id)
         with durable.making(folder):
             frozen = self._snapshot(training_data, validation_data, parsed, folder / "data", spec)
             self._check_row_limit(spec, parsed, sum(frozen.rows[p] for p in PARTS))
             accepted = store.add(
-                replace(job, data_digest=frozen.digest, rows=frozen.rows, warnings=frozen.warnings), idempotency_key, frozen.content
+                replace(job, data_digest=frozen.digest, rows=frozen.rows, warnings=frozen.warnings),
+                idempotency_key,
+                frozen.content,
             )
         if accepted.id != job.id:  # the same request came before
             durable.remove(folder)
@@ -155,34 +181,43 @@ class Tunesmith:
         return self._hand_out(self.store.get(job_id))
 
     def cancel(self, job_id: str) -> Job:
-        """Ask a job to stop: a waiting one stops now, a working one within a step. No model will appear."""
+        """Ask a job to stop: a waiting one stops now, a working one within a step. No model will
+        appear."""
         access.require(access.principal(), "OPERATE", job_id)
         job = self.store.request_cancel(job_id)
-        if job.status.is_final and job.home == self.store.home:  # it waited or was paused: no worker will come for what it left
+        if (
+            job.status.is_final and job.home == self.store.home
+        ):  # it waited or was paused: no worker will come for what it left
             worker.collect(self.settings, job)
         return self._hand_out(job)
 
     def pause(self, job_id: str) -> Job:
-        """Stop a training job for now; JobNotInState unless it is RUNNING. What came after its last checkpoint is done again later."""
+        """Stop a training job for now; JobNotInState unless it is RUNNING. What came after its last
+        checkpoint is done again later."""
         access.require(access.principal(), "OPERATE", job_id)
         return self._hand_out(self.store.request_pause(job_id))
 
     def resume(self, job_id: str) -> Job:
-        """Let a paused job go on from its last checkpoint; it ends with the weights it would have had."""
+        """Let a paused job go on from its last checkpoint; it ends with the weights it would have
+        had."""
         access.require(access.principal(), "OPERATE", job_id)
         job = self.store.resume(job_id)
         worker.ensure(self.settings, self.store)
         return self._hand_out(job)
 
     def delete_job(self, job_id: str) -> None:
-        """Remove a job that has ended: its row, metrics and events, its frozen rows, its logs. What it used stays counted.
+        """Remove a job that has ended: its row, metrics and events, its frozen rows, its logs. What
+        it used stays counted.
 
-        JobNotInState before its end, JobHasModel while its model is in the catalogue, OfAnotherHome.
+        JobNotInState before its end, JobHasModel while its model is in the catalogue,
+        OfAnotherHome.
         """
         access.require(access.principal(), "OWNERSHIP", job_id)
         try:
             self._here(self.store.get(job_id))
-        except DamagedRow:  # what cannot be read can be removed, where it is this home's and nobody works on it
+        except (
+            DamagedRow
+        ):  # what cannot be read can be removed, where it is this home's and nobody works on it
             _, _, home = self.store.states().get(job_id, ("", None, ""))
             if home != self.store.home and not self.settings.job_folder(job_id).is_dir():
                 raise
@@ -192,22 +227,26 @@ class Tunesmith:
             self.store.delete_job(job_id)
 
     def prune(self, *, older_than_s: float, dry_run: bool = False) -> list[Job]:
-        """Remove this home's jobs that ended so long ago and whose model is not in the catalogue (any more); what was, or would be,
-        removed."""
+        """Remove this home's jobs that ended so long ago and whose model is not in the catalogue
+        (any more); what was, or would be, removed."""
         before, named = time.time() - older_than_s, self.store.jobs_with_models()
         old = [
-            job for job in self.store.jobs_in_pages([s for s in JobStatus if s.is_final])
-            if job.home == self.store.home and (job.finished_at or 0.0) < before and job.id not in named
-        ]  # fmt: skip
+            job
+            for job in self.store.jobs_in_pages([s for s in JobStatus if s.is_final])
+            if job.home == self.store.home
+            and (job.finished_at or 0.0) < before
+            and job.id not in named
+        ]
         for job in old if not dry_run else ():
             self.delete_job(job.id)
         return old
 
     def verify_resume(self, job_id: str) -> child.Compared:
-        """Do the job's first steps in one go and again with a kill and a resume in between, and compare the weights to the bit.
+        """Do the job's first steps in one go and again with a kill and a resume in between, and
+        compare the weights to the bit.
 
-        In a process of its own, on the job's own rows and options; nothing of the job is touched. JobNotInState before its options are
-        decided.
+        In a process of its own, on the job's own rows and options; nothing of the job is touched.
+        JobNotInState before its options are decided.
         """
         access.require(access.principal(), "MONITOR", job_id)
         job = self._here(self.store.get(job_id))
@@ -215,19 +254,31 @@ class Tunesmith:
             raise JobNotInState(id=job.id, status=job.status.value, needed="past VALIDATING")
         _must_be_able_to_train()
         assignment = child.Assignment.of(
-            job, home=self.settings.home, job_folder=self.settings.job_folder(job.id), device=self.settings.device,
+            job,
+            home=self.settings.home,
+            job_folder=self.settings.job_folder(job.id),
+            device=self.settings.device,
             threads=self.settings.threads,
-        )  # fmt: skip
+        )
         return child.Compared(**child.ask("tunesmith.tuning.resume_proof", assignment, "compared"))
 
-    def wait(self, job_id: str, *, timeout_s: float | None = None, on_change: Callable[[Job], None] | None = None) -> Job:
-        """Block until the job has ended (or `timeout_s` is over) and return it; `on_change` sees every look."""
+    def wait(
+        self,
+        job_id: str,
+        *,
+        timeout_s: float | None = None,
+        on_change: Callable[[Job], None] | None = None,
+    ) -> Job:
+        """Block until the job has ended (or `timeout_s` is over) and return it; `on_change` sees
+        every look."""
         began = time.monotonic()
         while True:
             job = self.describe(job_id)
             if on_change is not None:
                 on_change(job)
-            if job.status.is_final or (timeout_s is not None and time.monotonic() - began >= timeout_s):
+            if job.status.is_final or (
+                timeout_s is not None and time.monotonic() - began >= timeout_s
+            ):
                 return job
             time.sleep(POLL_S)
 
@@ -243,26 +294,48 @@ class Tunesmith:
     # ------------------------------------------------------------ before a job
 
     def audit(
-        self, training_data: Data, validation_data: Data = None, *, test_data: Data = None, base_model: str = "tunesmith-tiny",
-        groups: Sequence[str] = (), encoding: str = "",
-    ) -> AuditReport:  # fmt: skip
-        """What is wrong with the rows, which rows, and the SQL that mends it. Nothing is stored, no job is created.
+        self,
+        training_data: Data,
+        validation_data: Data = None,
+        *,
+        test_data: Data = None,
+        base_model: str = "tunesmith-tiny",
+        groups: Sequence[str] = (),
+        encoding: str = "",
+    ) -> AuditReport:
+        """What is wrong with the rows, which rows, and the SQL that mends it. Nothing is stored, no
+        job is created.
 
-        `base_model` decides tokens and windows; `groups` names columns whose values are groups (default: those with few values).
+        `base_model` decides tokens and windows; `groups` names columns whose values are groups
+        (default: those with few values).
         """
         access.require(access.principal(), "USAGE", base_model)
         spec = catalog.find(base_model, self.settings.home)
-        sources = sources_of({"training": training_data, "validation": validation_data, "test": test_data}, encoding)
+        sources = sources_of(
+            {"training": training_data, "validation": validation_data, "test": test_data}, encoding
+        )
         with self._source() as connection:
             return audit(connection, sources, self._encoder_of(Path(spec.folder)), spec, groups)
 
-    def quote(self, training_data: Data, validation_data: Data = None, *, base_model: str = "tunesmith-tiny", **options: Any) -> Quote:
-        """What a job would take: exact tokens, and seconds and memory from three steps run and thrown away in a process of their own.
+    def quote(
+        self,
+        training_data: Data,
+        validation_data: Data = None,
+        *,
+        base_model: str = "tunesmith-tiny",
+        **options: Any,
+    ) -> Quote:
+        """What a job would take: exact tokens, and seconds and memory from three steps run and
+        thrown away in a process of their own.
 
-        Nothing is kept and no job is created. Errors are those of `create`, and those that would fail the job.
+        Nothing is kept and no job is created. Errors are those of `create`, and those that would
+        fail the job.
         """
         access.require(access.principal(), "CREATE MODEL", base_model)
-        parsed, spec = Options.parse(options).must_be_read(), catalog.find(base_model, self.settings.home)
+        parsed, spec = (
+            Options.parse(options).must_be_read(),
+            catalog.find(base_model, self.settings.home),
+        )
         _must_be_able_to_train()
         template = PromptTemplate.of_base(Path(spec.folder))
         folder = self.settings.home / "quotes" / uuid.uuid4().hex
@@ -272,27 +345,61 @@ class Tunesmith:
             price = catalog.credits(self.settings.home, spec.name, "training", 1)
             prepared = prepare(dataset, self._encoder_of(Path(spec.folder)), spec, parsed, price)
             assignment = child.Assignment(
-                job_id="quote", task=spec.task, home=str(self.settings.home), folder=str(folder / "attempt-1"),
-                data_folder=str(folder / "data"), data_digest=frozen.digest, options=parsed.to_json(),
-                resolved=prepared.resolved.to_json(), base=spec.to_json(), template=template.to_json(), device=self.settings.device,
-                threads=self.settings.threads, moved=prepared.moved,
-            )  # fmt: skip
+                job_id="quote",
+                task=spec.task,
+                home=str(self.settings.home),
+                folder=str(folder / "attempt-1"),
+                data_folder=str(folder / "data"),
+                data_digest=frozen.digest,
+                options=parsed.to_json(),
+                resolved=prepared.resolved.to_json(),
+                base=spec.to_json(),
+                template=template.to_json(),
+                device=self.settings.device,
+                threads=self.settings.threads,
+                moved=prepared.moved,
+            )
             measured = Measured(**child.ask("tunesmith.tuning.rehearsal", assignment, "measured"))
             divided = replace(dataset, moved=prepared.moved)
-            train, validation = ([(r.question, r.completion) for r in divided.rows(p)] for p in ("train", "validation"))
+            train, validation = (
+                [(r.question, r.completion) for r in divided.rows(p)]
+                for p in ("train", "validation")
+            )
         finally:
             durable.remove(folder)
-        found = Quote.of(spec, prepared.resolved, prepared.tokens, prepared.rows["train"], measured, price, self.settings.threads)
-        return replace(found, linear=linear.score(train, validation) if linear.is_installed() else None, linear_rows=len(validation))
+        found = Quote.of(
+            spec,
+            prepared.resolved,
+            prepared.tokens,
+            prepared.rows["train"],
+            measured,
+            price,
+            self.settings.threads,
+        )
+        return replace(
+            found,
+            linear=linear.score(train, validation) if linear.is_installed() else None,
+            linear_rows=len(validation),
+        )
 
     def write_view(self, name: str, sql: str) -> int:
-        """Make (or replace) a view of a query, such as `AuditReport.clean_sql`, in the user's database; returns its rows."""
+        """Make (or replace) a view of a query, such as `AuditReport.clean_sql`, in the user's
+        database; returns its rows."""
         parts = ".".join('"' + part.replace('"', '""') + '"' for part in name.split("."))
         database = self._database
-        if not isinstance(database, duckdb.DuckDBPyConnection) and os.fspath(database) == ":memory:":
-            raise ViewNotWritten(name=name, reason="there is no database file; name one (--database)")
+        if (
+            not isinstance(database, duckdb.DuckDBPyConnection)
+            and os.fspath(database) == ":memory:"
+        ):
+            raise ViewNotWritten(
+                name=name, reason="there is no database file; name one (--database)"
+            )
         try:
-            cursor = database.cursor() if isinstance(database, duckdb.DuckDBPyConnection) else duckdb.connect(os.fspath(database))
+            cursor = (
+                database.cursor()
+                if isinstance(database, duckdb.DuckDBPyConnection)
+                else duckdb.connect(os.fspath(database))
+            )
             with cursor:
                 cursor.execute(f"CREATE OR REPLACE VIEW {parts} AS {sql}")
                 return int(cursor.execute(f"SELECT count(*) FROM {parts}").fetchall()[0][0])
@@ -305,17 +412,22 @@ class Tunesmith:
         return registry.listing(self.store, self.settings.home)
 
     def bases(self) -> list[tuple[catalog.ModelSpec, Path | None]]:
-        """The catalogue of base models, each with the folder of its weights, or None where they are not here."""
-        return [(spec, catalog.locate(spec, self.settings.home)) for spec in catalog.entries().values()]
+        """The catalogue of base models, each with the folder of its weights, or None where they are
+        not here."""
+        return [
+            (spec, catalog.locate(spec, self.settings.home)) for spec in catalog.entries().values()
+        ]
 
     def model(self, name: str) -> TunedModel:
         """The tuned or base model of this name; UnknownModel otherwise."""
         return registry.resolve(self.store, self.settings.home, name)
 
     def promote(self, name: str, *, force: bool = False) -> TunedModel:
-        """Let the name whose versions `name` is one of (its option `new_version_of`) answer with it; also back: `router@1`.
+        """Let the name whose versions `name` is one of (its option `new_version_of`) answer with
+        it; also back: `router@1`.
 
-        NotPromoted unless its verdict is HELPED and its answers stop, or `force`; never past a certificate (CertificateRefused).
+        NotPromoted unless its verdict is HELPED and its answers stop, or `force`; never past a
+        certificate (CertificateRefused).
         """
         tuned = self._tuned(name)
         access.require(access.principal(), "OWNERSHIP", tuned.line)
@@ -326,11 +438,14 @@ class Tunesmith:
         return self.model(f"{tuned.line}@{tuned.version}")
 
     def drop_model(self, name: str) -> str:
-        """Remove a tuned model and its files, and give its name; its job keeps what is known of it and gives its name back.
+        """Remove a tuned model and its files, and give its name; its job keeps what is known of it
+        and gives its name back.
 
-        The model is the one that bears the name, or `name@2`; the name of a line answers with the last version that is left.
+        The model is the one that bears the name, or `name@2`; the name of a line answers with the
+        last version that is left.
 
-        UnknownModel, OfAnotherHome, or LineAwaited while an unfinished job is to become a version of a line of which this is the last.
+        UnknownModel, OfAnotherHome, or LineAwaited while an unfinished job is to become a version
+        of a line of which this is the last.
         """
         try:
             tuned = self._files_here(registry.itself(self.store, self.settings.home, name))
@@ -339,14 +454,17 @@ class Tunesmith:
         access.require(access.principal(), "OWNERSHIP", tuned.name)
         is_last = [m.id for m in self.models() if m.line == tuned.line] == [tuned.id]
         for job in self.store.all_jobs([s for s in JobStatus if not s.is_final]):
-            if job.options.new_version_of and _is_of(self.store, tuned, job.options.new_version_of, is_last):
+            if job.options.new_version_of and _is_of(
+                self.store, tuned, job.options.new_version_of, is_last
+            ):
                 raise LineAwaited(name=tuned.name, id=job.id, job=job.name)
         with durable.removing(Path(tuned.folder).parent):
             self.store.drop_model(tuned.id)
         return tuned.name
 
     def _drop_damaged(self, name: str, error: DamagedRow) -> str:
-        """A model whose row cannot be believed: its row, and its files in the folder of its id, which is here or the error stays."""
+        """A model whose row cannot be believed: its row, and its files in the folder of its id,
+        which is here or the error stays."""
         folder = self.settings.home / "models" / str(error.fields["row"])
         if folder.name not in {p.name for p in (self.settings.home / "models").glob("*")}:
             raise error
@@ -354,11 +472,15 @@ class Tunesmith:
             self.store.drop_model(folder.name)
         return name
 
-    def export(self, name: str, folder: str | os.PathLike[str], *, merged: bool = False) -> Certificate:
-        """Write a tuned model as a Hugging Face folder with its model card, once it has answered its probes again from those files.
+    def export(
+        self, name: str, folder: str | os.PathLike[str], *, merged: bool = False
+    ) -> Certificate:
+        """Write a tuned model as a Hugging Face folder with its model card, once it has answered
+        its probes again from those files.
 
-        `merged`: one plain model in the base's precision, or in float32 where that would round too much away (`Certificate.precision`).
-        FolderTaken, or CertificateRefused where it does not answer as the trained model did; then nothing is written.
+        `merged`: one plain model in the base's precision, or in float32 where that would round too
+        much away (`Certificate.precision`). FolderTaken, or CertificateRefused where it does not
+        answer as the trained model did; then nothing is written.
         """
         tuned = self._tuned(name)
         access.require(access.principal(), "USAGE", tuned.name)
@@ -369,15 +491,28 @@ class Tunesmith:
             target.exists()  # a name that is too long is told before anything is computed
         _must_be_proven(tuned)
         work = Transfer(
-            tuned.name, tuned.base.to_json(), tuned.method, tuned.folder, str(target), merged, asdict(self._facts(tuned)),
-            self.settings.device, self.settings.threads,
-        )  # fmt: skip
-        return Certificate.from_json(child.ask("tunesmith.evaluation.exporter", work, "written")["certificate"])
+            tuned.name,
+            tuned.base.to_json(),
+            tuned.method,
+            tuned.folder,
+            str(target),
+            merged,
+            asdict(self._facts(tuned)),
+            self.settings.device,
+            self.settings.threads,
+        )
+        return Certificate.from_json(
+            child.ask("tunesmith.evaluation.exporter", work, "written")["certificate"]
+        )
 
-    def import_model(self, folder: str | os.PathLike[str], name: str = "", *, base_model: str = "") -> TunedModel:
-        """Take in a model that `export` wrote, here or elsewhere, once it has answered its probes on this machine.
+    def import_model(
+        self, folder: str | os.PathLike[str], name: str = "", *, base_model: str = ""
+    ) -> TunedModel:
+        """Take in a model that `export` wrote, here or elsewhere, once it has answered its probes
+        on this machine.
 
-        Its base must be here: it is found by its fingerprint, or named. DamagedFiles, BaseNotHere or CertificateRefused otherwise.
+        Its base must be here: it is found by its fingerprint, or named. DamagedFiles, BaseNotHere
+        or CertificateRefused otherwise.
         """
         source = Path(folder).expanduser().absolute()
         manifest = durable.verify(source)
@@ -389,36 +524,66 @@ class Tunesmith:
         model_id = str(uuid.uuid4())
         place = Path("models") / model_id / "v1"
         method = "lora" if (source / "adapter_config.json").exists() else "full"
-        work = Transfer(name, base.to_json(), method, str(source), str(self.settings.home / place), False, None,
-                        self.settings.device, self.settings.threads)  # fmt: skip
+        work = Transfer(
+            name,
+            base.to_json(),
+            method,
+            str(source),
+            str(self.settings.home / place),
+            False,
+            None,
+            self.settings.device,
+            self.settings.threads,
+        )
         store = self.store
         with durable.making(self.settings.home / "models" / model_id):
             written = child.ask("tunesmith.evaluation.exporter", work, "written")
             facts = dict(
-                id=model_id, name=name, model_key=key, job_id=None, base_model=base.name, base=base.to_json(), task=base.task,
-                method=method, folder=str(place), digest=written["digest"], verdict=None, owner=access.principal(),
-            )  # fmt: skip
+                id=model_id,
+                name=name,
+                model_key=key,
+                job_id=None,
+                base_model=base.name,
+                base=base.to_json(),
+                task=base.task,
+                method=method,
+                folder=str(place),
+                digest=written["digest"],
+                verdict=None,
+                owner=access.principal(),
+            )
             store.add_model(facts)
         return next(m for m in self.models() if m.id == model_id)
 
     def complete(
-        self, name: str | Sequence[str], prompts: Sequence[Any], *, allow_unfinished: bool = False, **options: Any
+        self,
+        name: str | Sequence[str],
+        prompts: Sequence[Any],
+        *,
+        allow_unfinished: bool = False,
+        **options: Any,
     ) -> "list[Completion]":
-        """One answer per prompt, in order. `name`: a model, or one for each prompt. A prompt is a text or a list of messages.
+        """One answer per prompt, in order. `name`: a model, or one for each prompt. A prompt is a
+        text or a list of messages.
 
-        Models that were tuned as adapters of one base answer together. Options: temperature, top_p, max_tokens, seed, and
-        response_format, {"type": "json", "schema": {…}}: answers that follow a JSON schema. Greedy by default. PromptTooLong, InvalidPrompt
-        or InvalidSchema before anything is computed, of 16 models at a time; UnfinishedAnswer where an answer that should follow a
-        schema was cut, unless `allow_unfinished`.
+        Models that were tuned as adapters of one base answer together. Options: temperature, top_p,
+        max_tokens, seed, and response_format, {"type": "json", "schema": {…}}: answers that follow
+        a JSON schema. Greedy by default. PromptTooLong, InvalidPrompt or InvalidSchema before
+        anything is computed, of 16 models at a time; UnfinishedAnswer where an answer that should
+        follow a schema was cut, unless `allow_unfinished`.
         """
         messages, began = [_messages(p) for p in prompts], time.time()
         names = [name] * len(messages) if isinstance(name, str) else list(name)
         if len(names) != len(messages):
             raise InvalidOptionValue(
-                name="name", value=counted(len(names), "model"), allowed=f"one, or one for each of {counted(len(messages), 'prompt')}"
+                name="name",
+                value=counted(len(names), "model"),
+                allowed=f"one, or one for each of {counted(len(messages), 'prompt')}",
             )
         catalog.prices(self.settings.home)  # UnreadableSettings before anything is computed
-        tuned = {n: self._usable(n) for n in ([name] if isinstance(name, str) else dict.fromkeys(names))}
+        tuned = {
+            n: self._usable(n) for n in ([name] if isinstance(name, str) else dict.fromkeys(names))
+        }
         self._must_record(tuned.values())
         inference, sampling = _inference(), _sampling(options)
         found: dict[int, Completion] = {}
@@ -426,18 +591,26 @@ class Tunesmith:
         for some in (by_base[i : i + MOST_TOGETHER] for i in range(0, len(by_base), MOST_TOGETHER)):
             engines = {n: inference.engine_for(tuned[n], self.settings.device) for n in some}
             places = [i for i, n in enumerate(names) if n in engines]
-            answers = inference.generate_all([(engines[names[i]], messages[i]) for i in places], inference.Sampling(**sampling))
+            answers = inference.generate_all(
+                [(engines[names[i]], messages[i]) for i in places], inference.Sampling(**sampling)
+            )
             found |= zip(places, answers, strict=True)
         for n in tuned:
             self._charge(tuned[n], [found[i] for i, other in enumerate(names) if other == n], began)
         cut = [i for i in sorted(found) if "schema" in sampling and not found[i].stopped]
         if cut and not allow_unfinished:
             most, first = max(found[i].completion_tokens for i in cut), found[cut[0]]
-            raise UnfinishedAnswer(count=len(cut), model=tuned[names[cut[0]]].name, answer=first.text[:60] + "…", max_tokens=most)
+            raise UnfinishedAnswer(
+                count=len(cut),
+                model=tuned[names[cut[0]]].name,
+                answer=first.text[:60] + "…",
+                max_tokens=most,
+            )
         return [found[i] for i in range(len(messages))]
 
     def stream(self, name: str, prompt: Any, **options: Any) -> Iterator[str]:
-        """The answer to one prompt in pieces as they are written; joined they are what `complete` gives. Options as there.
+        """The answer to one prompt in pieces as they are written; joined they are what `complete`
+        gives. Options as there.
 
         Who stops listening pays for what was written until then.
         """
@@ -445,7 +618,11 @@ class Tunesmith:
         catalog.prices(self.settings.home)
         tuned, inference, asked = self._usable(name), _inference(), _sampling(options)
         self._must_record([tuned])
-        engine, sampling, last = inference.engine_for(tuned, self.settings.device), inference.Sampling(**asked), None
+        engine, sampling, last = (
+            inference.engine_for(tuned, self.settings.device),
+            inference.Sampling(**asked),
+            None,
+        )
         try:
             for so_far in engine.stream(messages, sampling):
                 piece, last = so_far.text[len(last.text) if last else 0 :], so_far
@@ -462,7 +639,8 @@ class Tunesmith:
         return tuned
 
     def _must_record(self, asked: Iterable[TunedModel]) -> None:
-        """UsageNotRecorded before anything is computed, where answers have a price and the home cannot be written."""
+        """UsageNotRecorded before anything is computed, where answers have a price and the home
+        cannot be written."""
         home = self.settings.home
         if not self.store.is_read_only or not (home / "prices.toml").exists():
             return
@@ -474,23 +652,33 @@ class Tunesmith:
         if self.store.is_read_only:
             if "usage" not in self._warned:
                 self._warned.add("usage")
-                words = f"the home {self.settings.home} cannot be written: its answers are not recorded as usage"
+                words = (
+                    f"the home {self.settings.home} cannot be written: its answers are not "
+                    f"recorded as usage"
+                )
                 warnings.warn(words, Notice, stacklevel=4)
             return
         used = sum(c.prompt_tokens for c in found), sum(c.completion_tokens for c in found)
         self.store.add_usage(
-            kind="complete", model=tuned.name, base_model=tuned.base.name, job_id=tuned.job_id or None, input_tokens=used[0],
-            output_tokens=used[1], started_at=began, ended_at=time.time(),
+            kind="complete",
+            model=tuned.name,
+            base_model=tuned.base.name,
+            job_id=tuned.job_id or None,
+            input_tokens=used[0],
+            output_tokens=used[1],
+            started_at=began,
+            ended_at=time.time(),
             credits=catalog.credits(self.settings.home, tuned.base.name, "inference", sum(used)),
-        )  # fmt: skip
+        )
 
     def count_tokens(self, name: str, text: str) -> int:
         """Tokens of a text for this model, its template left out."""
         return len(self._encoder(name).text(text))
 
     def rows(self, table: str, job_id: str | None = None) -> list[dict[str, Any]]:
-        """A table of the store (jobs, metrics, models, rejections, row_losses, usage, events), or `lineage` or `verdicts`; of one job where
-        it is named: then no other row is read. What is damaged is told and left out."""
+        """A table of the store (jobs, metrics, models, rejections, row_losses, usage, events), or
+        `lineage` or `verdicts`; of one job where it is named: then no other row is read. What is
+        damaged is told and left out."""
         found: list[dict[str, Any]] = []
         after, is_first = None, True
         while is_first or after is not None:
@@ -499,8 +687,11 @@ class Tunesmith:
             is_first = False
         return found
 
-    def page(self, table: str, job_id: str | None = None, after: str | None = None) -> tuple[list[dict[str, Any]], str | None]:
-        """The next rows of the same: those after the place `after`, and the place to go on from, None at the end."""
+    def page(
+        self, table: str, job_id: str | None = None, after: str | None = None
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """The next rows of the same: those after the place `after`, and the place to go on from,
+        None at the end."""
         key = json.loads(after) if after else None
         if table == "lineage":
             rows, key = self._lineage(job_id, key)
@@ -511,19 +702,32 @@ class Tunesmith:
             rows, key = self.store.page(table, job_id, key)
         return rows, None if key is None else json.dumps(key)
 
-    def _lineage(self, job_id: str | None, after: Sequence[Any] | None) -> tuple[list[dict[str, Any]], Sequence[Any] | None]:
-        """Which model learned from which rows, the next model's: a row is known by its content hash, wherever it came from."""
+    def _lineage(
+        self, job_id: str | None, after: Sequence[Any] | None
+    ) -> tuple[list[dict[str, Any]], Sequence[Any] | None]:
+        """Which model learned from which rows, the next model's: a row is known by its content
+        hash, wherever it came from."""
         models, following = self.store.page("models", job_id, after, size=1)
         for model in (m for m in models if m["home"] == self.store.home and m["job_id"]):
             try:
                 job = self.store.get(model["job_id"])
-                refused = {r["row"] for r in self.store.rows("rejections", job.id) if r["part"] == "train"}
-                hashes = Dataset.open(self.settings.job_folder(job.id) / "data", job.data_digest, job.moved).hashes("train")
+                refused = {
+                    r["row"] for r in self.store.rows("rejections", job.id) if r["part"] == "train"
+                }
+                hashes = Dataset.open(
+                    self.settings.job_folder(job.id) / "data", job.data_digest, job.moved
+                ).hashes("train")
             except (DamagedFiles, DamagedRow, UnknownJob) as e:  # the others are told all the same
-                warnings.warn(f"what {model['name']} learned from cannot be read: {e}", Notice, stacklevel=2)
+                warnings.warn(
+                    f"what {model['name']} learned from cannot be read: {e}", Notice, stacklevel=2
+                )
                 continue
             known = {"model": model["name"], "job_id": job.id, "base_model": job.base_model}
-            return [{"row_hash": row_hash, "row": row, **known} for row_hash, row in hashes if row not in refused], following
+            return [
+                {"row_hash": row_hash, "row": row, **known}
+                for row_hash, row in hashes
+                if row not in refused
+            ], following
         return [], following
 
     # ------------------------------------------------------------ inside
@@ -531,26 +735,54 @@ class Tunesmith:
     def _facts(self, tuned: TunedModel) -> Facts:
         """What a model card tells."""
         base = tuned.base
-        known = Facts(tuned.name, base.public_name, base.hub_id, base.licence, tuned.method, verdict=tuned.verdict)
+        known = Facts(
+            tuned.name,
+            base.public_name,
+            base.hub_id,
+            base.licence,
+            tuned.method,
+            verdict=tuned.verdict,
+        )
         if not tuned.job_id:
             return known
         job = self.store.get(tuned.job_id)
         options = job.resolved.to_json() if job.resolved else {}
-        curve = [(m["step"], m["training_loss"], m["validation_loss"]) for m in self.store.rows("metrics", job.id)]
+        curve = [
+            (m["step"], m["training_loss"], m["validation_loss"])
+            for m in self.store.rows("metrics", job.id)
+        ]
         return replace(
-            known, rows=dict(job.rows), trained_tokens=job.trained_tokens, curve=curve,
-            options={k: v["value"] for k, v in options.items() if v["value"] not in ("", 0) and k not in PRIVATE_OPTIONS},
-        )  # fmt: skip
+            known,
+            rows=dict(job.rows),
+            trained_tokens=job.trained_tokens,
+            curve=curve,
+            options={
+                k: v["value"]
+                for k, v in options.items()
+                if v["value"] not in ("", 0) and k not in PRIVATE_OPTIONS
+            },
+        )
 
-    def _base_of(self, folder: str | os.PathLike[str], named: str, digest: str) -> catalog.ModelSpec:
-        """The base of a model from elsewhere: the one that is named, or the one here whose fingerprint it carries."""
-        here = [catalog.find(named, self.settings.home)] if named else [
-            catalog.find(spec.name, self.settings.home) for spec, place in self.bases() if place is not None
-        ]  # fmt: skip
+    def _base_of(
+        self, folder: str | os.PathLike[str], named: str, digest: str
+    ) -> catalog.ModelSpec:
+        """The base of a model from elsewhere: the one that is named, or the one here whose
+        fingerprint it carries."""
+        here = (
+            [catalog.find(named, self.settings.home)]
+            if named
+            else [
+                catalog.find(spec.name, self.settings.home)
+                for spec, place in self.bases()
+                if place is not None
+            ]
+        )
         for spec in here:
             if catalog.fingerprint(spec) == digest:
                 return spec
-        raise BaseNotHere(folder=os.fspath(folder), tried=[s.name for s in here], digest=digest[:12] + "…")
+        raise BaseNotHere(
+            folder=os.fspath(folder), tried=[s.name for s in here], digest=digest[:12] + "…"
+        )
 
     def _tuned(self, name: str) -> TunedModel:
         """A tuned model; UnknownModel for a base."""
@@ -562,18 +794,26 @@ class Tunesmith:
     def _files_here(self, model: TunedModel) -> TunedModel:
         """OfAnotherHome for a tuned model whose files are elsewhere."""
         if model.folder and model.home != self.store.home:
-            raise OfAnotherHome(what=f"The model {model.name}", place=self.store.place_of(model.home))
+            raise OfAnotherHome(
+                what=f"The model {model.name}", place=self.store.place_of(model.home)
+            )
         return model
 
     def _here(self, job: Job) -> Job:
         """OfAnotherHome for a job that another home runs."""
         if job.home != self.store.home:
-            raise OfAnotherHome(what=f"Job {job.id} ({job.name})", place=self.store.place_of(job.home))
+            raise OfAnotherHome(
+                what=f"Job {job.id} ({job.name})", place=self.store.place_of(job.home)
+            )
         return job
 
     def _warn_once(self, tuned: TunedModel) -> None:
         """A model that tuning harmed answers all the same; whoever asks it is told once."""
-        if tuned.verdict and tuned.verdict["word"] == Word.HARMED and tuned.name not in self._warned:
+        if (
+            tuned.verdict
+            and tuned.verdict["word"] == Word.HARMED
+            and tuned.name not in self._warned
+        ):
             self._warned.add(tuned.name)
             warnings.warn(f"{tuned.name}: {sentence(tuned.verdict)}", Notice, stacklevel=4)
 
@@ -589,23 +829,43 @@ class Tunesmith:
         return self._encoders[folder]
 
     def _snapshot(
-        self, training_data: Data, validation_data: Data, options: Options, folder: Path, spec: catalog.ModelSpec
-    ) -> Snapshot:  # fmt: skip
-        given = {"training": training_data, "validation": validation_data, "test": options.test_data}
+        self,
+        training_data: Data,
+        validation_data: Data,
+        options: Options,
+        folder: Path,
+        spec: catalog.ModelSpec,
+    ) -> Snapshot:
+        given = {
+            "training": training_data,
+            "validation": validation_data,
+            "test": options.test_data,
+        }
         sources = sources_of(given, options.encoding)
         with self._source() as connection:
             limit, epochs = spec.row_limit // _epochs(options), _epochs(options)
             try:
-                return snapshot(connection, sources, folder, home=self.settings.home, seed=options.seed, most=UNUSABLE * limit)
+                return snapshot(
+                    connection,
+                    sources,
+                    folder,
+                    home=self.settings.home,
+                    seed=options.seed,
+                    most=UNUSABLE * limit,
+                )
             except MoreRowsThan as e:
                 rows = f"More than {e.fields['most']}"
-                raise TooManyRows(rows=rows, base_model=spec.name, limit=f"{limit:,}", epochs=epochs) from None
+                raise TooManyRows(
+                    rows=rows, base_model=spec.name, limit=f"{limit:,}", epochs=epochs
+                ) from None
 
     def _check_row_limit(self, spec: catalog.ModelSpec, options: Options, rows: int) -> None:
         epochs = _epochs(options)
         limit = spec.row_limit // epochs
         if rows > limit:
-            raise TooManyRows(rows=f"{rows:,}", base_model=spec.name, limit=f"{limit:,}", epochs=epochs)
+            raise TooManyRows(
+                rows=f"{rows:,}", base_model=spec.name, limit=f"{limit:,}", epochs=epochs
+            )
 
     @contextmanager
     def _source(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -624,7 +884,9 @@ class Tunesmith:
         path = os.fspath(self._database)
         try:
             connection = duckdb.connect(path, read_only=path != ":memory:")
-        except duckdb.ConnectionException:  # this process holds the file open for writing: share that
+        except (
+            duckdb.ConnectionException
+        ):  # this process holds the file open for writing: share that
             connection = duckdb.connect(path)
         except duckdb.Error as e:
             raise database_error(path, e) from None
@@ -647,10 +909,20 @@ def _is_of(store: JobStore, tuned: TunedModel, name: str, is_last: bool) -> bool
 def _verdict_row(job: Mapping[str, Any]) -> dict[str, Any]:
     v = Verdict.from_json(job["verdict"])
     return {
-        "job_id": job["id"], "model": job["name"], "base_model": job["base_model"], "finished_at": job["finished_at"], **v.arms,
-        **{k: getattr(v, k) for k in ("word", "metric", "n", "against", "difference", "low", "high", "stop_rate")},
-        "base_loss": v.losses["base"], "tuned_loss": v.losses["tuned"], "rows_won": len(v.won), "rows_lost": len(v.lost),
-    }  # fmt: skip
+        "job_id": job["id"],
+        "model": job["name"],
+        "base_model": job["base_model"],
+        "finished_at": job["finished_at"],
+        **v.arms,
+        **{
+            k: getattr(v, k)
+            for k in ("word", "metric", "n", "against", "difference", "low", "high", "stop_rate")
+        },
+        "base_loss": v.losses["base"],
+        "tuned_loss": v.losses["tuned"],
+        "rows_won": len(v.won),
+        "rows_lost": len(v.lost),
+    }
 
 
 def _epochs(options: Options) -> int:
@@ -658,7 +930,8 @@ def _epochs(options: Options) -> int:
 
 
 def _must_be_proven(tuned: TunedModel) -> None:
-    """DamagedFiles or CertificateRefused unless the files are those that were published, and may be used."""
+    """DamagedFiles or CertificateRefused unless the files are those that were published, and may be
+    used."""
     durable.verify(Path(tuned.folder), tuned.digest)
     certificate.check(tuned.name, Path(tuned.folder), catalog.fingerprint(tuned.base))
 
@@ -678,18 +951,27 @@ def _is_installed(package: str) -> bool:
 def database_error(path: str, e: duckdb.Error) -> DatabaseBusy | DatabaseNotOpened:
     """What DuckDB says when a file cannot be opened, in our words."""
     reason = str(e).splitlines()[0]
-    return DatabaseBusy(path=path, reason=reason) if "lock" in reason else DatabaseNotOpened(path=path, reason=reason)
+    return (
+        DatabaseBusy(path=path, reason=reason)
+        if "lock" in reason
+        else DatabaseNotOpened(path=path, reason=reason)
+    )
 
 
 def _described(data: Data) -> str:
     """Training data as text, for DESCRIBE."""
     if data is None:
         return ""
-    return os.fspath(data) if isinstance(data, (str, os.PathLike)) else f"<{type(data).__module__.partition('.')[0]} {type(data).__name__}>"
+    return (
+        os.fspath(data)
+        if isinstance(data, (str, os.PathLike))
+        else f"<{type(data).__module__.partition('.')[0]} {type(data).__name__}>"
+    )
 
 
 def _messages(prompt: Any) -> Messages:
-    """A prompt in one form: messages as they are, every other value as the text that training would make of it."""
+    """A prompt in one form: messages as they are, every other value as the text that training would
+    make of it."""
     prompt = plain(prompt) if not isinstance(prompt, (str, Broken)) else prompt
     if is_conversation(prompt):
         return question(prompt)
@@ -700,7 +982,8 @@ def _messages(prompt: Any) -> Messages:
 
 
 def _inference() -> Any:
-    """The one late import of the house: answering needs torch, and `tunesmith job list` must not wait for it."""
+    """The one late import of the house: answering needs torch, and `tunesmith job list` must not
+    wait for it."""
     try:
         from tunesmith.inference import engine
     except ImportError as e:
@@ -714,7 +997,8 @@ _is_forked = False
 
 
 def _note_fork() -> None:
-    """A child forked beside torch has none of its parent's threads, which torch would wait for: it answers with one of its own."""
+    """A child forked beside torch has none of its parent's threads, which torch would wait for: it
+    answers with one of its own."""
     global _is_forked
     _is_forked = "torch" in sys.modules
 
@@ -726,7 +1010,8 @@ _LIMITS = {"temperature": (0.0, 1.0), "top_p": (0.0, 1.0), "max_tokens": (1, 819
 
 
 def _sampling(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of COMPLETE (Snowflake, complete-snowflake-cortex), checked; numbers may come as text."""
+    """Options of COMPLETE (Snowflake, complete-snowflake-cortex), checked; numbers may come as
+    text."""
     found: dict[str, Any] = {}
     for name, value in options.items():
         if value is None or name == "guardrails":
@@ -740,7 +1025,11 @@ def _sampling(options: Mapping[str, Any]) -> dict[str, Any]:
         elif name in _LIMITS:
             found[name] = _limited(name, value)
         else:
-            raise InvalidOptionValue(name=name, value=value, allowed="COMPLETE takes temperature, top_p, max_tokens, response_format")
+            raise InvalidOptionValue(
+                name=name,
+                value=value,
+                allowed="COMPLETE takes temperature, top_p, max_tokens, response_format",
+            )
     return found
 
 
@@ -752,13 +1041,21 @@ def _limited(name: str, value: Any) -> float | int:
         number = float("nan")
     is_whole = name == "max_tokens"
     if not low <= number <= high or (is_whole and number != int(number)):
-        raise InvalidOptionValue(name=name, value=value, allowed=f"a {'whole ' if is_whole else ''}number from {low} to {high}")
+        raise InvalidOptionValue(
+            name=name,
+            value=value,
+            allowed=f"a {'whole ' if is_whole else ''}number from {low} to {high}",
+        )
     return int(number) if is_whole else number
 
 
 def _schema(response_format: Any) -> str:
-    """The JSON schema of a response_format, as text: {"type": "json", "schema": {…}} (Snowflake, complete-structured-outputs)."""
+    """The JSON schema of a response_format, as text: {"type": "json", "schema": {…}} (Snowflake,
+    complete-structured-outputs)."""
     found = response_format.get("schema") if isinstance(response_format, Mapping) else None
     if not isinstance(found, Mapping):
-        raise InvalidSchema(schema=json.dumps(response_format, default=str), reason="there is no object under 'schema'")
+        raise InvalidSchema(
+            schema=json.dumps(response_format, default=str),
+            reason="there is no object under 'schema'",
+        )
     return json.dumps(found)

@@ -15,35 +15,48 @@ from tunesmith.errors import InvalidSetting
 @dataclass(frozen=True)
 class Settings:
     home: Path
-    """Folder of all durable state (TUNESMITH_HOME, default ~/.tunesmith). Back up this one folder."""
+    """Folder of all durable state (TUNESMITH_HOME, default ~/.tunesmith). Back up this one
+    folder."""
     store_url: str
     """SQLAlchemy URL of the job store (TUNESMITH_STORE, default SQLite inside the home)."""
     device: str
-    """Torch device to train and answer on: auto, cpu, cuda, cuda:1 (TUNESMITH_DEVICE, default auto)."""
+    """Torch device to train and answer on: auto, cpu, cuda, cuda:1 (TUNESMITH_DEVICE, default
+    auto)."""
 
     threads: int
-    """Threads of the trainer and the evaluator (TUNESMITH_THREADS, default: the processors this process may use)."""
+    """Threads of the trainer and the evaluator (TUNESMITH_THREADS, default: the processors this
+    process may use)."""
 
     idle_s: float
     """Seconds without work after which a worker goes home (TUNESMITH_IDLE_S, default 60)."""
 
     @classmethod
     def read(cls, home: str | os.PathLike[str] | None = None) -> "Settings":
-        """`home` beats the environment, the environment beats the default. InvalidSetting for a value that cannot be one."""
+        """`home` beats the environment, the environment beats the default. InvalidSetting for a
+        value that cannot be one."""
         named = os.fspath(home or os.environ.get("TUNESMITH_HOME") or "~/.tunesmith")
         try:
             folder = Path(named).expanduser().absolute()
-        except (RuntimeError, OSError) as e:  # a user without an entry or a home of his own, a current folder that is gone
+        except (
+            RuntimeError,
+            OSError,
+        ) as e:  # a user without an entry or a home of his own, a current folder that is gone
             allowed = f"it is a folder of your own ({e})"
             raise InvalidSetting(name="TUNESMITH_HOME", value=named, allowed=allowed) from None
         if named.encode("utf-8", "replace").decode() != named:
-            raise InvalidSetting(name="TUNESMITH_HOME", value=repr(named), allowed="its name is valid UTF-8")
+            raise InvalidSetting(
+                name="TUNESMITH_HOME", value=repr(named), allowed="its name is valid UTF-8"
+            )
         store_url = os.environ.get("TUNESMITH_STORE") or cls.own_store(folder)
         return cls(
-            home=folder, store_url=store_url, device=_read("DEVICE", "auto", _device, "auto, cpu, cuda, cuda:0, … or mps"),
-            threads=_read("THREADS", str(processors()), _threads, f"a whole number from 1 to {MOST_THREADS}"),
+            home=folder,
+            store_url=store_url,
+            device=_read("DEVICE", "auto", _device, "auto, cpu, cuda, cuda:0, … or mps"),
+            threads=_read(
+                "THREADS", str(processors()), _threads, f"a whole number from 1 to {MOST_THREADS}"
+            ),
             idle_s=_read("IDLE_S", "60", _seconds, "a number of seconds from 0"),
-        )  # fmt: skip
+        )
 
     @staticmethod
     def own_store(home: Path) -> str:
@@ -56,9 +69,13 @@ class Settings:
     def environment(self) -> dict[str, str]:
         """What a child process needs to read the same settings."""
         return {
-            "TUNESMITH_HOME": str(self.home), "TUNESMITH_STORE": self.store_url, "TUNESMITH_DEVICE": self.device,
-            "TUNESMITH_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-        }  # fmt: skip
+            "TUNESMITH_HOME": str(self.home),
+            "TUNESMITH_STORE": self.store_url,
+            "TUNESMITH_DEVICE": self.device,
+            "TUNESMITH_THREADS": str(self.threads),
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
 
 
 MOST_THREADS = 1024
@@ -69,7 +86,9 @@ def _read(name: str, default: str, kind: Callable[[str], Any], allowed: str) -> 
     try:
         return kind(text.strip())
     except ValueError:
-        raise InvalidSetting(name=f"TUNESMITH_{name}", value=text, allowed=f"it is {allowed}") from None
+        raise InvalidSetting(
+            name=f"TUNESMITH_{name}", value=text, allowed=f"it is {allowed}"
+        ) from None
 
 
 def _threads(text: str) -> int:

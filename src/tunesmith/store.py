@@ -1,9 +1,12 @@
-"""JobStore: the only code that writes SQL about jobs and models. SQLite by default, PostgreSQL by URL.
+"""JobStore: the only code that writes SQL about jobs and models. SQLite by default, PostgreSQL by
+URL.
 
-Its schema is that of the newest revision in migrations/; an older store is brought up to it in one transaction when it is opened, and
-a newer one is refused. SQLite runs with the rollback journal and synchronous=FULL: releases 3.7.0 to 3.51.2 can lose a commit in WAL
-mode when two connections checkpoint at once. Every change by a worker names its attempt (the fencing number) in the WHERE; zero rows
-changed means that another worker has taken over (LeaseLost). Leases are told by the boot clock, which no clock step moves.
+Its schema is that of the newest revision in migrations/; an older store is brought up to it in one
+transaction when it is opened, and a newer one is refused. SQLite runs with the rollback journal and
+synchronous=FULL: releases 3.7.0 to 3.51.2 can lose a commit in WAL mode when two connections
+checkpoint at once. Every change by a worker names its attempt (the fencing number) in the WHERE;
+zero rows changed means that another worker has taken over (LeaseLost). Leases are told by the boot
+clock, which no clock step moves.
 """
 
 import hashlib
@@ -40,8 +43,28 @@ from tunesmith.errors import (
     UnknownModel,
     closest,
 )
-from tunesmith.jobs import MOVES, WORKING, Job, JobStatus, Options, ResolvedOptions, model_key, with_suffix
-from tunesmith.schema import NAME_TAKEN, SEALED, events, jobs, metrics, models, rejections, row_losses, sealed, usage
+from tunesmith.jobs import (
+    MOVES,
+    WORKING,
+    Job,
+    JobStatus,
+    Options,
+    ResolvedOptions,
+    model_key,
+    with_suffix,
+)
+from tunesmith.schema import (
+    NAME_TAKEN,
+    SEALED,
+    events,
+    jobs,
+    metrics,
+    models,
+    rejections,
+    row_losses,
+    sealed,
+    usage,
+)
 
 LEASE_S = 30.0  # six heartbeats; a worker that says nothing for so long has lost its job
 PAGE = 1000  # rows that are held at once when a table is read through
@@ -50,7 +73,8 @@ NEAR = 500  # names among which the closest one is looked for
 
 
 class BootClock:
-    """Seconds since this machine started: leases of a store on one machine. `boot` tells two starts apart."""
+    """Seconds since this machine started: leases of a store on one machine. `boot` tells two starts
+    apart."""
 
     def __init__(self) -> None:
         file = Path("/proc/sys/kernel/random/boot_id")
@@ -70,11 +94,17 @@ class DatabaseClock:
 
 
 class JobStore:
-    """`home` is the identity of the home that asks (durable.open_home): it claims its own jobs and no others."""
+    """`home` is the identity of the home that asks (durable.open_home): it claims its own jobs and
+    no others."""
 
     def __init__(
-        self, url: str, clock: BootClock | DatabaseClock | None = None, wall: Callable[[], float] = time.time, *, home: str = ""
-    ) -> None:  # fmt: skip
+        self,
+        url: str,
+        clock: BootClock | DatabaseClock | None = None,
+        wall: Callable[[], float] = time.time,
+        *,
+        home: str = "",
+    ) -> None:
         self.home, self._url = home, url
         self.is_read_only = False
         try:
@@ -88,7 +118,10 @@ class JobStore:
         except ModuleNotFoundError:
             raise MissingExtra(what="a store in PostgreSQL", extra="postgresql") from None
         on_one_machine = self._engine.dialect.name == "sqlite"
-        self._clock, self._wall = clock or (BootClock() if on_one_machine else DatabaseClock()), wall
+        self._clock, self._wall = (
+            clock or (BootClock() if on_one_machine else DatabaseClock()),
+            wall,
+        )
         sa.event.listen(self._engine, "handle_error", self._unavailable)
         if on_one_machine:
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
@@ -96,7 +129,8 @@ class JobStore:
         self._open()
 
     def _file(self, url: sa.URL, file: Path) -> sa.URL:
-        """SQLite's file, made where it is missing; one that cannot be written is opened for reading."""
+        """SQLite's file, made where it is missing; one that cannot be written is opened for
+        reading."""
         if file.exists() and not (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)):
             self.is_read_only = True
             return url.set(database=f"file:{quote(str(file))}", query={"mode": "ro", "uri": "true"})
@@ -108,7 +142,11 @@ class JobStore:
     def _open(self) -> None:
         revision = schema.revision_table
         with self._reading() as c:
-            found = c.scalar(sa.select(revision.c.version_num)) if sa.inspect(c).has_table(revision.name) else None
+            found = (
+                c.scalar(sa.select(revision.c.version_num))
+                if sa.inspect(c).has_table(revision.name)
+                else None
+            )
         if found == schema.REVISION:
             return
         with self._alone() as c:
@@ -118,13 +156,18 @@ class JobStore:
                 revision.create(c)
                 c.execute(revision.insert().values(version_num=schema.REVISION))
                 return
-            found = c.scalar(sa.select(revision.c.version_num)) if revision.name in tables else "none"
+            found = (
+                c.scalar(sa.select(revision.c.version_num)) if revision.name in tables else "none"
+            )
             if found != schema.REVISION and not _upgrade(c, found):
-                raise StoreTooNew(store=self._engine.url.render_as_string(), found=found, known=schema.REVISION)
+                raise StoreTooNew(
+                    store=self._engine.url.render_as_string(), found=found, known=schema.REVISION
+                )
 
     @contextmanager
     def _alone(self) -> Iterator[Connection]:
-        """A transaction of which one runs at a time, also on a server, where two could make the same table or row at once."""
+        """A transaction of which one runs at a time, also on a server, where two could make the
+        same table or row at once."""
         with self._engine.begin() as c:
             if self._engine.dialect.name == "postgresql":
                 c.execute(sa.select(sa.func.pg_advisory_xact_lock(OPENING)))
@@ -137,7 +180,8 @@ class JobStore:
             yield c
 
     def _unavailable(self, context: sa.ExceptionContext) -> None:
-        """What the disk, the server or a lock held for too long says becomes an error of ours; a wrong statement stays what it is."""
+        """What the disk, the server or a lock held for too long says becomes an error of ours; a
+        wrong statement stays what it is."""
         error = context.original_exception
         is_broken = type(error) in (sqlite3.OperationalError, sqlite3.DatabaseError) and (
             "syntax" not in str(error) or "malformed" in str(error)
@@ -152,33 +196,61 @@ class JobStore:
     # ------------------------------------------------------------ jobs, as users see them
 
     def add(self, job: Job, idempotency_key: str | None = None, content: str = "") -> Job:
-        """Accept a job. A taken name gets a suffix; a repeated idempotency key gives the job it made before, where all that was asked
-        and the rows (`content`: their digest) are the same."""
+        """Accept a job. A taken name gets a suffix; a repeated idempotency key gives the job it
+        made before, where all that was asked and the rows (`content`: their digest) are the
+        same."""
         request = _request_digest(job, content)
         with self._engine.begin() as c:
-            if self._engine.dialect.name == "postgresql":  # creates take turns, as SQLite's transactions do anyway
+            if (
+                self._engine.dialect.name == "postgresql"
+            ):  # creates take turns, as SQLite's transactions do anyway
                 c.execute(sa.text("LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE"))
             if idempotency_key is not None:
-                before = c.execute(sa.select(jobs).where(jobs.c.idempotency_key == idempotency_key)).one_or_none()
+                before = c.execute(
+                    sa.select(jobs).where(jobs.c.idempotency_key == idempotency_key)
+                ).one_or_none()
                 if before is not None:
                     _must_be_sound(jobs, before)
                     if before.request_digest != request:
                         raise IdempotencyConflict(key=idempotency_key, id=before.id)
                     return _job(before)
             job = replace(job, name=_free_name(c, job.name), home=self.home)
-            c.execute(jobs.insert().values(sealed(jobs, dict(
-                id=job.id, name=job.name, model_key=model_key(job.name), task=job.task, base_model=job.base_model,
-                sequence=_next(c, jobs.c.sequence), home=self.home,
-                training_data=job.training_data, validation_data=job.validation_data, options=job.options.to_json(),
-                base=dict(job.base), template=dict(job.template), data_digest=job.data_digest, status=job.status.value,
-                rows=dict(job.rows), warnings=list(job.warnings), created_at=job.created_at, owner=job.owner,
-                idempotency_key=idempotency_key, request_digest=request,
-            ))))  # fmt: skip
+            c.execute(
+                jobs.insert().values(
+                    sealed(
+                        jobs,
+                        dict(
+                            id=job.id,
+                            name=job.name,
+                            model_key=model_key(job.name),
+                            task=job.task,
+                            base_model=job.base_model,
+                            sequence=_next(c, jobs.c.sequence),
+                            home=self.home,
+                            training_data=job.training_data,
+                            validation_data=job.validation_data,
+                            options=job.options.to_json(),
+                            base=dict(job.base),
+                            template=dict(job.template),
+                            data_digest=job.data_digest,
+                            status=job.status.value,
+                            rows=dict(job.rows),
+                            warnings=list(job.warnings),
+                            created_at=job.created_at,
+                            owner=job.owner,
+                            idempotency_key=idempotency_key,
+                            request_digest=request,
+                        ),
+                    )
+                )
+            )
         return job
 
     def find_request(self, idempotency_key: str) -> Job | None:
         with self._reading() as c:
-            row = c.execute(sa.select(jobs).where(jobs.c.idempotency_key == idempotency_key)).one_or_none()
+            row = c.execute(
+                sa.select(jobs).where(jobs.c.idempotency_key == idempotency_key)
+            ).one_or_none()
         return _job(row) if row else None
 
     def get(self, job_id: str) -> Job:
@@ -186,8 +258,11 @@ class JobStore:
         with self._reading() as c:
             return _job(_row(c, job_id))
 
-    def all_jobs(self, statuses: Collection[JobStatus] = (), newest: int | None = None) -> list[Job]:
-        """All jobs, or those in some states, or the newest so many of them; the newest last. Damaged ones are named and left out."""
+    def all_jobs(
+        self, statuses: Collection[JobStatus] = (), newest: int | None = None
+    ) -> list[Job]:
+        """All jobs, or those in some states, or the newest so many of them; the newest last.
+        Damaged ones are named and left out."""
         query = _in(statuses).order_by(jobs.c.sequence.desc()).limit(newest)
         return [_job(r) for r in self._sound_rows(jobs, query)][::-1]
 
@@ -204,14 +279,18 @@ class JobStore:
         with self._reading() as c:
             found = c.execute(sa.select(jobs.c.id, jobs.c.name, jobs.c.status, jobs.c.home)).all()
         known = set(JobStatus)
-        return {r.id: (r.name, JobStatus(r.status) if r.status in known else JobStatus.FAILED, r.home) for r in found}
+        return {
+            r.id: (r.name, JobStatus(r.status) if r.status in known else JobStatus.FAILED, r.home)
+            for r in found
+        }
 
     def count_jobs(self, statuses: Collection[JobStatus] = ()) -> int:
         with self._reading() as c:
             return int(c.scalar(_in(statuses).with_only_columns(sa.func.count(jobs.c.id))) or 0)
 
     def request_cancel(self, job_id: str) -> Job:
-        """A waiting job is cancelled now; a working one is told by its next heartbeat. Cancelling twice is one cancel."""
+        """A waiting job is cancelled now; a working one is told by its next heartbeat. Cancelling
+        twice is one cancel."""
         with self._engine.begin() as c:
             row = _row(c, job_id, lock=True)
             status = JobStatus(row.status)
@@ -224,7 +303,8 @@ class JobStore:
             return _save(c, row, status=after.value, **ended)
 
     def request_pause(self, job_id: str) -> Job:
-        """A training job gives its worker back by the next heartbeat; what was done up to its last checkpoint stays."""
+        """A training job gives its worker back by the next heartbeat; what was done up to its last
+        checkpoint stays."""
         return self._switch(job_id, JobStatus.RUNNING, JobStatus.PAUSED)
 
     def resume(self, job_id: str) -> Job:
@@ -242,7 +322,8 @@ class JobStore:
             return _save(c, row, status=after.value)
 
     def delete_job(self, job_id: str) -> None:
-        """Remove a job that has ended, or whose row is damaged, with all that was recorded of it; what it used stays counted.
+        """Remove a job that has ended, or whose row is damaged, with all that was recorded of it;
+        what it used stays counted.
 
         JobNotInState before its end, JobHasModel while the catalogue has its model.
         """
@@ -250,10 +331,16 @@ class JobStore:
             try:
                 row = _row(c, job_id, lock=True)
                 if not JobStatus(row.status).is_final:
-                    raise JobNotInState(id=job_id, status=row.status, needed="at its end (SUCCEEDED, FAILED, CANCELLED)")
+                    raise JobNotInState(
+                        id=job_id,
+                        status=row.status,
+                        needed="at its end (SUCCEEDED, FAILED, CANCELLED)",
+                    )
             except DamagedRow:
                 pass
-            if (name := c.scalar(sa.select(models.c.name).where(models.c.job_id == job_id))) is not None:
+            if (
+                name := c.scalar(sa.select(models.c.name).where(models.c.job_id == job_id))
+            ) is not None:
                 raise JobHasModel(id=job_id, name=name)
             for table in (metrics, rejections, row_losses, events):
                 c.execute(table.delete().where(table.c.job_id == job_id))
@@ -262,34 +349,65 @@ class JobStore:
     # ------------------------------------------------------------ jobs, as workers see them
 
     def claim(self, holder: str, lease_s: float = LEASE_S) -> Job | None:
-        """Take this home's oldest job that waits, or whose worker is gone; its attempt number grows by one.
+        """Take this home's oldest job that waits, or whose worker is gone; its attempt number grows
+        by one.
 
-        `holder` names this machine's one worker: what it held before, it held in an earlier life, so it is free at once.
+        `holder` names this machine's one worker: what it held before, it held in an earlier life,
+        so it is free at once.
         """
         with self._engine.begin() as c:
             now = self._clock.now(c)
             mine, lost = jobs.c.home == self.home, self._lost(holder, now)
-            cancelled = sa.select(jobs).where(mine, lost, jobs.c.status == JobStatus.CANCELLING.value)
+            cancelled = sa.select(jobs).where(
+                mine, lost, jobs.c.status == JobStatus.CANCELLING.value
+            )
             for row in self._sound(jobs, c.execute(cancelled.with_for_update(skip_locked=True))):
-                _save(c, row, status=JobStatus.CANCELLED.value, attempt=row.attempt + 1, finished_at=self._wall())
+                _save(
+                    c,
+                    row,
+                    status=JobStatus.CANCELLED.value,
+                    attempt=row.attempt + 1,
+                    finished_at=self._wall(),
+                )
             free = (mine, lost | (jobs.c.status == JobStatus.PENDING.value))
-            for job_id in c.scalars(sa.select(jobs.c.id).where(*free).order_by(jobs.c.sequence)).all():
-                still = sa.select(jobs).where(jobs.c.id == job_id, *free).with_for_update(skip_locked=True)
+            for job_id in c.scalars(
+                sa.select(jobs.c.id).where(*free).order_by(jobs.c.sequence)
+            ).all():
+                still = (
+                    sa.select(jobs)
+                    .where(jobs.c.id == job_id, *free)
+                    .with_for_update(skip_locked=True)
+                )
                 for row in self._sound(jobs, c.execute(still)):
-                    status = JobStatus.VALIDATING.value if row.status == JobStatus.PENDING.value else row.status
+                    status = (
+                        JobStatus.VALIDATING.value
+                        if row.status == JobStatus.PENDING.value
+                        else row.status
+                    )
                     return _save(
-                        c, row, status=status, attempt=row.attempt + 1, holder=holder, boot=self._clock.boot, lease_until=now + lease_s,
+                        c,
+                        row,
+                        status=status,
+                        attempt=row.attempt + 1,
+                        holder=holder,
+                        boot=self._clock.boot,
+                        lease_until=now + lease_s,
                         started_at=row.started_at or self._wall(),
-                    )  # fmt: skip
+                    )
         return None
 
     def _lost(self, holder: str, now: float) -> sa.ColumnElement[bool]:
         """Jobs that nobody alive holds."""
-        free = (jobs.c.holder == holder) | (jobs.c.boot != self._clock.boot) | (jobs.c.lease_until < now)
+        free = (
+            (jobs.c.holder == holder)
+            | (jobs.c.boot != self._clock.boot)
+            | (jobs.c.lease_until < now)
+        )
         return jobs.c.status.in_([s.value for s in WORKING]) & free
 
     def has_work(self) -> bool:
-        """Whether this home's worker would find anything: a waiting job, or one that somebody holds (perhaps no longer)."""
+        """Whether this home's worker would find anything: a waiting job, or one that somebody holds
+        (perhaps no longer)."""
         return self._has([*WORKING, JobStatus.PENDING])
 
     def has_waiting(self) -> bool:
@@ -297,7 +415,15 @@ class JobStore:
 
     def _has(self, statuses: Collection[JobStatus]) -> bool:
         with self._reading() as c:
-            return c.scalar(_in(statuses).where(jobs.c.home == self.home).with_only_columns(jobs.c.id).limit(1)) is not None
+            return (
+                c.scalar(
+                    _in(statuses)
+                    .where(jobs.c.home == self.home)
+                    .with_only_columns(jobs.c.id)
+                    .limit(1)
+                )
+                is not None
+            )
 
     def renew(self, job: Job, lease_s: float = LEASE_S) -> JobStatus:
         """Heartbeat: keep the lease and read the state, which tells of a cancel."""
@@ -310,7 +436,8 @@ class JobStore:
             return _save(c, row, attempt=row.attempt + 1)
 
     def move(self, job: Job, status: JobStatus, **changes: Any) -> Job:
-        """One step in the state machine, by the worker that holds the job. A cancel that came first wins."""
+        """One step in the state machine, by the worker that holds the job. A cancel that came first
+        wins."""
         with self._fenced(job) as (c, row):
             before = JobStatus(row.status)
             if not before.is_working or status not in MOVES[before]:
@@ -319,10 +446,20 @@ class JobStore:
                 changes["finished_at"] = self._wall()
             return _save(c, row, status=status.value, **changes)
 
-    def succeed(self, job: Job, model: Mapping[str, Any], used: Mapping[str, Any], *, version_of: str = "", moves: bool = False) -> Job:
-        """The compare-and-set that makes a model appear: EVALUATING and still ours, or nothing happens.
+    def succeed(
+        self,
+        job: Job,
+        model: Mapping[str, Any],
+        used: Mapping[str, Any],
+        *,
+        version_of: str = "",
+        moves: bool = False,
+    ) -> Job:
+        """The compare-and-set that makes a model appear: EVALUATING and still ours, or nothing
+        happens.
 
-        `version_of` is the key of the line that it joins (else it begins one), `moves` whether that name answers with it from now on.
+        `version_of` is the key of the line that it joins (else it begins one), `moves` whether that
+        name answers with it from now on.
         """
         with self._fenced(job) as (c, row):
             if row.status != JobStatus.EVALUATING.value:
@@ -337,12 +474,23 @@ class JobStore:
         with self._fenced(job) as (c, row):
             _save(c, row, **changes)
 
-    def record_step(self, job: Job, metric: Mapping[str, Any], losses: Sequence[Mapping[str, Any]] = (), trained: int = 0) -> None:
-        """A recorded step, the rows' losses up to it and the job's progress, in one commit; a step run again replaces its first record."""
+    def record_step(
+        self,
+        job: Job,
+        metric: Mapping[str, Any],
+        losses: Sequence[Mapping[str, Any]] = (),
+        trained: int = 0,
+    ) -> None:
+        """A recorded step, the rows' losses up to it and the job's progress, in one commit; a step
+        run again replaces its first record."""
         with self._fenced(job) as (c, row):
             _replace_rows(c, metrics, [{"job_id": job.id, **metric}])
             _replace_rows(c, row_losses, [{"job_id": job.id, **r} for r in losses])
-            known = {k: metric[k] for k in ("training_loss", "validation_loss") if metric.get(k) is not None}
+            known = {
+                k: metric[k]
+                for k in ("training_loss", "validation_loss")
+                if metric.get(k) is not None
+            }
             _save(c, row, step=metric["step"], trained_tokens=trained, **known)
 
     def record_rows(self, job: Job, table: Table, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -353,14 +501,24 @@ class JobStore:
     def warn(self, job: Job, message: str, level: str = "warn") -> None:
         """An event; a warning is also shown with the job, once."""
         with self._fenced(job) as (c, row):
-            c.execute(events.insert().values(sealed(events, dict(job_id=job.id, at=self._wall(), level=level, message=message))))
+            c.execute(
+                events.insert().values(
+                    sealed(
+                        events, dict(job_id=job.id, at=self._wall(), level=level, message=message)
+                    )
+                )
+            )
             if level == "warn" and message not in row.warnings:
                 _save(c, row, warnings=[*row.warnings, message])
 
     @contextmanager
     def _fenced(self, job: Job) -> Iterator[tuple[Connection, Any]]:
         with self._engine.begin() as c:
-            row = c.execute(sa.select(jobs).where(jobs.c.id == job.id, jobs.c.attempt == job.attempt).with_for_update()).one_or_none()
+            row = c.execute(
+                sa.select(jobs)
+                .where(jobs.c.id == job.id, jobs.c.attempt == job.attempt)
+                .with_for_update()
+            ).one_or_none()
             if row is None:
                 raise LeaseLost(id=job.id, attempt=job.attempt)
             yield c, _must_be_sound(jobs, row)
@@ -372,7 +530,8 @@ class JobStore:
         return self._sound_rows(models, sa.select(models).order_by(models.c.created_at))
 
     def own_ids(self, table: Table) -> set[str]:
-        """Ids of the jobs or models that are this home's, or whose row cannot say whose they are."""
+        """Ids of the jobs or models that are this home's, or whose row cannot say whose they
+        are."""
         with self._reading() as c:
             own = set(c.scalars(sa.select(table.c.id).where(table.c.home == self.home)))
             others = c.execute(sa.select(table).where(table.c.home != self.home)).all()
@@ -386,13 +545,21 @@ class JobStore:
     def model_names(self) -> list[str]:
         """Names of the newest models, to find the one that was meant."""
         with self._reading() as c:
-            return list(c.scalars(sa.select(models.c.name).order_by(models.c.created_at.desc()).limit(NEAR)))
+            return list(
+                c.scalars(sa.select(models.c.name).order_by(models.c.created_at.desc()).limit(NEAR))
+            )
 
     def add_model(self, model: Mapping[str, Any]) -> None:
         """A model that no job of this store made."""
         with self._engine.begin() as c:
             name = _free_name(c, model["name"])
-            added = {"created_at": self._wall(), "home": self.home, **model, "name": name, "model_key": model_key(name)}
+            added = {
+                "created_at": self._wall(),
+                "home": self.home,
+                **model,
+                "name": name,
+                "model_key": model_key(name),
+            }
             _add_model(c, added, "", True)
 
     def version(self, line: str, number: int | None = None) -> Any | None:
@@ -409,13 +576,20 @@ class JobStore:
             _move_line(c, line, model_id)
 
     def drop_model(self, model_id: str) -> dict[str, Any]:
-        """Take a model out of the catalogue, and give its row; where its line's name answered with it, the last version that is left does.
-        Its job no longer holds its name."""
+        """Take a model out of the catalogue, and give its row; where its line's name answered with
+        it, the last version that is left does. Its job no longer holds its name."""
         with self._engine.begin() as c:
-            row = c.execute(models.delete().where(models.c.id == model_id).returning(*models.c)).one_or_none()
+            row = c.execute(
+                models.delete().where(models.c.id == model_id).returning(*models.c)
+            ).one_or_none()
             if row is None:  # another process was first
                 raise UnknownModel(name=model_id, closest="(it was removed meanwhile)")
-            left = c.scalar(sa.select(models.c.id).where(models.c.line == row.line).order_by(models.c.version.desc()).limit(1))
+            left = c.scalar(
+                sa.select(models.c.id)
+                .where(models.c.line == row.line)
+                .order_by(models.c.version.desc())
+                .limit(1)
+            )
             if row.is_current and left is not None:
                 _move_line(c, row.line, left)
             job = c.execute(sa.select(jobs).where(jobs.c.id == row.job_id)).one_or_none()
@@ -432,18 +606,33 @@ class JobStore:
             if job is None:
                 row = {**row, "job_id": None}
             if table is models:
-                holders = sa.select(jobs.c.id).where(jobs.c.model_key == row["model_key"], NAME_TAKEN, jobs.c.id != row["job_id"])
+                holders = sa.select(jobs.c.id).where(
+                    jobs.c.model_key == row["model_key"], NAME_TAKEN, jobs.c.id != row["job_id"]
+                )
                 if c.execute(holders.limit(1)).first() is not None:
                     return False
-                taken = (models.c.model_key == row["model_key"]) | ((models.c.line == row["line"]) & (models.c.version == row["version"]))
+                taken = (models.c.model_key == row["model_key"]) | (
+                    (models.c.line == row["line"]) & (models.c.version == row["version"])
+                )
                 if c.execute(sa.select(models.c.id).where(taken)).first() is not None:
                     return False
-                has_current = c.scalar(sa.select(models.c.id).where(models.c.line == row["line"], models.c.is_current)) is not None
+                has_current = (
+                    c.scalar(
+                        sa.select(models.c.id).where(
+                            models.c.line == row["line"], models.c.is_current
+                        )
+                    )
+                    is not None
+                )
                 row = {**row, "is_current": not has_current or row["is_current"]}
             c.execute(table.insert().values(sealed(table, row)))
             if table is models and row["is_current"]:
                 _move_line(c, row["line"], row["id"])
-            if job is not None and not schema.damage(jobs, job._mapping) and job.model_key.startswith("dropped/"):
+            if (
+                job is not None
+                and not schema.damage(jobs, job._mapping)
+                and job.model_key.startswith("dropped/")
+            ):
                 _save(c, job, model_key=row["model_key"])
         return True
 
@@ -455,11 +644,16 @@ class JobStore:
                 _save(c, row, status=status.value, finished_at=None)
 
     def model(self, key: str) -> Any | None:
-        """The model under this key; a bare name also finds database.schema.name where only one ends so."""
+        """The model under this key; a bare name also finds database.schema.name where only one ends
+        so."""
         with self._reading() as c:
             found = c.execute(sa.select(models).where(models.c.model_key == key)).one_or_none()
             if found is None and "." not in key:
-                ends = c.execute(sa.select(models).where(models.c.model_key.endswith("." + key, autoescape=True)).limit(2)).all()
+                ends = c.execute(
+                    sa.select(models)
+                    .where(models.c.model_key.endswith("." + key, autoescape=True))
+                    .limit(2)
+                ).all()
                 found = ends[0] if len(ends) == 1 else None
         return None if found is None else _must_be_sound(models, found)
 
@@ -468,12 +662,18 @@ class JobStore:
             c.execute(usage.insert().values(sealed(usage, facts)))
 
     def last_metric(self, job_id: str) -> dict[str, Any] | None:
-        query = sa.select(metrics).where(metrics.c.job_id == job_id).order_by(metrics.c.step.desc()).limit(1)
+        query = (
+            sa.select(metrics)
+            .where(metrics.c.job_id == job_id)
+            .order_by(metrics.c.step.desc())
+            .limit(1)
+        )
         found = self._sound_rows(metrics, query)
         return _shown(found[0]) if found else None
 
     def rows(self, table: str, job_id: str | None = None) -> list[dict[str, Any]]:
-        """A table of the store, or of one job in it, for exports; damaged rows are told and left out."""
+        """A table of the store, or of one job in it, for exports; damaged rows are told and left
+        out."""
         return [row for page in self.pages(table, job_id) for row in page]
 
     def pages(self, table: str, job_id: str | None = None) -> Iterator[list[dict[str, Any]]]:
@@ -487,11 +687,18 @@ class JobStore:
 
     def page(
         self, table: str, job_id: str | None, after: Sequence[Any] | None, size: int | None = None
-    ) -> tuple[list[dict[str, Any]], list[Any] | None]:  # fmt: skip
-        """The rows of a table that come after a key, in the order of its primary key, and the key to go on from: None at the end."""
+    ) -> tuple[list[dict[str, Any]], list[Any] | None]:
+        """The rows of a table that come after a key, in the order of its primary key, and the key
+        to go on from: None at the end."""
         asked = SEALED[table]
-        mine = sa.true() if job_id is None else (jobs.c.id if asked is jobs else asked.c.job_id) == job_id
-        rows, last = self._rows_after(asked, mine, after, size or (max(1, PAGE // 10) if asked is jobs else PAGE))
+        mine = (
+            sa.true()
+            if job_id is None
+            else (jobs.c.id if asked is jobs else asked.c.job_id) == job_id
+        )
+        rows, last = self._rows_after(
+            asked, mine, after, size or (max(1, PAGE // 10) if asked is jobs else PAGE)
+        )
         found = []
         for row in rows:
             if why := schema.damage(asked, row):
@@ -503,8 +710,9 @@ class JobStore:
 
     def _rows_after(
         self, table: Table, where: sa.ColumnElement[bool], after: Sequence[Any] | None, size: int
-    ) -> tuple[list[dict[str, Any]], list[Any] | None]:  # fmt: skip
-        """Rows as they stand, damaged ones too, that come after a key, and the key to go on from."""
+    ) -> tuple[list[dict[str, Any]], list[Any] | None]:
+        """Rows as they stand, damaged ones too, that come after a key, and the key to go on
+        from."""
         keys, names = list(table.primary_key), table.columns.keys()
         query = sa.select(table).where(where).order_by(*keys).limit(size)
         if after is not None:
@@ -521,24 +729,38 @@ class JobStore:
         if self.last_place() != place:
             with self._alone() as c:
                 c.execute(homes.delete().where(homes.c.id == self.home))
-                c.execute(homes.insert().values(id=self.home, place=place, machine=os.uname().nodename, opened_at=self._wall()))
+                c.execute(
+                    homes.insert().values(
+                        id=self.home,
+                        place=place,
+                        machine=os.uname().nodename,
+                        opened_at=self._wall(),
+                    )
+                )
 
     def rows_of_others(self, place: str = "") -> list[tuple[str, str]]:
-        """Ids of jobs and models that are not this home's, each with its home: all, or those of homes that were at `place` and those that
-        a program wrote which did not know homes yet (their home is empty)."""
+        """Ids of jobs and models that are not this home's, each with its home: all, or those of
+        homes that were at `place` and those that a program wrote which did not know homes yet
+        (their home is empty)."""
         homes, here = schema.homes, os.uname().nodename
         at = sa.select(homes.c.id).where(homes.c.place == place, homes.c.machine == here)
         found: list[tuple[str, str]] = []
         with self._reading() as c:
             for t in (jobs, models):
                 of = sa.true() if not place else (t.c.home == "") | t.c.home.in_(at)
-                found += [(r.id, r.home) for r in c.execute(sa.select(t.c.id, t.c.home).where(t.c.home != self.home, of))]
+                found += [
+                    (r.id, r.home)
+                    for r in c.execute(sa.select(t.c.id, t.c.home).where(t.c.home != self.home, of))
+                ]
         return found
 
     def last_place(self) -> str:
         """Where this home was when the store last heard of it; empty where it never did."""
         with self._reading() as c:
-            return c.scalar(sa.select(schema.homes.c.place).where(schema.homes.c.id == self.home)) or ""
+            return (
+                c.scalar(sa.select(schema.homes.c.place).where(schema.homes.c.id == self.home))
+                or ""
+            )
 
     def place(self) -> str:
         """The store's URL, without its password."""
@@ -547,21 +769,36 @@ class JobStore:
     def place_of(self, home: str) -> str:
         """Where a home was when it was last opened, on which machine."""
         with self._reading() as c:
-            found = c.execute(sa.select(schema.homes).where(schema.homes.c.id == home)).one_or_none()
-        return f"{found.place} on {found.machine}" if found else f"{home or 'unknown'} (never opened with this store)"
+            found = c.execute(
+                sa.select(schema.homes).where(schema.homes.c.id == home)
+            ).one_or_none()
+        return (
+            f"{found.place} on {found.machine}"
+            if found
+            else f"{home or 'unknown'} (never opened with this store)"
+        )
 
     def is_empty(self) -> bool:
         """Whether no job and no model is this home's."""
         with self._reading() as c:
-            return not any(c.scalar(sa.select(t.c.id).where(t.c.home == self.home).limit(1)) for t in (jobs, models))
+            return not any(
+                c.scalar(sa.select(t.c.id).where(t.c.home == self.home).limit(1))
+                for t in (jobs, models)
+            )
 
     def take_over(self, ids: Collection[str] | None, former: str = "") -> None:
         """Make rows of another identity this home's: those with these ids, or all of them."""
         with self._engine.begin() as c:
             for table in (jobs, models):
-                for row in self._sound(table, c.execute(sa.select(table).where(table.c.home == former))):
+                for row in self._sound(
+                    table, c.execute(sa.select(table).where(table.c.home == former))
+                ):
                     if ids is None or row.id in ids:
-                        c.execute(table.update().where(table.c.id == row.id).values(_resealed(table, row, home=self.home)))
+                        c.execute(
+                            table.update()
+                            .where(table.c.id == row.id)
+                            .values(_resealed(table, row, home=self.home))
+                        )
 
     # ------------------------------------------------------------ damage
 
@@ -624,7 +861,9 @@ class JobStore:
         for key in named:
             try:
                 with self._reading() as c:
-                    found += c.execute(sa.select(table).where(*(k == v for k, v in zip(keys, key, strict=True)))).all()
+                    found += c.execute(
+                        sa.select(table).where(*(k == v for k, v in zip(keys, key, strict=True)))
+                    ).all()
             except StoreUnavailable as e:
                 _leave_out(_damaged(table, str(key[0]), str(e.fields["reason"])))
         return found
@@ -678,7 +917,8 @@ def _save(c: Connection, row: Any, **changes: Any) -> Job:
 
 
 def _upgrade(c: Connection, found: str | None) -> bool:
-    """Bring an older store to REVISION in the open transaction; False where its revision is not among ours."""
+    """Bring an older store to REVISION in the open transaction; False where its revision is not
+    among ours."""
     from alembic import command
     from alembic.config import Config
     from alembic.script import ScriptDirectory
@@ -694,14 +934,24 @@ def _upgrade(c: Connection, found: str | None) -> bool:
 
 
 def _is_lost_server(error: BaseException | None) -> bool:
-    """psycopg's class for a server that is gone, full or does not answer; psycopg may not be installed."""
-    return any(f"{k.__module__}.{k.__name__}" == "psycopg.OperationalError" for k in type(error).__mro__)
+    """psycopg's class for a server that is gone, full or does not answer; psycopg may not be
+    installed."""
+    return any(
+        f"{k.__module__}.{k.__name__}" == "psycopg.OperationalError" for k in type(error).__mro__
+    )
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # transactions are begun by us, not by the driver
-    connection.text_factory = lambda data: data.decode(errors="replace")  # damage is told by the row's seal
-    for pragma in ("busy_timeout=30000", "journal_mode=DELETE", "synchronous=FULL", "foreign_keys=ON"):
+    connection.text_factory = lambda data: data.decode(
+        errors="replace"
+    )  # damage is told by the row's seal
+    for pragma in (
+        "busy_timeout=30000",
+        "journal_mode=DELETE",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+    ):
         connection.execute(f"PRAGMA {pragma}")
 
 
@@ -710,23 +960,41 @@ def _begin_sqlite(c: Connection) -> None:
 
 
 def _row(c: Connection, job_id: str, lock: bool = False) -> Any:
-    job_id = job_id.encode("utf-8", "backslashreplace").decode()  # an id that is no text names no job
+    job_id = job_id.encode(
+        "utf-8", "backslashreplace"
+    ).decode()  # an id that is no text names no job
     query = sa.select(jobs).where(jobs.c.id == job_id)
     row = c.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
         newest = c.scalars(sa.select(jobs.c.id).order_by(jobs.c.sequence.desc()).limit(NEAR)).all()
-        alike = c.scalars(sa.select(jobs.c.id).where(jobs.c.id.startswith(job_id[:11], autoescape=True)).limit(NEAR)).all()
+        alike = c.scalars(
+            sa.select(jobs.c.id)
+            .where(jobs.c.id.startswith(job_id[:11], autoescape=True))
+            .limit(NEAR)
+        ).all()
         raise UnknownJob(id=job_id, closest=closest(job_id, {*newest, *alike}))
     return _must_be_sound(jobs, row)
 
 
 def _add_model(c: Connection, model: Mapping[str, Any], version_of: str, moves: bool) -> None:
     if not version_of:
-        c.execute(models.insert().values(sealed(models, {**model, "line": model["model_key"], "version": 1, "is_current": True})))
+        c.execute(
+            models.insert().values(
+                sealed(
+                    models, {**model, "line": model["model_key"], "version": 1, "is_current": True}
+                )
+            )
+        )
         return
-    c.execute(sa.select(models.c.id).where(models.c.line == version_of).with_for_update()).all()  # versions of a line take turns
+    c.execute(
+        sa.select(models.c.id).where(models.c.line == version_of).with_for_update()
+    ).all()  # versions of a line take turns
     version = _next(c, models.c.version, models.c.line == version_of)
-    c.execute(models.insert().values(sealed(models, {**model, "line": version_of, "version": version, "is_current": False})))
+    c.execute(
+        models.insert().values(
+            sealed(models, {**model, "line": version_of, "version": version, "is_current": False})
+        )
+    )
     if moves:
         _move_line(c, version_of, model["id"])
 
@@ -741,23 +1009,40 @@ def _next(c: Connection, column: Any, where: Any = None) -> int:
 def _move_line(c: Connection, line: Any, model_id: str) -> None:
     for row in c.execute(sa.select(models).where(models.c.line == line)).all():
         if row.is_current != (row.id == model_id) and not schema.damage(models, row._mapping):
-            c.execute(models.update().where(models.c.id == row.id).values(_resealed(models, row, is_current=row.id == model_id)))
+            c.execute(
+                models.update()
+                .where(models.c.id == row.id)
+                .values(_resealed(models, row, is_current=row.id == model_id))
+            )
 
 
 def _free_name(c: Connection, name: str) -> str:
-    """The name itself, or with the first suffix that is free. The names of base models are taken."""
-    places = ((jobs.c.model_key, NAME_TAKEN), (models.c.model_key, sa.true()), (models.c.line, sa.true()))
+    """The name itself, or with the first suffix that is free. The names of base models are
+    taken."""
+    places = (
+        (jobs.c.model_key, NAME_TAKEN),
+        (models.c.model_key, sa.true()),
+        (models.c.line, sa.true()),
+    )
 
     def is_taken(key: str) -> bool:
-        return key in catalog.entries() or any(c.scalar(sa.select(k).where(k == key, also).limit(1)) is not None for k, also in places)
+        return key in catalog.entries() or any(
+            c.scalar(sa.select(k).where(k == key, also).limit(1)) is not None for k, also in places
+        )
 
     if not is_taken(key := model_key(name)):
         return name
     stem = key[: max(1, len(key) - len("_99999"))]  # a name at its limit is cut for its suffix
-    taken = {t for k, also in places for t in c.scalars(sa.select(k).where(k.startswith(stem, autoescape=True), also))} | {
-        *catalog.entries()
-    }
-    return next(n for i in range(2, len(taken) + 3) if model_key(n := with_suffix(name, f"_{i}")) not in taken)
+    taken = {
+        t
+        for k, also in places
+        for t in c.scalars(sa.select(k).where(k.startswith(stem, autoescape=True), also))
+    } | {*catalog.entries()}
+    return next(
+        n
+        for i in range(2, len(taken) + 3)
+        if model_key(n := with_suffix(name, f"_{i}")) not in taken
+    )
 
 
 def _replace_rows(c: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
@@ -771,26 +1056,60 @@ def _replace_rows(c: Connection, table: Table, rows: list[dict[str, Any]]) -> No
 
     statement = insert(table)
     keys = [k.name for k in table.primary_key]
-    c.execute(statement.on_conflict_do_update(
-        index_elements=keys, set_={k: statement.excluded[k] for k in rows[0] if k not in keys}
-    ), rows)  # fmt: skip
+    c.execute(
+        statement.on_conflict_do_update(
+            index_elements=keys, set_={k: statement.excluded[k] for k in rows[0] if k not in keys}
+        ),
+        rows,
+    )
 
 
 def _request_digest(job: Job, content: str) -> str:
-    asked = [job.name, job.base_model, job.training_data, job.validation_data, job.options.to_json(), content]
+    asked = [
+        job.name,
+        job.base_model,
+        job.training_data,
+        job.validation_data,
+        job.options.to_json(),
+        content,
+    ]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def _job(row: Any) -> Job:
     return Job(
-        id=row.id, name=row.name, base_model=row.base_model, task=row.task, training_data=row.training_data,
-        validation_data=row.validation_data, options=Options.parse(row.options),
-        resolved=ResolvedOptions.from_json(row.resolved) if row.resolved else None, status=JobStatus(row.status),
-        step=row.step, total_steps=row.total_steps, rows=row.rows, input_tokens=row.input_tokens,
-        trained_tokens=row.trained_tokens, training_loss=row.training_loss, validation_loss=row.validation_loss, stopped_by=row.stopped_by,
-        quote=row.quote, used=row.used, certificate=row.certificate,
-        verdict=row.verdict, moved=row.moved or {}, doing=row.doing,
-        warnings=tuple(row.warnings), error=row.error, created_at=row.created_at,
-        started_at=row.started_at, finished_at=row.finished_at, attempt=row.attempt, owner=row.owner,
-        data_digest=row.data_digest, template=row.template, base=row.base, home=row.home,
-    )  # fmt: skip
+        id=row.id,
+        name=row.name,
+        base_model=row.base_model,
+        task=row.task,
+        training_data=row.training_data,
+        validation_data=row.validation_data,
+        options=Options.parse(row.options),
+        resolved=ResolvedOptions.from_json(row.resolved) if row.resolved else None,
+        status=JobStatus(row.status),
+        step=row.step,
+        total_steps=row.total_steps,
+        rows=row.rows,
+        input_tokens=row.input_tokens,
+        trained_tokens=row.trained_tokens,
+        training_loss=row.training_loss,
+        validation_loss=row.validation_loss,
+        stopped_by=row.stopped_by,
+        quote=row.quote,
+        used=row.used,
+        certificate=row.certificate,
+        verdict=row.verdict,
+        moved=row.moved or {},
+        doing=row.doing,
+        warnings=tuple(row.warnings),
+        error=row.error,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        attempt=row.attempt,
+        owner=row.owner,
+        data_digest=row.data_digest,
+        template=row.template,
+        base=row.base,
+        home=row.home,
+    )

@@ -10,7 +10,8 @@ def counted(n: int, noun: str) -> str:
 
 
 def agreed(n: int, text: str) -> str:
-    """A text of ours in which every [one|many] is chosen by the number that stands before it: [row|rows] that [repeats|repeat]."""
+    """A text of ours in which every [one|many] is chosen by the number that stands before it:
+    [row|rows] that [repeats|repeat]."""
     return re.sub(r"\[([^|\]]*)\|([^|\]]*)\]", r"\1" if n == 1 else r"\2", text)
 
 
@@ -18,14 +19,22 @@ class Count(int):
     """A number that a template may write with its noun: {rows:row}."""
 
     def __format__(self, spec: str) -> str:
-        return counted(int(self), spec) if spec.replace(" ", "").isalpha() else int.__format__(int(self), spec)
+        return (
+            counted(int(self), spec)
+            if spec.replace(" ", "").isalpha()
+            else int.__format__(int(self), spec)
+        )
 
 
 class Word(str):
     """The same for what is no number, such as `over 128`."""
 
     def __format__(self, spec: str) -> str:
-        return f"{self} {spec}s" if spec.replace(" ", "").isalpha() else str.__format__(str(self), spec)
+        return (
+            f"{self} {spec}s"
+            if spec.replace(" ", "").isalpha()
+            else str.__format__(str(self), spec)
+        )
 
 
 def field_of(value: Any) -> Any:

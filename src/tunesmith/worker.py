@@ -1,7 +1,9 @@
-"""The worker: claims a job, renews its lease, runs its three phases in child processes, publishes the model.
+"""The worker: claims a job, renews its lease, runs its three phases in child processes, publishes
+the model.
 
-It never imports torch, so an out-of-memory kill or a crash of the trainer spares it. One worker runs per home folder and machine, held by a
-file lock that dies with it. Files first, then one compare-and-set makes the model appear.
+It never imports torch, so an out-of-memory kill or a crash of the trainer spares it. One worker
+runs per home folder and machine, held by a file lock that dies with it. Files first, then one
+compare-and-set makes the model appear.
 """
 
 import fcntl
@@ -62,11 +64,14 @@ TRAIN: _Phase = ("training", "tunesmith.tuning.trainer")
 EVALUATE: _Phase = ("evaluating", "tunesmith.evaluation.evaluator")
 
 _starting = threading.Lock()
-_started: dict[Path, subprocess.Popen[bytes]] = {}  # by home; kept, so that a worker that ended is reaped with its parent
+_started: dict[
+    Path, subprocess.Popen[bytes]
+] = {}  # by home; kept, so that a worker that ended is reaped with its parent
 
 
 def ensure(settings: Settings, store: JobStore) -> None:
-    """Start a detached worker if there is work and none is alive on this machine; never in a home that cannot be written."""
+    """Start a detached worker if there is work and none is alive on this machine; never in a home
+    that cannot be written."""
     if store.is_read_only:
         return
     with _starting:
@@ -81,13 +86,19 @@ def _ensure(settings: Settings, store: JobStore) -> None:
         return
     with os.fdopen(durable.open_private(settings.home / "worker.log"), "ab") as out:
         _started[settings.home] = subprocess.Popen(
-            child.command("tunesmith.worker"), stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=settings.home,
-            env={**os.environ, **settings.environment()}, start_new_session=True,
-        )  # fmt: skip
+            child.command("tunesmith.worker"),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            cwd=settings.home,
+            env={**os.environ, **settings.environment()},
+            start_new_session=True,
+        )
 
 
 def is_alive(home: Path) -> bool:
-    """Whether this home's worker runs on this machine. Those who look share the lock, so they do not mistake each other for it."""
+    """Whether this home's worker runs on this machine. Those who look share the lock, so they do
+    not mistake each other for it."""
     try:
         os.close(_lock(home, fcntl.LOCK_SH))
     except BlockingIOError:
@@ -97,7 +108,8 @@ def is_alive(home: Path) -> bool:
 
 @contextmanager
 def _only_worker(home: Path) -> Iterator[None]:
-    """The lock of this home's one worker; BlockingIOError while another holds it. It ends with its process, however that ends."""
+    """The lock of this home's one worker; BlockingIOError while another holds it. It ends with its
+    process, however that ends."""
     descriptor = _lock(home, fcntl.LOCK_EX, tries=LOCK_TRIES)
     try:
         os.truncate(descriptor, 0)
@@ -133,17 +145,24 @@ class _Death:
 
     @property
     def from_outside(self) -> bool:
-        """Somebody, or a shutdown, ended it; a crash, an exit or a want of memory is the job's own doing and would come again."""
-        return -self.code in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP) and not self.for_memory
+        """Somebody, or a shutdown, ended it; a crash, an exit or a want of memory is the job's own
+        doing and would come again."""
+        return (
+            -self.code in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+            and not self.for_memory
+        )
 
     def __str__(self) -> str:
         if self.code >= 0:
             return f"exit code {self.code}"
-        return f"killed by signal {-self.code}" + (": there was no memory left" if self.for_memory else "")
+        return f"killed by signal {-self.code}" + (
+            ": there was no memory left" if self.for_memory else ""
+        )
 
 
 def _oom_kills() -> int:
-    """How many processes this system has killed for want of memory since it started; 0 where it does not tell."""
+    """How many processes this system has killed for want of memory since it started; 0 where it
+    does not tell."""
     try:
         found = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.M)
     except OSError:
@@ -151,16 +170,28 @@ def _oom_kills() -> int:
     return int(found[1]) if found else 0
 
 
-def start_child(module: str, errors: BinaryIO, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    """A child in a process group of its own. Proofs put a fork in its place, which costs no import."""
+def start_child(
+    module: str, errors: BinaryIO, environment: Mapping[str, str]
+) -> "subprocess.Popen[bytes]":
+    """A child in a process group of its own. Proofs put a fork in its place, which costs no
+    import."""
     return subprocess.Popen(
-        child.command(module), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True, env=environment
+        child.command(module),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        start_new_session=True,
+        env=environment,
     )
 
 
 def collect(settings: Settings, job: Job) -> None:
-    """Checkpoints and results of a job that has ended, and files that were to be its model; its rows and its logs stay."""
-    if job.status in (JobStatus.CANCELLED, JobStatus.FAILED):  # a model appears with SUCCEEDED or never
+    """Checkpoints and results of a job that has ended, and files that were to be its model; its
+    rows and its logs stay."""
+    if job.status in (
+        JobStatus.CANCELLED,
+        JobStatus.FAILED,
+    ):  # a model appears with SUCCEEDED or never
         durable.remove(settings.home / "models" / job.id.removeprefix("ft_"))
     for folder in settings.job_folder(job.id).glob("attempt-*/*"):
         if folder.is_dir():
@@ -168,13 +199,18 @@ def collect(settings: Settings, job: Job) -> None:
 
 
 def sweep(settings: Settings, store: JobStore) -> None:
-    """What killed processes left: staging folders of none that is alive, and what jobs that have ended no longer need."""
+    """What killed processes left: staging folders of none that is alive, and what jobs that have
+    ended no longer need."""
     durable.sweep_staging(settings.home)
     for table in (jobs, models):
         for folder in durable.abandoned(settings.home / table.name):
             known = folder.name in {i.removeprefix("ft_") for i in store.own_ids(table)}
             (durable.settle if known else durable.remove)(folder)
-    kept = {folder.parent.parent.name for folder in (settings.home / "jobs").glob("*/attempt-*/*") if folder.is_dir()}
+    kept = {
+        folder.parent.parent.name
+        for folder in (settings.home / "jobs").glob("*/attempt-*/*")
+        if folder.is_dir()
+    }
     kept |= {folder.name for folder in (settings.home / "models").glob("*")} - store.own_ids(models)
     for name in sorted(kept):
         try:
@@ -186,8 +222,11 @@ def sweep(settings: Settings, store: JobStore) -> None:
 
 
 class Worker:
-    def __init__(self, settings: Settings, store: JobStore, *, holder: str = "", lease_s: float = LEASE_S) -> None:
-        """`holder` names what may take its jobs back at once when it starts again: by default this home on this machine."""
+    def __init__(
+        self, settings: Settings, store: JobStore, *, holder: str = "", lease_s: float = LEASE_S
+    ) -> None:
+        """`holder` names what may take its jobs back at once when it starts again: by default this
+        home on this machine."""
         self._settings, self._store, self._lease_s = settings, store, lease_s
         self._holder = holder or f"{os.uname().nodename}:{store.home or settings.home}"
 
@@ -229,16 +268,22 @@ class Worker:
                     self._store.warn(job, f"{e} Tried again from the last checkpoint.")
                 except TunesmithError:
                     raise
-                except Exception as e:  # a fault of ours, or of a library: the job ends by name, the worker goes on
+                # a fault of ours, or of a library: the job ends by name, the worker goes on
+                except Exception as e:
                     failures += 1
                     log.exception("%s", job.id)
                     if failures == DEATHS_LIMIT:
                         phase = f"{job.status.value}, {failures} times"
-                        reason = f"{type(e).__name__}: {e}. worker.log in the home folder has the rest"
+                        reason = (
+                            f"{type(e).__name__}: {e}. worker.log in the home folder has the rest"
+                        )
                         raise TrainingFailed(id=job.id, phase=phase, reason=reason) from None
                     job = self._store.retry(self._store.get(job.id))
                 log.info("%s %s", job.id, job.status)
-        except (LeaseLost, StoreUnavailable) as e:  # the job keeps its state for whoever claims it next
+        except (
+            LeaseLost,
+            StoreUnavailable,
+        ) as e:  # the job keeps its state for whoever claims it next
             log.warning("%s", e)
         except TunesmithError as e:
             job = self._store.get(job.id)
@@ -269,7 +314,8 @@ class Worker:
     # ------------------------------------------------------------ one phase
 
     def _run_phase(self, phase: _Phase, job: Job) -> Job:
-        """Run a phase's child until it is done. A child that dies is started again, from its last checkpoint."""
+        """Run a phase's child until it is done. A child that dies is started again, from its last
+        checkpoint."""
         deaths, furthest = 0, self._store.get(job.id).step
         while True:
             ended = self._run_child(phase, job)
@@ -285,19 +331,37 @@ class Worker:
                 deaths = deaths + 1 if job.step <= furthest else 1
                 furthest = max(furthest, job.step)
             if deaths >= DEATHS_LIMIT:
-                raise ChildDied(phase=phase[0], id=job.id, times=deaths, reason=str(ended), log=self._log_tail(job))
-            self._store.warn(job, f"the {phase[0]} process ended ({ended}); started again from its last checkpoint", level="info")
+                raise ChildDied(
+                    phase=phase[0],
+                    id=job.id,
+                    times=deaths,
+                    reason=str(ended),
+                    log=self._log_tail(job),
+                )
+            self._store.warn(
+                job,
+                f"the {phase[0]} process ended ({ended}); started again from its last checkpoint",
+                level="info",
+            )
             job = self._store.retry(job)
 
     def _run_child(self, phase: _Phase, job: Job) -> "TunesmithError | _Death | None":
-        """None when the phase is done or was cancelled, the error that the child told, or how it died."""
+        """None when the phase is done or was cancelled, the error that the child told, or how it
+        died."""
         folder = self._settings.job_folder(job.id) / f"attempt-{job.attempt}"
         durable.make_folder(folder)
         assignment = child.Assignment.of(
-            self._store.get(job.id), home=self._settings.home, job_folder=folder.parent, device=self._settings.device,
+            self._store.get(job.id),
+            home=self._settings.home,
+            job_folder=folder.parent,
+            device=self._settings.device,
             threads=self._settings.threads,
-        )  # fmt: skip
-        environment = {**os.environ, **self._settings.environment(), "TUNESMITH_WORKER_PID": str(os.getpid())}
+        )
+        environment = {
+            **os.environ,
+            **self._settings.environment(),
+            "TUNESMITH_WORKER_PID": str(os.getpid()),
+        }
         environment.pop("TUNESMITH_STORE")  # a child has no database credential
         with os.fdopen(durable.open_private(folder / "log.txt"), "ab") as errors:
             process = start_child(phase[1], errors, environment)
@@ -306,7 +370,9 @@ class Worker:
         finally:
             _stop(process)
 
-    def _listen(self, process: subprocess.Popen[bytes], job: Job, assignment: child.Assignment) -> "TunesmithError | _Death | None":
+    def _listen(
+        self, process: subprocess.Popen[bytes], job: Job, assignment: child.Assignment
+    ) -> "TunesmithError | _Death | None":
         killed_for_memory = _oom_kills()
         lines = _lines(process, child.send(assignment))
         scribe, ended, beat = _Scribe(self._store, job), None, 0.0
@@ -326,7 +392,11 @@ class Worker:
         code = process.wait(STOP_S)
         if ended == "done":
             return None
-        return ended if isinstance(ended, TunesmithError) else _Death(code, _oom_kills() > killed_for_memory)
+        return (
+            ended
+            if isinstance(ended, TunesmithError)
+            else _Death(code, _oom_kills() > killed_for_memory)
+        )
 
     # ------------------------------------------------------------ ends
 
@@ -336,25 +406,51 @@ class Worker:
             return job
         final = Path("models") / job.id.removeprefix("ft_") / "v1"
         target = self._settings.home / final
-        if not target.exists():  # else a worker before us died between this rename and the next statement
-            attempts = sorted(self._settings.job_folder(job.id).glob("attempt-*/result"), key=lambda p: -int(p.parent.name[8:]))
+        if (
+            not target.exists()
+        ):  # else a worker before us died between this rename and the next statement
+            attempts = sorted(
+                self._settings.job_folder(job.id).glob("attempt-*/result"),
+                key=lambda p: -int(p.parent.name[8:]),
+            )
             durable.verify(attempts[0])
             with durable.staging(self._settings.home) as outer:
                 staged = outer / "v1"  # hard links: no second copy of the weights
-                shutil.copytree(attempts[0], staged, copy_function=os.link, ignore=shutil.ignore_patterns(durable.MANIFEST))
+                shutil.copytree(
+                    attempts[0],
+                    staged,
+                    copy_function=os.link,
+                    ignore=shutil.ignore_patterns(durable.MANIFEST),
+                )
                 durable.write_json(staged / "certificate.json", job.certificate)
                 durable.publish(staged, target, {"job": job.id, "name": job.name})
         durable.verify(target)
         model = dict(
-            id=job.id.removeprefix("ft_"), name=job.name, model_key=model_key(job.name), job_id=job.id,
-            base_model=job.base_model, base=dict(job.base), task=job.task, method=job.resolved.method, folder=str(final),
-            digest=durable.sha256(target / durable.MANIFEST), verdict=dict(job.verdict) if job.verdict else None, owner=job.owner,
-        )  # fmt: skip
+            id=job.id.removeprefix("ft_"),
+            name=job.name,
+            model_key=model_key(job.name),
+            job_id=job.id,
+            base_model=job.base_model,
+            base=dict(job.base),
+            task=job.task,
+            method=job.resolved.method,
+            folder=str(final),
+            digest=durable.sha256(target / durable.MANIFEST),
+            verdict=dict(job.verdict) if job.verdict else None,
+            owner=job.owner,
+        )
         used = dict(
-            kind="training", model=job.name, base_model=job.base_model, job_id=job.id, input_tokens=job.trained_tokens,
-            output_tokens=0, started_at=job.started_at,
-            credits=catalog.credits(self._settings.home, job.base_model, "training", job.trained_tokens),
-        )  # fmt: skip
+            kind="training",
+            model=job.name,
+            base_model=job.base_model,
+            job_id=job.id,
+            input_tokens=job.trained_tokens,
+            output_tokens=0,
+            started_at=job.started_at,
+            credits=catalog.credits(
+                self._settings.home, job.base_model, "training", job.trained_tokens
+            ),
+        )
         line, why_not = self._line(job)
         job = self._store.succeed(job, model, used, version_of=line, moves=not why_not)
         if job.status is JobStatus.SUCCEEDED:
@@ -362,7 +458,8 @@ class Worker:
         return job
 
     def _line(self, job: Job) -> tuple[str, str]:
-        """The line of versions that the new model joins, and why its name will not move to it; both empty where it begins a line."""
+        """The line of versions that the new model joins, and why its name will not move to it; both
+        empty where it begins a line."""
         if not job.options.new_version_of:
             return "", ""
         head = registry.resolve(self._store, self._settings.home, job.options.new_version_of)
@@ -401,7 +498,10 @@ class Worker:
                 continue
 
     def _log_tail(self, job: Job) -> str:
-        logs = sorted(self._settings.job_folder(job.id).glob("attempt-*/log.txt"), key=lambda p: p.stat().st_mtime)
+        logs = sorted(
+            self._settings.job_folder(job.id).glob("attempt-*/log.txt"),
+            key=lambda p: p.stat().st_mtime,
+        )
         return logs[-1].read_text(errors="replace")[-2000:] if logs else ""
 
 
@@ -426,17 +526,35 @@ class _Scribe:
                 self._store.record_rows(self._job, rejections, message["rows"])
             case "row_losses":
                 part, epoch = message["part"], message["epoch"]
-                self._row_losses += [{"part": part, "epoch": epoch, "row": r, "loss": v, "tokens": n} for r, v, n in message["rows"]]
+                self._row_losses += [
+                    {"part": part, "epoch": epoch, "row": r, "loss": v, "tokens": n}
+                    for r, v, n in message["rows"]
+                ]
             case "started":
-                self._store.record(self._job, step=message["step"], total_steps=message["total_steps"])
+                self._store.record(
+                    self._job, step=message["step"], total_steps=message["total_steps"]
+                )
             case "step":
                 self._step(message)
             case "prepared":
-                self._store.record(self._job, **{k: message[k] for k in ("resolved", "input_tokens", "rows", "moved")})
+                self._store.record(
+                    self._job,
+                    **{k: message[k] for k in ("resolved", "input_tokens", "rows", "moved")},
+                )
             case "trained":
                 self._store.record(
                     self._job,
-                    **{k: message[k] for k in ("step", "trained_tokens", "training_loss", "validation_loss", "stopped_by", "used")},
+                    **{
+                        k: message[k]
+                        for k in (
+                            "step",
+                            "trained_tokens",
+                            "training_loss",
+                            "validation_loss",
+                            "stopped_by",
+                            "used",
+                        )
+                    },
                 )
             case "quoted":
                 self._store.record(self._job, quote=message["quote"])
@@ -506,7 +624,9 @@ def main() -> None:
                 sweep(settings, store)
                 Worker(settings, store).run()
                 sweep(settings, store)
-            if not store.has_waiting():  # a job that came while the lock was still held would find no worker
+            if (
+                not store.has_waiting()
+            ):  # a job that came while the lock was still held would find no worker
                 break
     except BlockingIOError:
         log.info("another worker is alive in %s", settings.home)

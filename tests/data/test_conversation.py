@@ -1,4 +1,5 @@
-"""The one validator of conversations: the same rows are taken, and the same refused, in training and in COMPLETE."""
+"""The one validator of conversations: the same rows are taken, and the same refused, in training
+and in COMPLETE."""
 
 import json
 from pathlib import Path
@@ -26,29 +27,58 @@ SYSTEM = {"role": "system", "content": "be brief"}
 CALL = [{"id": "c", "type": "function", "function": {"name": "weather", "arguments": "{}"}}]
 
 REFUSED = {
-    "tool calls": ([user(), answer("Let me look.", tool_calls=CALL)], "message 2 has tool_calls: tool calls are not supported"),
-    "a function call": ([user(), answer(None, function_call={"name": "f"})], "message 2 has function_call"),
-    "a tool's answer": ([user(), {"role": "tool", "content": "5", "tool_call_id": "c"}, answer()], "message 2 has tool_call_id"),
-    "a picture": ([user([{"type": "image_url", "image_url": {"url": "x"}}]), answer()], "message 1 has a part of the type 'image_url'"),
-    "audio": ([user([{"type": "input_audio", "input_audio": {}}]), answer()], "'input_audio': only text parts"),
+    "tool calls": (
+        [user(), answer("Let me look.", tool_calls=CALL)],
+        "message 2 has tool_calls: tool calls are not supported",
+    ),
+    "a function call": (
+        [user(), answer(None, function_call={"name": "f"})],
+        "message 2 has function_call",
+    ),
+    "a tool's answer": (
+        [user(), {"role": "tool", "content": "5", "tool_call_id": "c"}, answer()],
+        "message 2 has tool_call_id",
+    ),
+    "a picture": (
+        [user([{"type": "image_url", "image_url": {"url": "x"}}]), answer()],
+        "message 1 has a part of the type 'image_url'",
+    ),
+    "audio": (
+        [user([{"type": "input_audio", "input_audio": {}}]), answer()],
+        "'input_audio': only text parts",
+    ),
     "reasoning": ([user(), answer(reasoning_content="hm")], "message 2 has reasoning_content"),
     "two users": ([user(), user(), answer()], "the roles are user, user, assistant"),
     "a late system message": ([user(), SYSTEM, answer()], "the roles are user, system, assistant"),
-    "two systems": ([SYSTEM, SYSTEM, user(), answer()], "the roles are system, system, user, assistant"),
-    "an assistant first": ([answer(), user(), answer()], "the roles are assistant, user, assistant"),
+    "two systems": (
+        [SYSTEM, SYSTEM, user(), answer()],
+        "the roles are system, system, user, assistant",
+    ),
+    "an assistant first": (
+        [answer(), user(), answer()],
+        "the roles are assistant, user, assistant",
+    ),
     "no content": ([user(), {"role": "assistant"}], "message 2 has no content"),
-    "a number as content": ([user(5), answer()], "message 1 has a content that is neither a text nor a list of parts"),
+    "a number as content": (
+        [user(5), answer()],
+        "message 1 has a content that is neither a text nor a list of parts",
+    ),
     "half an emoji": ([user(), answer("ok \ud83d")], "message 2 is no valid Unicode"),
-    "a role of another API": ([{"role": "developer", "content": "x"}, user(), answer()], "message 1 has the role 'developer'"),
+    "a role of another API": (
+        [{"role": "developer", "content": "x"}, user(), answer()],
+        "message 1 has the role 'developer'",
+    ),
     "no message at all": (["hi", "yo"], "message 1 is not an object"),
     "half a weight": ([user(), answer(weight=0.5)], "message 2 has the weight 0.5"),
     "a weight that is no number": ([user(), answer(weight=True)], "message 2 has the weight True"),
     "a user's weight": ([user(weight=1), answer()], "message 1 has a weight of 1"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_not_supported_is_refused_by_name_and_rejects_its_row_alone(tmp_path: Path, kind: str) -> None:
+def test_what_is_not_supported_is_refused_by_name_and_rejects_its_row_alone(
+    tmp_path: Path, kind: str
+) -> None:
     messages, words = REFUSED[kind]
     with pytest.raises(InvalidPrompt) as caught:
         lesson(messages)
@@ -77,10 +107,16 @@ def test_text_parts_are_joined_and_a_weight_of_one_is_the_usual_one() -> None:
 def test_answers_of_weight_zero_are_read_and_not_learnt() -> None:
     with pytest.raises(InvalidPrompt, match="every answer has weight 0"):
         lesson([user(), answer(weight=0)])
-    assert lesson([user("a"), answer("b", weight=0), user("c"), answer("d")]) == [user("a"), answer("b", weight=0), user("c"), answer("d")]
-    assert lesson([user("a"), answer("b"), user("c"), answer("d", weight=0)]) == [user("a"), answer("b")], (
-        "what follows the last learnt answer"
-    )
+    assert lesson([user("a"), answer("b", weight=0), user("c"), answer("d")]) == [
+        user("a"),
+        answer("b", weight=0),
+        user("c"),
+        answer("d"),
+    ]
+    assert lesson([user("a"), answer("b"), user("c"), answer("d", weight=0)]) == [
+        user("a"),
+        answer("b"),
+    ], "what follows the last learnt answer"
 
 
 SHAPES = {
@@ -88,7 +124,9 @@ SHAPES = {
     "a list and a text": {"prompt": [user("a")], "completion": "b"},
     "a text and a list": {"prompt": "a", "completion": [answer("b")]},
     "messages": {"messages": [user("a"), answer("b")]},
-    "content parts": {"messages": [user([{"type": "text", "text": "a"}]), answer([{"type": "text", "text": "b"}])]},
+    "content parts": {
+        "messages": [user([{"type": "text", "text": "a"}]), answer([{"type": "text", "text": "b"}])]
+    },
     "keys that mean nothing": {"messages": [user("a", name="Ann"), answer("b", name=None)]},
     "text": {"prompt": "a", "completion": "b"},
 }
@@ -99,7 +137,12 @@ def test_every_shape_of_one_exchange_is_one_row(tmp_path: Path, shape: str) -> N
     (tmp_path / "rows.jsonl").write_text(json.dumps(SHAPES[shape]) + "\n")
     for data in ([SHAPES[shape]], str(tmp_path / "rows.jsonl")):
         [row] = frozen(data, tmp_path)
-        assert (row.prompt, row.completion, row.chat, row.messages) == ("a", "b", False, [user("a")])
+        assert (row.prompt, row.completion, row.chat, row.messages) == (
+            "a",
+            "b",
+            False,
+            [user("a")],
+        )
 
 
 def test_longer_conversations_are_joined_of_prompt_and_completion(tmp_path: Path) -> None:
@@ -109,7 +152,9 @@ def test_longer_conversations_are_joined_of_prompt_and_completion(tmp_path: Path
         assert row.messages == whole[:4] and row.completion == "d" and row.chat
 
 
-@pytest.mark.parametrize("value", [["a", "b"], [1, 2], [], [{"slot": "time", "value": "7pm"}], {"role": "user"}])
+@pytest.mark.parametrize(
+    "value", [["a", "b"], [1, 2], [], [{"slot": "time", "value": "7pm"}], {"role": "user"}]
+)
 def test_other_lists_and_objects_are_text(tmp_path: Path, value: Any) -> None:
     assert not is_conversation(value)
     text = json.dumps(value)
@@ -140,7 +185,10 @@ def encoder(tiny_base: Path) -> Encoder:
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.text(min_size=1, max_size=5), st.booleans()), min_size=1, max_size=5), st.booleans())
+@given(
+    st.lists(st.tuples(st.text(min_size=1, max_size=5), st.booleans()), min_size=1, max_size=5),
+    st.booleans(),
+)
 def test_every_answer_but_those_of_weight_zero_is_learnt_with_its_end(
     encoder: Encoder, turns: list[tuple[str, bool]], system: bool
 ) -> None:
@@ -149,13 +197,19 @@ def test_every_answer_but_those_of_weight_zero_is_learnt_with_its_end(
         messages += [user(), answer(text) if learnt else answer(text, weight=0)]
     messages = [*messages, user("last")]
     row = encoder.row(messages, "end", "all")
-    wanted = [[*encoder.text(text), encoder.template.end_id] for text, learnt in turns if learnt] + [
-        [*encoder.text("end"), encoder.template.end_id]
-    ]
+    wanted = [
+        [*encoder.text(text), encoder.template.end_id] for text, learnt in turns if learnt
+    ] + [[*encoder.text("end"), encoder.template.end_id]]
     assert [row.ids[i] for i in row.learnt] == sum(wanted, []) and row.n_learnt == len(row.learnt)
-    assert row.ids[: row.n_prompt] == encoder.prompt(messages), "the same tokens, whatever is learnt"
+    assert row.ids[: row.n_prompt] == encoder.prompt(messages), (
+        "the same tokens, whatever is learnt"
+    )
     for start, _ in row.earlier:  # each stands behind what the model is asked at that turn
-        n = next(n for n in range(len(messages)) if len(encoder.prompt(messages[:n])) == start and messages[n]["role"] == "assistant")
+        n = next(
+            n
+            for n in range(len(messages))
+            if len(encoder.prompt(messages[:n])) == start and messages[n]["role"] == "assistant"
+        )
         assert row.ids[:start] == encoder.prompt(messages[:n])
     last = encoder.row(messages, "end")
     assert last.ids == row.ids and last.earlier == () and last.n_learnt == last.n_completion
@@ -169,11 +223,18 @@ TEMPLATES = {
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)
-def test_an_earlier_answer_that_the_template_does_not_write_as_asked_cannot_be_learnt(tiny_base: Path, kind: str) -> None:
+def test_an_earlier_answer_that_the_template_does_not_write_as_asked_cannot_be_learnt(
+    tiny_base: Path, kind: str
+) -> None:
     template = PromptTemplate(TEMPLATES[kind], "", "<|end|>", 0, (0,), "2026-01-01")
     encoder = Encoder(template, tiny_base)
     messages = [user("a"), answer("b"), user("c")]
     with pytest.raises(AnswersNotFound, match="message 2"):
         encoder.row(messages, "d", "all")
-    assert encoder.row(messages, "d").n_learnt == 2 and encoder.row(messages[:1], "d", "all").n_learnt == 2
-    assert encoder.row([user("a"), answer("b", weight=0), user("c")], "d", "all").n_learnt == 2, "nothing earlier is learnt"
+    assert (
+        encoder.row(messages, "d").n_learnt == 2
+        and encoder.row(messages[:1], "d", "all").n_learnt == 2
+    )
+    assert encoder.row([user("a"), answer("b", weight=0), user("c")], "d", "all").n_learnt == 2, (
+        "nothing earlier is learnt"
+    )

@@ -11,9 +11,11 @@ from tunesmith.data.split import EXACT, FEW_ROWS, NEAR, PARTS, Plan
 from tunesmith.words import counted
 
 SIZES = st.one_of(
-    st.lists(st.integers(1, 3), min_size=1, max_size=200), st.lists(st.integers(1, 60), min_size=1, max_size=60),
-    st.lists(st.sampled_from([1, 1, 1, 90]), min_size=1, max_size=80), st.lists(st.sampled_from([7, 11]), min_size=1, max_size=60),
-)  # fmt: skip
+    st.lists(st.integers(1, 3), min_size=1, max_size=200),
+    st.lists(st.integers(1, 60), min_size=1, max_size=60),
+    st.lists(st.sampled_from([1, 1, 1, 90]), min_size=1, max_size=80),
+    st.lists(st.sampled_from([7, 11]), min_size=1, max_size=60),
+)
 
 
 def best_sum(sizes: list[int], most: int) -> int:
@@ -41,12 +43,15 @@ def test_parts_are_as_near_their_shares_as_whole_groups_allow(sizes: list[int]) 
     if enough:
         assert counts["verdict"] == best_sum(fitting, plan.verdict)
     rest = [s for s, p in zip(sizes, parts, strict=True) if p == "train" and s <= plan.validation]
-    assert not enough or all(counts["validation"] + s > plan.validation for s in rest), "nothing that fits is left in train"
+    assert not enough or all(counts["validation"] + s > plan.validation for s in rest), (
+        "nothing that fits is left in train"
+    )
     told = list(split.warnings(counts, {"training": plan}))
     for part, share in (("verdict", plan.verdict), ("validation", plan.validation)):
-        assert any(w.startswith(f"{part} has {counts[part]} of the {counted(share, 'row')} meant") for w in told) is (
-            counts[part] < NEAR * share
-        )
+        assert any(
+            w.startswith(f"{part} has {counts[part]} of the {counted(share, 'row')} meant")
+            for w in told
+        ) is (counts[part] < NEAR * share)
 
 
 @pytest.mark.parametrize("of_one_prompt", [0, 10, 40, 60, 79, 80, 85, 90, 95, 99, 100])
@@ -60,7 +65,10 @@ def test_one_prompt_does_not_take_the_training_rows(of_one_prompt: int) -> None:
 
 
 def test_the_first_groups_in_drawn_order_are_held_out() -> None:
-    assert split.split([1] * 20, Plan("train", verdict=2, validation=3)) == ["verdict"] * 2 + ["validation"] * 3 + ["train"] * 15
+    assert (
+        split.split([1] * 20, Plan("train", verdict=2, validation=3))
+        == ["verdict"] * 2 + ["validation"] * 3 + ["train"] * 15
+    )
 
 
 @pytest.mark.parametrize("share", [EXACT + 1, 3 * EXACT, 100_000])
@@ -72,9 +80,16 @@ def test_large_parts_are_filled_exactly_too(share: int) -> None:
 
 PLANS: dict[tuple[str, ...], dict[str, Plan]] = {
     ("training",): {"training": Plan("train", 20, 20)},
-    ("training", "validation"): {"training": Plan("train"), "validation": Plan("validation", verdict=100)},
+    ("training", "validation"): {
+        "training": Plan("train"),
+        "validation": Plan("validation", verdict=100),
+    },
     ("training", "test"): {"training": Plan("train", 0, 20), "test": Plan("verdict")},
-    ("training", "validation", "test"): {"training": Plan("train"), "validation": Plan("validation"), "test": Plan("verdict")},
+    ("training", "validation", "test"): {
+        "training": Plan("train"),
+        "validation": Plan("validation"),
+        "test": Plan("verdict"),
+    },
 }
 
 

@@ -33,11 +33,21 @@ def half_base(tuned_base: Path, tmp_path: Path) -> ModelSpec:
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight.sign_()  # steps of bfloat16 are wide there
     model.to(torch.bfloat16).save_pretrained(folder)
-    return ModelSpec("half", context=128, prompt_window=96, completion_window=32, parameters=10_000, folder=str(folder))
+    return ModelSpec(
+        "half",
+        context=128,
+        prompt_window=96,
+        completion_window=32,
+        parameters=10_000,
+        folder=str(folder),
+    )
 
 
-def adapter(spec: ModelSpec, change: Callable[[str, torch.Tensor], torch.Tensor], folder: Path) -> Path:
-    """A LoRA adapter with these numbers, its probes and its certificate, as the trainer leaves it."""
+def adapter(
+    spec: ModelSpec, change: Callable[[str, torch.Tensor], torch.Tensor], folder: Path
+) -> Path:
+    """A LoRA adapter with these numbers, its probes and its certificate, as the trainer leaves
+    it."""
     folder.mkdir()
     options = resolve(Options(method="lora", rank=4), Facts(spec, 100))
     lora = methods.load("lora")
@@ -51,12 +61,29 @@ def adapter(spec: ModelSpec, change: Callable[[str, torch.Tensor], torch.Tensor]
     template = PromptTemplate.of_base(Path(spec.folder))
     durable.write_json(folder / "prompt_template.json", template.to_json())
     encoder = Encoder(template, Path(spec.folder))
-    asked = [[{"role": "user", "content": f"{verb} {w}"}] for verb in ("say", "repeat", "write", "tell") for w in WORDS]
+    asked = [
+        [{"role": "user", "content": f"{verb} {w}"}]
+        for verb in ("say", "repeat", "write", "tell")
+        for w in WORDS
+    ]
     found = Engine(model.eval(), encoder, "m", 128).generate(asked, Sampling(max_tokens=6))
-    probes = record(model, [encoder.prompt(m) for m in asked], [c.ids for c in found], [c.stopped for c in found])
+    probes = record(
+        model,
+        [encoder.prompt(m) for m in asked],
+        [c.ids for c in found],
+        [c.stopped for c in found],
+    )
     probes.save(folder)
-    made = certify("adapter", "float32", model, probes, replay(causal_lm.load_base(spec, CPU), probes),
-                   base_digest=catalog.fingerprint(spec), template_digest=template_digest(folder), data_digest="d")  # fmt: skip
+    made = certify(
+        "adapter",
+        "float32",
+        model,
+        probes,
+        replay(causal_lm.load_base(spec, CPU), probes),
+        base_digest=catalog.fingerprint(spec),
+        template_digest=template_digest(folder),
+        data_digest="d",
+    )
     durable.write_json(folder / NAME, made.to_json())
     return folder
 
@@ -83,23 +110,43 @@ def export(spec: ModelSpec, source: Path, target: Path) -> dict[str, Any]:
     return told["certificate"]  # type: ignore[no-any-return]
 
 
-def test_a_merge_keeps_the_bases_precision_where_that_loses_nothing(half_base: ModelSpec, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_merge_keeps_the_bases_precision_where_that_loses_nothing(
+    half_base: ModelSpec, tmp_path: Path, monkeypatch: Any
+) -> None:
     source = adapter(half_base, noise, tmp_path / "adapter")
-    monkeypatch.setattr("tunesmith.models.certificate.KL", 1.0)  # a model of 32 columns rounds coarsely; a real one is measured in the docs
+    monkeypatch.setattr(
+        "tunesmith.models.certificate.KL", 1.0
+    )  # a model of 32 columns rounds coarsely; a real one is measured in the docs
     monkeypatch.setattr("tunesmith.models.certificate.TOP1", 0.5)
     found = export(half_base, source, tmp_path / "merged")
-    assert (found["artefact"], found["precision"]) == ("merged", "bfloat16") and found["different_from_base"] > 0
+    assert (found["artefact"], found["precision"]) == ("merged", "bfloat16") and found[
+        "different_from_base"
+    ] > 0
     assert causal_lm.load(tmp_path / "merged", CPU).config.dtype == torch.float32
-    assert (tmp_path / "merged" / "model.safetensors").stat().st_size < 1.1 * (Path(half_base.folder) / "model.safetensors").stat().st_size
+    assert (tmp_path / "merged" / "model.safetensors").stat().st_size < 1.1 * (
+        Path(half_base.folder) / "model.safetensors"
+    ).stat().st_size
 
 
-def test_a_merge_that_rounds_the_change_away_is_refused_and_float32_takes_its_place(half_base: ModelSpec, tmp_path: Path) -> None:
+def test_a_merge_that_rounds_the_change_away_is_refused_and_float32_takes_its_place(
+    half_base: ModelSpec, tmp_path: Path
+) -> None:
     source = adapter(half_base, slight, tmp_path / "adapter")
-    merged = methods.load("lora").merge(methods.load("lora").load(causal_lm.load_base(half_base, CPU), source))
+    merged = methods.load("lora").merge(
+        methods.load("lora").load(causal_lm.load_base(half_base, CPU), source)
+    )
     merged.to(torch.bfloat16).save_pretrained(tmp_path / "rounded")
     probes = exporter.Probes.load(source)
-    rounded = certify("merged", "bfloat16", causal_lm.load(tmp_path / "rounded", CPU), probes, replay(causal_lm.load_base(half_base, CPU), probes), base_digest="",
-                      template_digest="", data_digest="")  # fmt: skip
+    rounded = certify(
+        "merged",
+        "bfloat16",
+        causal_lm.load(tmp_path / "rounded", CPU),
+        probes,
+        replay(causal_lm.load_base(half_base, CPU), probes),
+        base_digest="",
+        template_digest="",
+        data_digest="",
+    )
     assert any("the tuning does nothing" in o for o in rounded.objections())
     found = export(half_base, source, tmp_path / "merged")
     assert (found["precision"], found["equal"] + found["ties"]) == ("float32", found["probes"])
@@ -109,4 +156,7 @@ def test_an_adapter_that_does_nothing_is_not_exported(half_base: ModelSpec, tmp_
     source = adapter(half_base, nothing, tmp_path / "adapter")
     with pytest.raises(CertificateRefused, match="does nothing"):
         export(half_base, source, tmp_path / "merged")
-    assert not (tmp_path / "merged").exists() and sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "half"]
+    assert not (tmp_path / "merged").exists() and sorted(p.name for p in tmp_path.iterdir()) == [
+        "adapter",
+        "half",
+    ]

@@ -5,11 +5,23 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tunesmith.evaluation.verdict import Slice, Verdict, Word, decide, interval, judge, objection, sentence, slices, student_t
+from tunesmith.evaluation.verdict import (
+    Slice,
+    Verdict,
+    Word,
+    decide,
+    interval,
+    judge,
+    objection,
+    sentence,
+    slices,
+    student_t,
+)
 
 
 def scores(n: int, won: int, lost: int) -> tuple[list[int], list[int]]:
-    """Tuned and before on n rows: the first `won` only tuned has, the next `lost` only the other, of the rest every second both."""
+    """Tuned and before on n rows: the first `won` only tuned has, the next `lost` only the other,
+    of the rest every second both."""
     tuned = [1] * won + [0] * lost + [i % 2 for i in range(n - won - lost)]
     before = [0] * won + [1] * lost + [i % 2 for i in range(n - won - lost)]
     return tuned, before
@@ -18,24 +30,50 @@ def scores(n: int, won: int, lost: int) -> tuple[list[int], list[int]]:
 @pytest.mark.parametrize(
     ("n", "won", "lost", "word"),
     [
-        (200, 26, 6, Word.HELPED), (200, 6, 26, Word.HARMED), (200, 10, 8, Word.NO_EVIDENCE), (200, 0, 0, Word.NO_EVIDENCE),
-        (200, 4, 0, Word.NO_EVIDENCE), (200, 12, 0, Word.HELPED),
-        (60, 15, 2, Word.HELPED), (60, 6, 0, Word.NO_EVIDENCE), (60, 2, 15, Word.HARMED), (20, 18, 0, Word.HELPED), (1, 1, 0, Word.NO_EVIDENCE),
+        (200, 26, 6, Word.HELPED),
+        (200, 6, 26, Word.HARMED),
+        (200, 10, 8, Word.NO_EVIDENCE),
+        (200, 0, 0, Word.NO_EVIDENCE),
+        (200, 4, 0, Word.NO_EVIDENCE),
+        (200, 12, 0, Word.HELPED),
+        (60, 15, 2, Word.HELPED),
+        (60, 6, 0, Word.NO_EVIDENCE),
+        (60, 2, 15, Word.HARMED),
+        (20, 18, 0, Word.HELPED),
+        (1, 1, 0, Word.NO_EVIDENCE),
     ],
-)  # fmt: skip
-def test_the_word_follows_the_interval_and_few_rows_need_a_margin(n: int, won: int, lost: int, word: Word) -> None:
+)
+def test_the_word_follows_the_interval_and_few_rows_need_a_margin(
+    n: int, won: int, lost: int, word: Word
+) -> None:
     found, difference, low, high = judge(*scores(n, won, lost))
-    assert found is word and difference == pytest.approx((won - lost) / n) and low <= difference <= high
+    assert (
+        found is word
+        and difference == pytest.approx((won - lost) / n)
+        and low <= difference <= high
+    )
 
 
 @pytest.mark.parametrize(
     ("right", "word", "against"),
     [
         ({"base": 0, "examples": 20, "commonest": 60, "tuned": 160}, Word.HELPED, "examples"),
-        ({"base": 0, "examples": 20, "commonest": 60, "tuned": 62}, Word.NO_EVIDENCE, "commonest"),  # it learned the form of an answer
-        ({"base": 0, "commonest": 100, "tuned": 40}, Word.NO_EVIDENCE, "commonest"),  # worse than a constant, but harmed is what was there
+        (
+            {"base": 0, "examples": 20, "commonest": 60, "tuned": 62},
+            Word.NO_EVIDENCE,
+            "commonest",
+        ),  # it learned the form of an answer
+        (
+            {"base": 0, "commonest": 100, "tuned": 40},
+            Word.NO_EVIDENCE,
+            "commonest",
+        ),  # worse than a constant, but harmed is what was there
         ({"base": 100, "examples": 20, "commonest": 0, "tuned": 40}, Word.HARMED, "base"),
-        ({"base": 100, "examples": 120, "commonest": 150, "tuned": 122}, Word.NO_EVIDENCE, "examples"),
+        (
+            {"base": 100, "examples": 120, "commonest": 150, "tuned": 122},
+            Word.NO_EVIDENCE,
+            "examples",
+        ),
     ],
 )
 def test_helped_is_also_better_than_a_constant_answer_and_harmed_is_worse_than_the_base(
@@ -78,7 +116,9 @@ def test_rows_exchanged_at_random_are_called_helped_rarely() -> None:
 
 
 def test_scores_are_shown_by_every_column_that_can_be_a_slice() -> None:
-    contexts = [{"region": "north" if i < 10 else "south", "id": i, "one": "same"} for i in range(30)]
+    contexts = [
+        {"region": "north" if i < 10 else "south", "id": i, "one": "same"} for i in range(30)
+    ]
     tuned, before = [1.0] * 10 + [0.5] * 20, [0.0] * 10 + [0.5] * 20
     found = slices(contexts, tuned, before)
     assert [(s.column, s.value, s.n, s.before, s.tuned) for s in found] == [
@@ -90,25 +130,46 @@ def test_scores_are_shown_by_every_column_that_can_be_a_slice() -> None:
 
 def test_a_verdict_crosses_as_json_and_says_its_word_first() -> None:
     verdict = Verdict(
-        Word.HELPED, "exact_match", 168, {"base": 0.0, "examples": 0.2, "tuned": 0.9}, "examples", 0.7, 0.6, 0.8, {"base": 3.0, "tuned": 0.1},
-        0.99, examples=5, won=(1, 2), slices=(Slice("region", "north", 10, 0.1, 0.9, 0.5, 1.0),), worst=({"row": 3},), notes=("a",),
-    )  # fmt: skip
+        Word.HELPED,
+        "exact_match",
+        168,
+        {"base": 0.0, "examples": 0.2, "tuned": 0.9},
+        "examples",
+        0.7,
+        0.6,
+        0.8,
+        {"base": 3.0, "tuned": 0.1},
+        0.99,
+        examples=5,
+        won=(1, 2),
+        slices=(Slice("region", "north", 10, 0.1, 0.9, 0.5, 1.0),),
+        worst=({"row": 3},),
+        notes=("a",),
+    )
     data = json.loads(json.dumps(verdict.to_json()))
     assert Verdict.from_json(data) == verdict
     assert sentence(data).startswith(
         "HELPED: tuning gained +70.0 points on 168 rows (95 % interval +60.0 to +80.0), against the base with 5"
     )
-    assert "against always answering 'billing'" in sentence({**data, "against": "commonest", "commonest_answer": "billing"})
-    assert sentence({**data, "word": "NO_EVIDENCE"}).startswith("NO EVIDENCE") and math.isclose(data["low"], 0.6)
+    assert "against always answering 'billing'" in sentence(
+        {**data, "against": "commonest", "commonest_answer": "billing"}
+    )
+    assert sentence({**data, "word": "NO_EVIDENCE"}).startswith("NO EVIDENCE") and math.isclose(
+        data["low"], 0.6
+    )
 
 
 @pytest.mark.parametrize(
     ("verdict", "why"),
     [
-        (None, "it has no verdict"), ({"word": "NO_EVIDENCE", "stop_rate": 1.0}, "its verdict is NO_EVIDENCE"),
+        (None, "it has no verdict"),
+        ({"word": "NO_EVIDENCE", "stop_rate": 1.0}, "its verdict is NO_EVIDENCE"),
         ({"word": "HARMED", "stop_rate": 1.0}, "its verdict is HARMED"),
-        ({"word": "HELPED", "stop_rate": 0.94}, "only 94% of its answers stop by themselves"), ({"word": "HELPED", "stop_rate": 0.95}, ""),
+        ({"word": "HELPED", "stop_rate": 0.94}, "only 94% of its answers stop by themselves"),
+        ({"word": "HELPED", "stop_rate": 0.95}, ""),
     ],
-)  # fmt: skip
-def test_a_name_moves_only_to_a_model_that_helped_and_stops(verdict: dict[str, object] | None, why: str) -> None:
+)
+def test_a_name_moves_only_to_a_model_that_helped_and_stops(
+    verdict: dict[str, object] | None, why: str
+) -> None:
     assert objection(verdict) == why

@@ -1,4 +1,5 @@
-"""Several adapters of one base: each answers as PEFT's own model does, alone or in one batch with the others."""
+"""Several adapters of one base: each answers as PEFT's own model does, alone or in one batch with
+the others."""
 
 import json
 import shutil
@@ -33,16 +34,23 @@ def adapters(tuned_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list
     torch.set_num_threads(1)
     made = []
     for i, (rank, targets) in enumerate([(4, "all-linear"), (2, "attention"), (7, "mlp")]):
-        folder, place = tmp_path_factory.mktemp(f"staged{i}"), tmp_path_factory.mktemp("models") / f"m{i}"
+        folder, place = (
+            tmp_path_factory.mktemp(f"staged{i}"),
+            tmp_path_factory.mktemp("models") / f"m{i}",
+        )
         options = {"rank": Resolved(rank, "user", ""), "targets": Resolved(targets, "user", "")}
         torch.manual_seed(i)
-        model = methods.load("lora").prepare(causal_lm.load(tuned_base, torch.device("cpu")), ResolvedOptions(options))
+        model = methods.load("lora").prepare(
+            causal_lm.load(tuned_base, torch.device("cpu")), ResolvedOptions(options)
+        )
         with torch.no_grad():
             for p in methods.trained_tensors(model).values():
                 p.add_(torch.randn_like(p) * 0.3)
         spec = ModelSpec(name="base", folder=str(tuned_base), context=128)
         methods.load("lora").save(model, folder, spec)
-        durable.write_json(folder / "prompt_template.json", PromptTemplate.of_base(tuned_base).to_json())
+        durable.write_json(
+            folder / "prompt_template.json", PromptTemplate.of_base(tuned_base).to_json()
+        )
         durable.publish(folder, place, {"name": f"m{i}"})
         made.append(TunedModel(name=f"m{i}", base=spec, method="lora", folder=str(place)))
     return made
@@ -54,8 +62,19 @@ def by_peft(tuned: TunedModel, prompt: Any, n: int) -> tuple[str, float]:
     model = PeftModel.from_pretrained(base, tuned.folder).eval() if tuned.folder else base.eval()
     encoder = Encoder(PromptTemplate.of_base(Path(tuned.base.folder)), Path(tuned.base.folder))
     ids = torch.tensor([encoder.prompt(prompt)])
-    out = model.generate(input_ids=ids, max_new_tokens=n, do_sample=False, output_logits=True, return_dict_in_generate=True, pad_token_id=0)
-    gap = min(float(best[0] - second[0]) for s in out.logits for best, second in [s[0].topk(2).values.split(1)])
+    out = model.generate(
+        input_ids=ids,
+        max_new_tokens=n,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        pad_token_id=0,
+    )
+    gap = min(
+        float(best[0] - second[0])
+        for s in out.logits
+        for best, second in [s[0].topk(2).values.split(1)]
+    )
     new = out.sequences[0, ids.shape[1] :].tolist()
     return encoder.decode(new[: new.index(0)] if 0 in new else new), gap
 
@@ -81,7 +100,9 @@ def test_adapters_of_one_base_in_one_batch_answer_as_peft_does(
     assert len(seen) > 0.7 * len(asked), "or the adapters had nothing to say"
 
 
-def test_adapters_go_through_the_model_together(adapters: list[TunedModel], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapters_go_through_the_model_together(
+    adapters: list[TunedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
     engines = [engine_for(m, "cpu") for m in adapters]
     passes = 0
     forward = engines[0].model.forward
@@ -103,7 +124,9 @@ def test_what_a_row_draws_depends_on_no_other_model(adapters: list[TunedModel]) 
     assert generate_all([(e, p) for p in PROMPTS for e in (first, second)], hot)[1::2] == alone
 
 
-def test_an_adapter_that_had_to_go_still_answers_whoever_holds_it(adapters: list[TunedModel], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_that_had_to_go_still_answers_whoever_holds_it(
+    adapters: list[TunedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine_module._loaded.clear()
     first = engine_for(adapters[0], "cpu")
     before = first.generate(PROMPTS, Sampling(max_tokens=8))
@@ -113,20 +136,32 @@ def test_an_adapter_that_had_to_go_still_answers_whoever_holds_it(adapters: list
     assert first.generate(PROMPTS, Sampling(max_tokens=8)) == before
 
 
-def test_the_memory_of_a_base_is_counted_once(adapters: list[TunedModel], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_of_a_base_is_counted_once(
+    adapters: list[TunedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine_module._loaded.clear()
     engines = [engine_for(m, "cpu") for m in adapters]
     weights = sum(p.numel() * p.element_size() for p in engines[0].model.parameters())
-    assert engine_module._bytes_loaded() == weights + sum(e.adapter.size for e in engines if e.adapter)
+    assert engine_module._bytes_loaded() == weights + sum(
+        e.adapter.size for e in engines if e.adapter
+    )
 
 
-def test_alone_the_loaded_model_is_the_tuned_one_for_whoever_calls_it(adapters: list[TunedModel]) -> None:
+def test_alone_the_loaded_model_is_the_tuned_one_for_whoever_calls_it(
+    adapters: list[TunedModel],
+) -> None:
     for tuned in adapters:
         ids = torch.arange(4, 20)[None]
         wanted = (
-            PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tuned.base.folder), tuned.folder).eval()(input_ids=ids).logits
+            PeftModel.from_pretrained(
+                AutoModelForCausalLM.from_pretrained(tuned.base.folder), tuned.folder
+            )
+            .eval()(input_ids=ids)
+            .logits
         )
-        torch.testing.assert_close(Engine.load(tuned, "cpu").model(input_ids=ids).logits, wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            Engine.load(tuned, "cpu").model(input_ids=ids).logits, wanted, rtol=1e-5, atol=1e-5
+        )
 
 
 def other_rank(folder: Path) -> None:
@@ -152,19 +187,40 @@ def a_tensor_gone(folder: Path) -> None:
 
 def a_layer_that_is_not_there(folder: Path) -> None:
     tensors = load_file(folder / "adapter_model.safetensors")
-    save_file({n.replace("layers.0", "layers.99"): t for n, t in tensors.items()}, folder / "adapter_model.safetensors")
+    save_file(
+        {n.replace("layers.0", "layers.99"): t for n, t in tensors.items()},
+        folder / "adapter_model.safetensors",
+    )
 
 
 def another_width(folder: Path) -> None:
     tensors = load_file(folder / "adapter_model.safetensors")
-    save_file({n: t[:, :-1].contiguous() if ".lora_A." in n else t for n, t in tensors.items()}, folder / "adapter_model.safetensors")
+    save_file(
+        {n: t[:, :-1].contiguous() if ".lora_A." in n else t for n, t in tensors.items()},
+        folder / "adapter_model.safetensors",
+    )
 
 
-@pytest.mark.parametrize("harm", [other_rank, stabilised, made_for_a_changed_base, a_tensor_gone, a_layer_that_is_not_there, another_width])
-def test_an_adapter_that_does_not_fit_is_refused(adapters: list[TunedModel], harm: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "harm",
+    [
+        other_rank,
+        stabilised,
+        made_for_a_changed_base,
+        a_tensor_gone,
+        a_layer_that_is_not_there,
+        another_width,
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(
+    adapters: list[TunedModel], harm: Any, tmp_path: Path
+) -> None:
     staged = tmp_path / "staged"
     shutil.copytree(adapters[0].folder, staged, ignore=shutil.ignore_patterns(durable.MANIFEST))
     harm(staged)
     durable.publish(staged, tmp_path / "m", {"name": "m"})
     with pytest.raises(DamagedFiles, match="adapter cannot be used"):
-        Engine.load(TunedModel(name="m", base=adapters[0].base, method="lora", folder=str(tmp_path / "m")), "cpu")
+        Engine.load(
+            TunedModel(name="m", base=adapters[0].base, method="lora", folder=str(tmp_path / "m")),
+            "cpu",
+        )

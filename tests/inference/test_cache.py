@@ -26,7 +26,9 @@ def test_a_layer_with_room_holds_what_the_librarys_holds_after_any_use(seed: int
                 ours.batch_repeat_interleave(2), theirs.batch_repeat_interleave(2)
                 rows *= 2
             case "copy":
-                other = copy.deepcopy(ours)  # a prefix is used again: what its copy goes on with must not reach it
+                other = copy.deepcopy(
+                    ours
+                )  # a prefix is used again: what its copy goes on with must not reach it
                 if ours.is_initialized:
                     other.update(*torch.randn(2, rows, 2, 3, 4, generator=generator))
             case "crop" if ours.get_seq_length() > 3:

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from hypothesis.strategies import DataObject, booleans, builds, data, integers, lists, sampled_from, text
+from hypothesis.strategies import (
+    DataObject,
+    booleans,
+    builds,
+    data,
+    integers,
+    lists,
+    sampled_from,
+    text,
+)
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from conftest import WORDS
@@ -22,7 +31,12 @@ from tunesmith.inference.engine import Engine, Sampling, choose, engine_for, row
 from tunesmith.models import causal_lm, head, prepacked
 from tunesmith.registry import TunedModel
 
-PROMPTS = [f"say {w}" for w in WORDS] + ["say", "x", "a much longer prompt than all of the others, say red", "say dog say dog say dog"]
+PROMPTS = [f"say {w}" for w in WORDS] + [
+    "say",
+    "x",
+    "a much longer prompt than all of the others, say red",
+    "say dog say dog say dog",
+]
 TIE = 1e-4  # two best logits closer than this may change places when the batch changes
 
 
@@ -31,7 +45,9 @@ def ask(texts: list[str]) -> list[list[dict[str, str]]]:
 
 
 def base_of(folder: Path) -> TunedModel:
-    return TunedModel(name=str(folder), base=ModelSpec(name=str(folder), folder=str(folder), context=128))
+    return TunedModel(
+        name=str(folder), base=ModelSpec(name=str(folder), folder=str(folder), context=128)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -48,29 +64,53 @@ def test_prepacked_weights_give_what_plain_ones_do(engine: Engine, tuned_base: P
     assert isinstance(model.get_output_embeddings(), prepacked.Prepacked) and not isinstance(
         plain.get_output_embeddings(), prepacked.Prepacked
     )
-    assert not [m for m in model.modules() if type(m) is torch.nn.Linear], "the plain weights are let go"
+    assert not [m for m in model.modules() if type(m) is torch.nn.Linear], (
+        "the plain weights are let go"
+    )
     n_head = plain.get_output_embeddings().weight.numel()
-    assert engine_module._weights(model) - engine_module._weights(plain) == 4 * n_head, "the tied embedding alone is held twice"
+    assert engine_module._weights(model) - engine_module._weights(plain) == 4 * n_head, (
+        "the tied embedding alone is held twice"
+    )
     rows = [Encoded(engine.encoder.prompt([{"role": "user", "content": p}]), 3) for p in PROMPTS]
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
-        wanted, found = (causal_lm.token_losses(m, causal_lm.collate(rows, m)) for m in (plain, model))
+        wanted, found = (
+            causal_lm.token_losses(m, causal_lm.collate(rows, m)) for m in (plain, model)
+        )
         assert torch.allclose(wanted, found, atol=1e-5)
         assert head.plain(model) is model.get_output_embeddings()
         patch.setattr(head, "CHUNK_LOGITS", 1000)
-        assert torch.allclose(wanted, causal_lm.token_losses(model, causal_lm.collate(rows, model)), atol=1e-5), "the head in chunks"
+        assert torch.allclose(
+            wanted, causal_lm.token_losses(model, causal_lm.collate(rows, model)), atol=1e-5
+        ), "the head in chunks"
 
 
 def hugging_face(folder: Path, text: str, new_tokens: int) -> tuple[str, float]:
     """transformers' own greedy answer to one prompt, and how close its closest choice was."""
-    model, encoder = LlamaForCausalLM.from_pretrained(folder).eval(), Encoder(PromptTemplate.of_base(folder), folder)
+    model, encoder = (
+        LlamaForCausalLM.from_pretrained(folder).eval(),
+        Encoder(PromptTemplate.of_base(folder), folder),
+    )
     ids = torch.tensor([encoder.prompt([{"role": "user", "content": text}])])
-    out = model.generate(ids, max_new_tokens=new_tokens, do_sample=False, output_logits=True, return_dict_in_generate=True, pad_token_id=0)
-    gap = min(float(best[0] - second[0]) for s in out.logits for best, second in [s[0].topk(2).values.split(1)])
+    out = model.generate(
+        ids,
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        pad_token_id=0,
+    )
+    gap = min(
+        float(best[0] - second[0])
+        for s in out.logits
+        for best, second in [s[0].topk(2).values.split(1)]
+    )
     new = out.sequences[0, ids.shape[1] :].tolist()
     return encoder.decode(new[: new.index(0)] if 0 in new else new), gap
 
 
-def test_greedy_answers_are_those_of_hugging_face_in_any_batch(engine: Engine, tuned_base: Path) -> None:
+def test_greedy_answers_are_those_of_hugging_face_in_any_batch(
+    engine: Engine, tuned_base: Path
+) -> None:
     found = engine.generate(ask(PROMPTS), Sampling(max_tokens=12))
     ties = 0
     for prompt, completion in zip(PROMPTS, found, strict=True):
@@ -81,7 +121,9 @@ def test_greedy_answers_are_those_of_hugging_face_in_any_batch(engine: Engine, t
     assert [c.text for c in found[:10]] == list(WORDS), "the fixture has learnt to repeat"
 
 
-def test_an_answer_does_not_depend_on_its_neighbours(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_does_not_depend_on_its_neighbours(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     together = engine.generate(ask(PROMPTS), Sampling(max_tokens=12))
     monkeypatch.setattr(readers, "BATCH_TOKENS", 1)
     assert engine.generate(ask(PROMPTS), Sampling(max_tokens=12)) == together
@@ -102,14 +144,19 @@ def test_what_prompts_begin_with_is_computed_once_and_changes_no_answer(
     total = sum(len(engine.encoder.prompt(p)) for p in ask(prompts[:10]))
     sizes = passes(engine, monkeypatch)
     again = engine.generate(ask(prompts[:10]), Sampling(max_tokens=1))
-    assert sizes == [sum(sizes)] and sum(sizes) < 0.5 * total, "most of the tokens were computed once"
+    assert sizes == [sum(sizes)] and sum(sizes) < 0.5 * total, (
+        "most of the tokens were computed once"
+    )
     monkeypatch.setattr(readers, "BATCH_TOKENS", 50)
     sizes.clear()
     assert engine.generate(ask(prompts[:10]), Sampling(max_tokens=1)) == again
     assert len(sizes) > 2 and sum(sizes) < 0.5 * total, "also where they are read in several groups"
     monkeypatch.setattr(readers, "PREFIX_LEAST", 10**9)
     sizes.clear()
-    assert engine.generate(ask(prompts[:10]), Sampling(max_tokens=1)) == again and sum(sizes) > 0.5 * total
+    assert (
+        engine.generate(ask(prompts[:10]), Sampling(max_tokens=1)) == again
+        and sum(sizes) > 0.5 * total
+    )
 
 
 def passes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -126,9 +173,22 @@ def passes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gemma2", "phi3"])
-def test_a_shared_prefix_changes_no_answer_in_any_family(family: str, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shape = dict(vocab_size=260, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                 head_dim=8, max_position_embeddings=256, eos_token_id=0, pad_token_id=0, bos_token_id=0)  # fmt: skip
+def test_a_shared_prefix_changes_no_answer_in_any_family(
+    family: str, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = dict(
+        vocab_size=260,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=256,
+        eos_token_id=0,
+        pad_token_id=0,
+        bos_token_id=0,
+    )
     if family in ("mistral", "gemma2"):
         shape["sliding_window"] = 12
     torch.manual_seed(3)
@@ -142,23 +202,36 @@ def test_a_shared_prefix_changes_no_answer_in_any_family(family: str, tiny_base:
 
 def test_a_long_neighbour_takes_no_room_from_an_answer(engine: Engine) -> None:
     prompts = ask(["x", "y" * 118])
-    assert engine.generate(prompts, Sampling()) == [engine.generate([p], Sampling())[0] for p in prompts]
+    assert engine.generate(prompts, Sampling()) == [
+        engine.generate([p], Sampling())[0] for p in prompts
+    ]
     hot = engine.generate(ask(["x"] * 3 + ["y" * 118]), Sampling(temperature=1.0, seed=1))
-    assert all(c.prompt_tokens + c.completion_tokens <= 128 and (c.stopped or c.prompt_tokens + c.completion_tokens == 128) for c in hot)
+    assert all(
+        c.prompt_tokens + c.completion_tokens <= 128
+        and (c.stopped or c.prompt_tokens + c.completion_tokens == 128)
+        for c in hot
+    )
     assert not any(c.text == "\ufffd" for c in hot)
 
 
-def test_rows_that_are_done_leave_the_batch(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eleven short answers and one that goes on: the long one is not paid for twelve times, and no answer changes."""
+def test_rows_that_are_done_leave_the_batch(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eleven short answers and one that goes on: the long one is not paid for twelve times, and no
+    answer changes."""
     prompts = ask([*PROMPTS[:10], "x", "stone"])
     alone = [engine.generate([p], Sampling(max_tokens=40))[0] for p in prompts]
     sizes = passes(engine, monkeypatch)
     assert engine.generate(prompts, Sampling(max_tokens=40)) == alone
     longest, written = max(c.completion_tokens for c in alone), sizes[1:]
-    assert longest > 20 and written[0] == 12 and written[-1] <= 2 and sum(written) < 0.5 * 12 * longest
+    assert (
+        longest > 20 and written[0] == 12 and written[-1] <= 2 and sum(written) < 0.5 * 12 * longest
+    )
 
 
-def test_the_next_prompts_join_where_there_is_room(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_prompts_join_where_there_is_room(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A long answer is written while others come and go, and no answer changes."""
     prompts = ask(["stone", *(f"say {w} {i}" for i in range(4) for w in WORDS)])
     alone = [engine.generate([p], Sampling(max_tokens=40))[0] for p in prompts]
@@ -173,13 +246,25 @@ def test_the_next_prompts_join_where_there_is_room(engine: Engine, monkeypatch: 
 
 
 @given(data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_answers_do_not_depend_on_how_prompts_are_grouped_shared_and_held(engine: Engine, data: DataObject) -> None:
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_answers_do_not_depend_on_how_prompts_are_grouped_shared_and_held(
+    engine: Engine, data: DataObject
+) -> None:
     draw = data.draw
     starts = ["", "say", SHARED, SHARED + "red, and ", "x" * draw(integers(1, 60))]
-    texts = draw(lists(builds(str.__add__, sampled_from(starts), text("ab say", max_size=12)), min_size=1, max_size=24))
+    texts = draw(
+        lists(
+            builds(str.__add__, sampled_from(starts), text("ab say", max_size=12)),
+            min_size=1,
+            max_size=24,
+        )
+    )
     texts = [t or "x" for t in texts]
-    asked = Sampling(max_tokens=draw(integers(1, 20)), temperature=draw(sampled_from([0.0, 1.0])), seed=1)
+    asked = Sampling(
+        max_tokens=draw(integers(1, 20)), temperature=draw(sampled_from([0.0, 1.0])), seed=1
+    )
     wanted = engine.generate(ask(texts), asked)
     with pytest.MonkeyPatch.context() as m:
         m.setattr(readers, "BATCH_TOKENS", draw(sampled_from([1, 40, 200, 8192])))
@@ -195,7 +280,9 @@ def test_answers_do_not_depend_on_how_prompts_are_grouped_shared_and_held(engine
     assert found == wanted
 
 
-def test_equal_prompts_are_answered_once_when_greedy(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_prompts_are_answered_once_when_greedy(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes = passes(engine, monkeypatch)
     found = engine.generate(ask(["say red", "say dog", "say red"]), Sampling(max_tokens=5))
     assert max(sizes[1:]) == 2 and found[0] == found[2] != found[1]
@@ -232,7 +319,9 @@ def test_sampling_follows_the_distribution_and_top_p_keeps_the_likeliest() -> No
     assert shares() == pytest.approx(p.tolist(), abs=0.02)
     assert shares(top_p=0.6) == pytest.approx([0.625, 0.375, 0, 0], abs=0.02)
     assert shares(top_p=0.01) == [1, 0, 0, 0]
-    cold = choose(p.log().repeat(100, 1), Sampling(temperature=0.01), torch.rand(100, generator=generator))
+    cold = choose(
+        p.log().repeat(100, 1), Sampling(temperature=0.01), torch.rand(100, generator=generator)
+    )
     assert set(cold.tolist()) == {0}
 
 
@@ -240,18 +329,29 @@ def test_a_seed_makes_sampling_repeatable_and_rows_draw_for_themselves(engine: E
     hot = Sampling(temperature=1.0, max_tokens=8, seed=3)
     first = engine.generate(ask(["x"] * 8), hot)
     assert first == engine.generate(ask(["x"] * 8), hot) and len({c.text for c in first}) > 1
-    among_others = engine.generate(ask(["x"] * 3 + ["say red, and then say green, and then say stone"] * 9), hot)
+    among_others = engine.generate(
+        ask(["x"] * 3 + ["say red, and then say green, and then say stone"] * 9), hot
+    )
     assert among_others[:3] == first[:3], "what a row draws is its own"
 
 
-SCHEMA = json.dumps({
-    "type": "object", "additionalProperties": False, "required": ["colour", "n"],
-    "properties": {"colour": {"enum": ["red", "green", "stone"]}, "n": {"type": "integer", "minimum": 0, "maximum": 9}},
-})  # fmt: skip
+SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["colour", "n"],
+        "properties": {
+            "colour": {"enum": ["red", "green", "stone"]},
+            "n": {"type": "integer", "minimum": 0, "maximum": 9},
+        },
+    }
+)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_answers_follow_a_schema_whatever_the_model_would_say(engine: Engine, temperature: float) -> None:
+def test_answers_follow_a_schema_whatever_the_model_would_say(
+    engine: Engine, temperature: float
+) -> None:
     prompts = [f"{'long ' * (i % 7)}say {i}" for i in range(24)]
     asked = Sampling(temperature=temperature, seed=5, max_tokens=60, schema=SCHEMA)
     found = engine.generate(ask(prompts), asked)
@@ -259,29 +359,51 @@ def test_answers_follow_a_schema_whatever_the_model_would_say(engine: Engine, te
         value = json.loads(answer.text)
         assert answer.stopped and set(value) == {"colour", "n"}
         assert value["colour"] in ("red", "green", "stone") and value["n"] in range(10)
-    assert engine.generate(ask(prompts[7:8]), asked)[0].ids == found[7].ids, "neighbours decide nothing"
+    assert engine.generate(ask(prompts[7:8]), asked)[0].ids == found[7].ids, (
+        "neighbours decide nothing"
+    )
     assert len({a.text for a in found}) > 1 or temperature == 0
     free = engine.generate(ask(prompts), Sampling(max_tokens=8))
     assert not all(a.text.startswith("{") for a in free), "or the schema had nothing to do"
 
 
-@pytest.mark.parametrize("schema", ["{", '{"type": "banana"}', '{"$ref": "http://127.0.0.1:9/x"}', '{"type": "string", "pattern": "("}'])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        "{",
+        '{"type": "banana"}',
+        '{"$ref": "http://127.0.0.1:9/x"}',
+        '{"type": "string", "pattern": "("}',
+    ],
+)
 def test_a_schema_that_cannot_be_followed_is_refused(engine: Engine, schema: str) -> None:
     with pytest.raises(InvalidSchema, match="cannot be followed"):
         engine.generate(ask(["x"]), Sampling(schema=schema))
 
 
 @pytest.mark.parametrize(
-    "asked", [Sampling(max_tokens=12), Sampling(temperature=1.0, seed=2, max_tokens=12), Sampling(max_tokens=60, schema=SCHEMA)]
+    "asked",
+    [
+        Sampling(max_tokens=12),
+        Sampling(temperature=1.0, seed=2, max_tokens=12),
+        Sampling(max_tokens=60, schema=SCHEMA),
+    ],
 )
-def test_a_streamed_answer_grows_to_the_one_that_is_given_whole(engine: Engine, asked: Sampling) -> None:
+def test_a_streamed_answer_grows_to_the_one_that_is_given_whole(
+    engine: Engine, asked: Sampling
+) -> None:
     for prompt in ("say red", "x", "say stone"):
         seen = list(engine.stream(ask([prompt])[0], asked))
         assert seen[-1] == engine.generate(ask([prompt]), asked)[0]
-        assert all(b.text.startswith(a.text) for a, b in pairwise(seen)) and len(seen) == seen[-1].completion_tokens + seen[-1].stopped
+        assert (
+            all(b.text.startswith(a.text) for a, b in pairwise(seen))
+            and len(seen) == seen[-1].completion_tokens + seen[-1].stopped
+        )
 
 
-def test_a_character_of_several_tokens_is_streamed_whole(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_character_of_several_tokens_is_streamed_whole(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wanted = [*engine.encoder.text("née 😀"), engine.encoder.template.end_id]
     tokens = iter(wanted)
     monkeypatch.setattr(engine_module, "choose", lambda *a: torch.tensor([next(tokens)]))
@@ -293,8 +415,12 @@ def test_what_a_row_draws_depends_on_its_prompt_not_on_its_place(engine: Engine)
     prompts = [f"say {i}" for i in range(12)]
     hot = Sampling(temperature=1.0, max_tokens=6, seed=9)
     forward = engine.generate(ask(prompts), hot)
-    assert [c.ids for c in engine.generate(ask(prompts[::-1]), hot)][::-1] == [c.ids for c in forward]
-    assert not set(row_seeds([[1], [1], [2]], 1)) & set(row_seeds([[1], [1], [2]], 2)), "neighbouring seeds draw other numbers"
+    assert [c.ids for c in engine.generate(ask(prompts[::-1]), hot)][::-1] == [
+        c.ids for c in forward
+    ]
+    assert not set(row_seeds([[1], [1], [2]], 1)) & set(row_seeds([[1], [1], [2]], 2)), (
+        "neighbouring seeds draw other numbers"
+    )
 
 
 def test_loaded_models_are_kept_while_there_is_room_and_the_longest_unused_goes_first(
@@ -304,10 +430,15 @@ def test_loaded_models_are_kept_while_there_is_room_and_the_longest_unused_goes_
     third = Path(shutil.copytree(tiny_base, tmp_path / "third"))
     first, second = (engine_for(base_of(b), "cpu") for b in (tuned_base, tiny_base))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    monkeypatch.setattr(engine_module, "LOADED_SHARE", 2.5 * engine_module._bytes_loaded() / 2 / memory)
+    monkeypatch.setattr(
+        engine_module, "LOADED_SHARE", 2.5 * engine_module._bytes_loaded() / 2 / memory
+    )
     assert engine_for(base_of(tuned_base), "cpu") is first
     engine_for(base_of(third), "cpu")
-    assert engine_for(base_of(tuned_base), "cpu") is first and engine_for(base_of(tiny_base), "cpu") is not second
+    assert (
+        engine_for(base_of(tuned_base), "cpu") is first
+        and engine_for(base_of(tiny_base), "cpu") is not second
+    )
     monkeypatch.setattr(engine_module, "LOADED_SHARE", 0.0)
     last = engine_for(base_of(third), "cpu")
     assert list(engine_module._loaded.values()) == [last], "what is asked is there, however large"
@@ -315,6 +446,9 @@ def test_loaded_models_are_kept_while_there_is_room_and_the_longest_unused_goes_
 
 def test_the_bundled_base_and_its_control_are_two_engines(tmp_path: Path) -> None:
     prompt, sampling = [[{"role": "user", "content": "Where is my card?"}]], Sampling(max_tokens=8)
-    bases = [TunedModel(name=n, base=catalog.find(n, tmp_path)) for n in ("tunesmith-tiny", "tunesmith-tiny-scratch")]
+    bases = [
+        TunedModel(name=n, base=catalog.find(n, tmp_path))
+        for n in ("tunesmith-tiny", "tunesmith-tiny-scratch")
+    ]
     answers = [engine_for(b, "cpu").generate(prompt, sampling)[0].text for b in bases]
     assert bases[0].base.folder == bases[1].base.folder and answers[0] != answers[1]

@@ -1,4 +1,5 @@
-"""What a watcher sees while a job is evaluated: which arm, how far, how long still; a line for every change in a pipe."""
+"""What a watcher sees while a job is evaluated: which arm, how far, how long still; a line for
+every change in a pipe."""
 
 import io
 import json
@@ -19,7 +20,17 @@ from tunesmith.service import POLL_S
 
 
 def evaluating(**doing: Any) -> Job:
-    return Job("ft_x", "m", "b", "causal_lm", "", "", Options(), status=JobStatus.EVALUATING, doing=doing or None)
+    return Job(
+        "ft_x",
+        "m",
+        "b",
+        "causal_lm",
+        "",
+        "",
+        Options(),
+        status=JobStatus.EVALUATING,
+        doing=doing or None,
+    )
 
 
 def test_the_arm_its_rows_and_the_time_left_are_words() -> None:
@@ -27,16 +38,24 @@ def test_the_arm_its_rows_and_the_time_left_are_words() -> None:
     assert doing_text(job) == "base with 16 examples: 30 of 168 rows  1:35 left"
     assert doing_text(evaluating(what="tuned", done=0, of=1, left_s=None)) == "tuned: 0 of 1 row"
     assert doing_text(evaluating()) == doing_text(replace(job, status=JobStatus.SUCCEEDED)) == ""
-    assert "evaluating: base with 16 examples: 30 of 168 rows" in job_page(job) and job_facts(job)["doing"]["of"] == 168
+    assert (
+        "evaluating: base with 16 examples: 30 of 168 rows" in job_page(job)
+        and job_facts(job)["doing"]["of"] == 168
+    )
     assert "base with 16 examples" in job._repr_html_()
 
 
 def test_every_arm_is_told_in_every_door(
-    home: Path, tuned_base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    home: Path,
+    tuned_base: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tunesmith.service.POLL_S", 0.002)
     service, rows = Tunesmith(), next_word_rows(6)
-    job = service.create("m", str(tuned_base), rows, rows, learning_rate=1e-2, max_epochs=1, swap_terms="red/green")
+    job = service.create(
+        "m", str(tuned_base), rows, rows, learning_rate=1e-2, max_epochs=1, swap_terms="red/green"
+    )
     seen: dict[str, set[tuple[int, int]]] = {}
     in_sql: set[str] = set()
 
@@ -54,14 +73,20 @@ def test_every_arm_is_told_in_every_door(
 
         done = service.wait(job.id, timeout_s=200, on_change=both)
     assert done.status is JobStatus.SUCCEEDED and done.doing is None, done.error
-    assert {"base", "tuned"} <= {what.partition(" with")[0].partition(", ")[0] for what in seen} | {"tuned"} and in_sql
+    assert {"base", "tuned"} <= {what.partition(" with")[0].partition(", ")[0] for what in seen} | {
+        "tuned"
+    } and in_sql
     assert all(0 <= n <= of for found in seen.values() for n, of in found) and POLL_S > 0.002
 
 
-def test_a_pipe_gets_a_line_for_every_change_and_no_more(home: Path, tuned_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    states = [
-        evaluating(what="base", done=n, of=9, left_s=1.0) for n in range(4)
-    ] + [evaluating(what="tuned", done=n, of=9, left_s=1.0) for n in range(4)] + [replace(evaluating(), status=JobStatus.SUCCEEDED)]  # fmt: skip
+def test_a_pipe_gets_a_line_for_every_change_and_no_more(
+    home: Path, tuned_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    states = (
+        [evaluating(what="base", done=n, of=9, left_s=1.0) for n in range(4)]
+        + [evaluating(what="tuned", done=n, of=9, left_s=1.0) for n in range(4)]
+        + [replace(evaluating(), status=JobStatus.SUCCEEDED)]
+    )
 
     class Watched:
         store = type("S", (), {"last_metric": staticmethod(lambda _: None)})
@@ -78,4 +103,9 @@ def test_a_pipe_gets_a_line_for_every_change_and_no_more(home: Path, tuned_base:
 
 
 def test_facts_are_json(home: Path) -> None:
-    assert json.loads(json.dumps(job_facts(evaluating(what="x", done=0, of=1, left_s=None))))["doing"]["what"] == "x"
+    assert (
+        json.loads(json.dumps(job_facts(evaluating(what="x", done=0, of=1, left_s=None))))["doing"][
+            "what"
+        ]
+        == "x"
+    )

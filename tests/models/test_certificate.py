@@ -1,4 +1,5 @@
-"""A stored model is used only while it answers as the trained one did, on the base and with the template it was trained with."""
+"""A stored model is used only while it answers as the trained one did, on the base and with the
+template it was trained with."""
 
 import json
 from dataclasses import replace
@@ -28,35 +29,64 @@ def trained(tuned_base: Path) -> tuple[Model, Probes]:
     torch.set_num_threads(1)
     encoder = Encoder(PromptTemplate.of_base(tuned_base), tuned_base)
     engine = Engine(causal_lm.load(tuned_base, CPU), encoder, "repeats", 128)
-    asked = [[{"role": "user", "content": f"{verb} {w}"}] for verb in ("say", "repeat", "write", "tell") for w in WORDS]
+    asked = [
+        [{"role": "user", "content": f"{verb} {w}"}]
+        for verb in ("say", "repeat", "write", "tell")
+        for w in WORDS
+    ]
     found = engine.generate(asked, Sampling(max_tokens=8))
-    return engine.model, record(engine.model, [encoder.prompt(m) for m in asked], [c.ids for c in found], [c.stopped for c in found])
+    return engine.model, record(
+        engine.model,
+        [encoder.prompt(m) for m in asked],
+        [c.ids for c in found],
+        [c.stopped for c in found],
+    )
 
 
 def test_probes_hold_the_trained_models_own_greedy_answers(trained: tuple[Model, Probes]) -> None:
     probes = trained[1]
     assert len(probes.prompts) == 40 and sum(probes.stopped) >= 10
-    assert all(a[-1] == 0 for a, s in zip(probes.answers, probes.stopped, strict=True) if s), "the stop id is probed too"
+    assert all(a[-1] == 0 for a, s in zip(probes.answers, probes.stopped, strict=True) if s), (
+        "the stop id is probed too"
+    )
     assert probes.ids_NK.shape == probes.logp_NK.shape == (sum(map(len, probes.answers)), 32)
     assert probes.ids_NK[:, 0].tolist() == [i for answer in probes.answers for i in answer]
 
 
-def test_the_same_model_agrees_to_the_last_probe(trained: tuple[Model, Probes], tmp_path: Path) -> None:
+def test_the_same_model_agrees_to_the_last_probe(
+    trained: tuple[Model, Probes], tmp_path: Path
+) -> None:
     model, probes = trained
     probes.save(tmp_path)
     again = Probes.load(tmp_path)
-    assert (again.prompts, again.answers, again.stopped) == (probes.prompts, probes.answers, probes.stopped)
+    assert (again.prompts, again.answers, again.stopped) == (
+        probes.prompts,
+        probes.answers,
+        probes.stopped,
+    )
     found = replay(model, again)
-    assert (found.equal, found.ties, found.top1, differing(again, found, replay(model, again))) == (40, 0, 1.0, 0) and abs(found.kl) < 1e-6
+    assert (found.equal, found.ties, found.top1, differing(again, found, replay(model, again))) == (
+        40,
+        0,
+        1.0,
+        0,
+    ) and abs(found.kl) < 1e-6
 
 
 def test_another_model_does_not(trained: tuple[Model, Probes], tiny_base: Path) -> None:
     found = replay(causal_lm.load(tiny_base, CPU), trained[1])
-    assert found.equal < 5 and found.top1 < 0.5 and found.kl > 0.1 and differing(trained[1], found, replay(*trained)) == 40
+    assert (
+        found.equal < 5
+        and found.top1 < 0.5
+        and found.kl > 0.1
+        and differing(trained[1], found, replay(*trained)) == 40
+    )
 
 
 @pytest.mark.parametrize("scale", [1e-7, 1e-1])
-def test_a_change_is_seen_from_a_thousandth_of_a_nat_on(trained: tuple[Model, Probes], tuned_base: Path, scale: float) -> None:
+def test_a_change_is_seen_from_a_thousandth_of_a_nat_on(
+    trained: tuple[Model, Probes], tuned_base: Path, scale: float
+) -> None:
     changed = causal_lm.load(tuned_base, CPU)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -76,7 +106,12 @@ def test_damaged_probes_are_refused(trained: tuple[Model, Probes], tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("part", "reason"),
-    [("stopped", "equally many"), ("logp", "do not fit"), ("ids", "no number of a vocabulary"), ("answer_lengths", "cannot be read")],
+    [
+        ("stopped", "equally many"),
+        ("logp", "do not fit"),
+        ("ids", "no number of a vocabulary"),
+        ("answer_lengths", "cannot be read"),
+    ],
 )
 def test_probes_whose_parts_do_not_fit_each_other_are_refused(
     trained: tuple[Model, Probes], tmp_path: Path, part: str, reason: str
@@ -92,12 +127,17 @@ def test_probes_whose_parts_do_not_fit_each_other_are_refused(
 @pytest.mark.parametrize(
     ("change", "objection"),
     [
-        ({"probes": 31, "equal": 31}, "32 are needed"), ({"equal": 39}, "1 of 40 probes are answered otherwise"),
-        ({"different_from_base": 0}, "does nothing"), ({"precision": "bfloat16", "top1": 0.98}, "98.0%"),
-        ({"precision": "bfloat16", "kl": 0.02}, "mean KL 0.02"), ({"precision": "bfloat16", "kl": float("nan")}, "mean KL nan"),
+        ({"probes": 31, "equal": 31}, "32 are needed"),
+        ({"equal": 39}, "1 of 40 probes are answered otherwise"),
+        ({"different_from_base": 0}, "does nothing"),
+        ({"precision": "bfloat16", "top1": 0.98}, "98.0%"),
+        ({"precision": "bfloat16", "kl": 0.02}, "mean KL 0.02"),
+        ({"precision": "bfloat16", "kl": float("nan")}, "mean KL nan"),
     ],
-)  # fmt: skip
-def test_a_certificate_below_the_threshold_says_why(change: dict[str, object], objection: str) -> None:
+)
+def test_a_certificate_below_the_threshold_says_why(
+    change: dict[str, object], objection: str
+) -> None:
     assert GOOD.objections() == replace(GOOD, equal=38, ties=2).objections() == []
     assert replace(GOOD, precision="bfloat16", equal=20, top1=0.992, kl=0.009).objections() == []
     assert objection in "; ".join(replace(GOOD, **change).objections())  # type: ignore[arg-type]
@@ -107,7 +147,9 @@ def test_a_certificate_below_the_threshold_says_why(change: dict[str, object], o
 def published(tmp_path: Path) -> Path:
     """A model folder with a template and its certificate."""
     (tmp_path / "prompt_template.json").write_text("{}")
-    durable.write_json(tmp_path / NAME, replace(GOOD, template_digest=template_digest(tmp_path)).to_json())
+    durable.write_json(
+        tmp_path / NAME, replace(GOOD, template_digest=template_digest(tmp_path)).to_json()
+    )
     return tmp_path
 
 
@@ -124,7 +166,9 @@ def test_a_model_is_checked_against_its_base_and_its_template(published: Path) -
             check("m", published, "base")
 
 
-def test_a_base_is_known_by_its_weights_its_configuration_and_its_tokenizer(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_base_is_known_by_its_weights_its_configuration_and_its_tokenizer(
+    tiny_base: Path, tmp_path: Path
+) -> None:
     import shutil
 
     from safetensors.torch import load_file, save_file
@@ -132,10 +176,16 @@ def test_a_base_is_known_by_its_weights_its_configuration_and_its_tokenizer(tiny
     seen = {fingerprint(ModelSpec(name="b", folder=str(tiny_base)))}
     for n, change in enumerate(("weights", "config.json", "tokenizer.json")):
         folder = Path(shutil.copytree(tiny_base, tmp_path / str(n)))
-        assert fingerprint(ModelSpec(name="b", folder=str(folder))) in seen, "a copy is the same base"
+        assert fingerprint(ModelSpec(name="b", folder=str(folder))) in seen, (
+            "a copy is the same base"
+        )
         if change == "weights":
             tensors = load_file(folder / "model.safetensors")
-            save_file({k: t + 0.01 for k, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+            save_file(
+                {k: t + 0.01 for k, t in tensors.items()},
+                folder / "model.safetensors",
+                {"format": "pt"},
+            )
         else:
             (folder / change).write_text((folder / change).read_text() + " ")
         seen.add(fingerprint(ModelSpec(name="b", folder=str(folder))))

@@ -1,4 +1,5 @@
-"""The gradient, not the loss, is compared: against one row at a time, padded, in float64 with a float64 norm."""
+"""The gradient, not the loss, is compared: against one row at a time, padded, in float64 with a
+float64 norm."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,7 +24,14 @@ from tunesmith.models.methods import lora
 from tunesmith.tuning.loop import accumulate
 
 PADDED_TO = 48
-LAYOUTS = [dict(max_rows=8), dict(max_rows=4), dict(max_rows=2), dict(max_rows=1), dict(max_tokens=70), dict()]
+LAYOUTS = [
+    dict(max_rows=8),
+    dict(max_rows=4),
+    dict(max_rows=2),
+    dict(max_rows=1),
+    dict(max_tokens=70),
+    dict(),
+]
 
 
 def examples(lengths: list[tuple[int, int]]) -> list[Example]:
@@ -37,7 +45,8 @@ def examples(lengths: list[tuple[int, int]]) -> list[Example]:
 
 
 class TrueNorm(nn.Module):
-    """RMSNorm in the model's own precision; the library's rounds to float32 even in a float64 model."""
+    """RMSNorm in the model's own precision; the library's rounds to float32 even in a float64
+    model."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
@@ -50,14 +59,20 @@ class TrueNorm(nn.Module):
 def double_model(folder: Path, method: str, packs: bool) -> nn.Module:
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float64)
     for layer in model.model.layers:
-        layer.input_layernorm, layer.post_attention_layernorm = TrueNorm(layer.input_layernorm), TrueNorm(layer.post_attention_layernorm)
+        layer.input_layernorm, layer.post_attention_layernorm = (
+            TrueNorm(layer.input_layernorm),
+            TrueNorm(layer.post_attention_layernorm),
+        )
     model.model.norm = TrueNorm(model.model.norm)
     if packs:
         packed.enable(model)
         trim.enable(model)
     torch.manual_seed(0)
     tuned = methods.load(method).prepare(
-        model, ResolvedOptions({"targets": Resolved("all-linear", "user", ""), "rank": Resolved(4, "user", "")})
+        model,
+        ResolvedOptions(
+            {"targets": Resolved("all-linear", "user", ""), "rank": Resolved(4, "user", "")}
+        ),
     )
     for p in methods.trained_tensors(tuned).values():
         p.data = p.data.double()
@@ -77,7 +92,9 @@ def reference(model: nn.Module, rows: list[Example]) -> dict[str, Tensor]:
         labels = torch.full((PADDED_TO,), -100)
         labels[row.encoded.learnt] = ids[0, row.encoded.learnt]
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0]
-        (F.cross_entropy(logits[:-1], labels[1:], ignore_index=-100, reduction="sum") / count).backward()
+        (
+            F.cross_entropy(logits[:-1], labels[1:], ignore_index=-100, reduction="sum") / count
+        ).backward()
     return gradients(model)
 
 
@@ -92,11 +109,13 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 def worst(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
-    """The largest relative error of any trained tensor. One whose true gradient is nothing (a query over a single key) is compared
-    on the scale of the others."""
+    """The largest relative error of any trained tensor. One whose true gradient is nothing (a query
+    over a single key) is compared on the scale of the others."""
     assert found.keys() == truth.keys() and truth
     floor = 1e-6 * max(t.norm() for t in truth.values())
-    return max(float((found[n] - truth[n]).norm() / truth[n].norm().clamp_min(floor)) for n in truth)
+    return max(
+        float((found[n] - truth[n]).norm() / truth[n].norm().clamp_min(floor)) for n in truth
+    )
 
 
 ROWS = [(12, 3), (40, 2), (5, 1), (20, 9), (1, 1), (33, 14), (8, 8), (2, 30)]
@@ -114,7 +133,8 @@ ROWS = [(12, 3), (40, 2), (5, 1), (20, 9), (1, 1), (33, 14), (8, 8), (2, 30)]
     ],
 )
 def model(request: pytest.FixtureRequest, tiny_base: Path) -> Iterator[nn.Module]:
-    """In chunks: the head runs on three tokens at a time. By a mask: as on devices without the attention kernel."""
+    """In chunks: the head runs on three tokens at a time. By a mask: as on devices without the
+    attention kernel."""
     torch.set_num_threads(1)
     method, layout, *how = request.param.split()
     made = double_model(tiny_base, method, layout == "packed")
@@ -127,28 +147,42 @@ def model(request: pytest.FixtureRequest, tiny_base: Path) -> Iterator[nn.Module
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_gradients_do_not_depend_on_how_a_step_is_cut(model: nn.Module, layout: dict[str, int]) -> None:
+def test_gradients_do_not_depend_on_how_a_step_is_cut(
+    model: nn.Module, layout: dict[str, int]
+) -> None:
     rows = examples(ROWS)
     assert worst(ours(model, rows, **layout), reference(model, rows)) < 1e-10
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 18)), min_size=1, max_size=9),
-    max_rows=st.integers(1, 9), max_tokens=st.integers(1, 400),
-)  # fmt: skip
-def test_gradients_are_exact_on_any_table(model: nn.Module, lengths: list[tuple[int, int]], max_rows: int, max_tokens: int) -> None:
+    max_rows=st.integers(1, 9),
+    max_tokens=st.integers(1, 400),
+)
+def test_gradients_are_exact_on_any_table(
+    model: nn.Module, lengths: list[tuple[int, int]], max_rows: int, max_tokens: int
+) -> None:
     rows = examples(lengths)
-    assert worst(ours(model, rows, max_rows=max_rows, max_tokens=max_tokens), reference(model, rows)) < 1e-10
+    assert (
+        worst(ours(model, rows, max_rows=max_rows, max_tokens=max_tokens), reference(model, rows))
+        < 1e-10
+    )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_the_loss_is_the_mean_over_the_tokens_of_the_whole_step(model: nn.Module, layout: dict[str, int]) -> None:
+def test_the_loss_is_the_mean_over_the_tokens_of_the_whole_step(
+    model: nn.Module, layout: dict[str, int]
+) -> None:
     rows = examples(ROWS)
     loss, per_row = accumulate(model, rows, **layout)  # type: ignore[arg-type]
     alone = [accumulate(model, [r])[0] for r in rows]
     counts = [r.encoded.n_completion for r in rows]
-    assert loss == pytest.approx(sum(a * n for a, n in zip(alone, counts, strict=True)) / sum(counts), rel=1e-10)
+    assert loss == pytest.approx(
+        sum(a * n for a, n in zip(alone, counts, strict=True)) / sum(counts), rel=1e-10
+    )
     assert [v / n for v, n in per_row] == pytest.approx(alone, rel=1e-10)
 
 
@@ -162,11 +196,20 @@ def prompt_trained(model: nn.Module, rows: list[Example]) -> None:
 
 
 def stop_id_forgotten(model: nn.Module, rows: list[Example]) -> None:
-    accumulate(model, [Example(r.row, Encoded(r.encoded.ids[:-1], r.encoded.n_prompt)) for r in rows if r.encoded.n_completion > 1])
+    accumulate(
+        model,
+        [
+            Example(r.row, Encoded(r.encoded.ids[:-1], r.encoded.n_prompt))
+            for r in rows
+            if r.encoded.n_completion > 1
+        ],
+    )
 
 
 @pytest.mark.parametrize("wrong", [mean_of_means, prompt_trained, stop_id_forgotten])
-def test_the_comparison_sees_a_wrong_gradient(model: nn.Module, wrong: Callable[[nn.Module, list[Example]], None]) -> None:
+def test_the_comparison_sees_a_wrong_gradient(
+    model: nn.Module, wrong: Callable[[nn.Module, list[Example]], None]
+) -> None:
     rows = examples(ROWS)
     truth = reference(model, rows)
     model.zero_grad(set_to_none=True)
@@ -179,7 +222,8 @@ def test_the_comparison_sees_a_wrong_gradient(model: nn.Module, wrong: Callable[
 
 @st.composite
 def trees(draw: st.DrawFn) -> list[Example]:
-    """Rows that go on from each other's beginnings, at several levels; equal rows and rows that end where others go on among them."""
+    """Rows that go on from each other's beginnings, at several levels; equal rows and rows that end
+    where others go on among them."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
     known: list[list[int]] = [[]]
     for _ in range(draw(st.integers(1, 9))):
@@ -187,7 +231,9 @@ def trees(draw: st.DrawFn) -> list[Example]:
         start = parent[: draw(st.integers(0, len(parent)))]
         more = draw(st.integers(0 if len(start) > 1 else 2, PADDED_TO - len(start)))
         known.append(start + torch.randint(4, 256, (more,), generator=generator).tolist())
-    return [Example(Row(i + 1, "", "", ""), draw(answers_in(ids))) for i, ids in enumerate(known[1:])]
+    return [
+        Example(Row(i + 1, "", "", ""), draw(answers_in(ids))) for i, ids in enumerate(known[1:])
+    ]
 
 
 @st.composite
@@ -198,26 +244,42 @@ def answers_in(draw: st.DrawFn, ids: list[int]) -> Encoded:
     return Encoded(ids, n_prompt, tuple(zip(ends[::2], ends[1::2], strict=False)))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(rows=trees(), max_rows=st.integers(1, 9), max_tokens=st.integers(1, 400))
-def test_gradients_through_a_prefix_tree_are_exact(model: nn.Module, rows: list[Example], max_rows: int, max_tokens: int) -> None:
-    assert worst(ours(model, rows, max_rows=max_rows, max_tokens=max_tokens), reference(model, rows)) < 1e-10
+def test_gradients_through_a_prefix_tree_are_exact(
+    model: nn.Module, rows: list[Example], max_rows: int, max_tokens: int
+) -> None:
+    assert (
+        worst(ours(model, rows, max_rows=max_rows, max_tokens=max_tokens), reference(model, rows))
+        < 1e-10
+    )
 
 
 SHARED = [4, *range(30, 50)]
-TREE = [Example(Row(i, "", "", ""), Encoded([*SHARED, *tail], 12)) for i, tail in enumerate([[5, 6], [5, 7, 8], [], [9] * 12, [9] * 20])]
+TREE = [
+    Example(Row(i, "", "", ""), Encoded([*SHARED, *tail], 12))
+    for i, tail in enumerate([[5, 6], [5, 7, 8], [], [9] * 12, [9] * 20])
+]
 
 
 def test_what_rows_begin_with_is_in_the_sequence_once() -> None:
     made = packed.pack([e.encoded.ids for e in TREE])
     assert len(made.ids_T) == 21 + 2 + 3 + 12 + 8 and len(made.layout.shared) == 2
-    assert [[int(made.ids_T[p]) for p in places] for places in made.places] == [e.encoded.ids for e in TREE]
-    assert [[int(made.positions_T[p]) for p in places] for places in made.places] == [list(range(len(e.encoded.ids))) for e in TREE]
+    assert [[int(made.ids_T[p]) for p in places] for places in made.places] == [
+        e.encoded.ids for e in TREE
+    ]
+    assert [[int(made.positions_T[p]) for p in places] for places in made.places] == [
+        list(range(len(e.encoded.ids))) for e in TREE
+    ]
 
 
 def one_position_too_far(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     right = packed.inputs
-    monkeypatch.setattr(packed, "inputs", lambda ids, positions, *rest: right(ids, 2 * positions, *rest))
+    monkeypatch.setattr(
+        packed, "inputs", lambda ids, positions, *rest: right(ids, 2 * positions, *rest)
+    )
 
 
 def prefix_without_gradient(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +302,11 @@ def rows_see_each_other(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> No
         first = made.layout.own[0]
         n = len(made.ids_T)
         (one,) = list(packed._buckets([(0, n)]))
-        return replace(made, layout=replace(made.layout, own=(one,), shared=())) if len(first.flat) < n else made
+        return (
+            replace(made, layout=replace(made.layout, own=(one,), shared=()))
+            if len(first.flat) < n
+            else made
+        )
 
     monkeypatch.setattr(packed, "pack", wrong)
 
@@ -250,8 +316,18 @@ def an_mlp_cut_at_the_wrong_places(model: nn.Module, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(trim, "only", lambda keep: right((keep - 1).clamp(min=0)))
 
 
-@pytest.mark.parametrize("wrong", [one_position_too_far, prefix_without_gradient, rows_see_each_other, an_mlp_cut_at_the_wrong_places])
-def test_the_comparison_sees_a_wrong_packing(tiny_base: Path, monkeypatch: pytest.MonkeyPatch, wrong: Callable[..., None]) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        one_position_too_far,
+        prefix_without_gradient,
+        rows_see_each_other,
+        an_mlp_cut_at_the_wrong_places,
+    ],
+)
+def test_the_comparison_sees_a_wrong_packing(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch, wrong: Callable[..., None]
+) -> None:
     model = double_model(tiny_base, "lora", True)
     truth = reference(model, TREE)
     assert worst(ours(model, TREE), truth) < 1e-10
@@ -264,7 +340,8 @@ CERTAIN = 4.3  # of Student's t with nine degrees: one run in a thousand is wron
 
 
 def farther(ours_and_theirs: list[tuple[float, float]]) -> float:
-    """Student's t of the mean log ratio of two errors over several models: how surely the first is larger."""
+    """Student's t of the mean log ratio of two errors over several models: how surely the first is
+    larger."""
     ratios = torch.tensor([a / b for a, b in ours_and_theirs], dtype=torch.float64).log()
     return float(ratios.mean() / (ratios.std() / len(ratios) ** 0.5))
 
@@ -283,12 +360,18 @@ def error(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_in_reduced_precision_packing_is_as_near_to_the_truth_as_padding(tiny_base: Path, dtype: torch.dtype) -> None:
-    """Over several models, packed rows are not surely further from the float64 gradient than padded ones of the same precision."""
+def test_in_reduced_precision_packing_is_as_near_to_the_truth_as_padding(
+    tiny_base: Path, dtype: torch.dtype
+) -> None:
+    """Over several models, packed rows are not surely further from the float64 gradient than padded
+    ones of the same precision."""
     errors = []
     for seed in SEEDS:
         truth = reference(shaken(double_model(tiny_base, "full", False), seed), TREE)
-        packed_, padded = (error(ours(shaken(double_model(tiny_base, "full", p), seed).to(dtype), TREE), truth) for p in (True, False))
+        packed_, padded = (
+            error(ours(shaken(double_model(tiny_base, "full", p), seed).to(dtype), TREE), truth)
+            for p in (True, False)
+        )
         errors.append((packed_, padded))
     assert farther(errors) < CERTAIN, errors
 
@@ -300,11 +383,14 @@ def test_the_last_mlp_runs_only_where_the_loss_looks(tiny_base: Path) -> None:
         mlp.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0].shape[1]))
     batch = collate([e.encoded for e in TREE], model)
     token_losses(model, batch)
-    assert seen[-2:] == [batch.inputs["input_ids"].shape[1], len(batch.keep_K)] and seen[-2] > seen[-1]
+    assert (
+        seen[-2:] == [batch.inputs["input_ids"].shape[1], len(batch.keep_K)] and seen[-2] > seen[-1]
+    )
 
 
 def adapter_error(base: Path, seed: int, forward: Any) -> float:
-    """Of the gradient of an adapter over weights in bfloat16, where its layers compute by `forward`."""
+    """Of the gradient of an adapter over weights in bfloat16, where its layers compute by
+    `forward`."""
     truth = reference(shaken(double_model(base, "lora", False), seed), TREE)
     exact = shaken(double_model(base, "lora", True), seed)
     kept = {n: p.data.clone() for n, p in methods.trained_tensors(exact).items()}
@@ -319,9 +405,14 @@ def adapter_error(base: Path, seed: int, forward: Any) -> float:
     return error(found, truth)
 
 
-def test_frozen_weights_in_bfloat16_under_a_float32_adapter_are_as_near_to_the_truth_as_pefts(tiny_base: Path) -> None:
-    """Over several models, ours is not surely further from the float64 gradient than PEFT's own layers."""
+def test_frozen_weights_in_bfloat16_under_a_float32_adapter_are_as_near_to_the_truth_as_pefts(
+    tiny_base: Path,
+) -> None:
+    """Over several models, ours is not surely further from the float64 gradient than PEFT's own
+    layers."""
     peft = lora.lora_layer.Linear.forward
     errors = [(adapter_error(tiny_base, s, None), adapter_error(tiny_base, s, peft)) for s in SEEDS]
     assert farther(errors) < CERTAIN, errors
-    assert farther([(4 / 3 * a, b) for a, b in errors]) > CERTAIN, "a third more, as an earlier form had, would be seen"
+    assert farther([(4 / 3 * a, b) for a, b in errors]) > CERTAIN, (
+        "a third more, as an earlier form had, would be seen"
+    )

@@ -20,7 +20,15 @@ CPU = torch.device("cpu")
 
 
 def options(**changes: Any) -> ResolvedOptions:
-    values = {**Options().__dict__, "max_epochs": 3, "method": "lora", "learning_rate": 1e-2, "batch_size": 4, "rank": 4, **changes}
+    values = {
+        **Options().__dict__,
+        "max_epochs": 3,
+        "method": "lora",
+        "learning_rate": 1e-2,
+        "batch_size": 4,
+        "rank": 4,
+        **changes,
+    }
     return ResolvedOptions({k: Resolved(v, "user", "") for k, v in values.items()})
 
 
@@ -30,13 +38,18 @@ class Scene:
     def __init__(self, base: Path, folder: Path) -> None:
         encoder = Encoder(PromptTemplate.of_base(base), base)
         self.rows = [
-            Example(Row(i + 1, r["prompt"], r["completion"], ""), encoder.row([{"role": "user", "content": r["prompt"]}], r["completion"]))
+            Example(
+                Row(i + 1, r["prompt"], r["completion"], ""),
+                encoder.row([{"role": "user", "content": r["prompt"]}], r["completion"]),
+            )
             for i, r in enumerate(next_word_rows())
         ]
         self.base, self.folder, self.told, self.validation = base, folder, [], self.rows[:3]  # type: ignore[var-annotated]
         self.budget = Budget()
 
-    def train(self, on: Callable[..., None] | None = None, attempt: int = 1, **changes: Any) -> tuple[Any, checkpoints.Position]:
+    def train(
+        self, on: Callable[..., None] | None = None, attempt: int = 1, **changes: Any
+    ) -> tuple[Any, checkpoints.Position]:
         torch.manual_seed(0)
         chosen = options(**changes)
         model = methods.load(chosen.method).prepare(causal_lm.load(self.base, CPU), chosen)
@@ -80,7 +93,11 @@ def test_training_learns_a_new_mapping(scene: Scene, method: str, rate: float) -
 def test_with_lora_the_base_stays_as_it_was_to_the_bit(scene: Scene) -> None:
     before = causal_lm.load(scene.base, CPU).state_dict()
     model, _ = scene.train()
-    after = {n.replace(".base_layer", ""): t for n, t in model.get_base_model().state_dict().items() if "lora_" not in n}
+    after = {
+        n.replace(".base_layer", ""): t
+        for n, t in model.get_base_model().state_dict().items()
+        if "lora_" not in n
+    }
     assert all(torch.equal(after[n], t) for n, t in before.items())
 
 
@@ -90,7 +107,9 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("step", [1, 3, 4, 7, 9])
-def test_a_run_that_is_killed_and_resumed_gives_the_same_bits(scene: Scene, tmp_path: Path, method: str, step: int) -> None:
+def test_a_run_that_is_killed_and_resumed_gives_the_same_bits(
+    scene: Scene, tmp_path: Path, method: str, step: int
+) -> None:
     whole, _ = scene.train(method=method)
     other = Scene(scene.base, tmp_path / "other")
 
@@ -102,11 +121,15 @@ def test_a_run_that_is_killed_and_resumed_gives_the_same_bits(scene: Scene, tmp_
         other.train(kill, method=method)
     torch.manual_seed(99)
     resumed, at = other.train(attempt=2, method=method)
-    assert at.step == 9 and other.heard("started")[-1]["step"] == (step - 1) // 3 * 3, "from the end of the last whole epoch"
+    assert at.step == 9 and other.heard("started")[-1]["step"] == (step - 1) // 3 * 3, (
+        "from the end of the last whole epoch"
+    )
     assert same(weights(whole), weights(resumed))
 
 
-def limited_memory(monkeypatch: pytest.MonkeyPatch, tokens: int, error: Exception, from_call: int = 0) -> list[int]:
+def limited_memory(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, error: Exception, from_call: int = 0
+) -> list[int]:
     """From its n-th pass on, the machine can hold `tokens` in one pass; the passes' sizes."""
     real, sizes = loop.token_losses, []
 
@@ -139,13 +162,17 @@ def test_where_memory_runs_out_the_same_step_is_done_in_smaller_pieces(
         sizes = limited_memory(patch, longest + 2, error, from_call=4)
         small, at = other.train()
     assert at.step == 9 and at.micro_tokens < 64 and max(sizes[30:]) <= longest + 2
-    assert [s["step"] for s in other.heard("step")] == list(range(1, 10)), "no step is lost and none done twice"
+    assert [s["step"] for s in other.heard("step")] == list(range(1, 10)), (
+        "no step is lost and none done twice"
+    )
     assert any("did not fit into memory" in w["message"] for w in other.heard("warning"))
     for name, w in weights(whole).items():
         torch.testing.assert_close(weights(small)[name], w, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("first_small", [4, 5])  # the pass after the checkpoint of step 3, and one in the middle of the epoch
+@pytest.mark.parametrize(
+    "first_small", [4, 5]
+)  # the pass after the checkpoint of step 3, and one in the middle of the epoch
 def test_a_resumed_run_cuts_its_steps_as_it_did_before_the_kill(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_small: int
 ) -> None:
@@ -156,32 +183,46 @@ def test_a_resumed_run_cuts_its_steps_as_it_did_before_the_kill(
         if kind == "step" and facts["step"] == 5:
             raise Killed
 
-    def run(where: Scene, on: Any = None, attempt: int = 1, tokens: int = longest) -> tuple[Any, checkpoints.Position]:
+    def run(
+        where: Scene, on: Any = None, attempt: int = 1, tokens: int = longest
+    ) -> tuple[Any, checkpoints.Position]:
         with monkeypatch.context() as patch:
-            limited_memory(patch, tokens, MemoryError(), from_call=first_small if attempt == 1 else 0)
+            limited_memory(
+                patch, tokens, MemoryError(), from_call=first_small if attempt == 1 else 0
+            )
             return where.train(on, attempt)
 
     whole, at = run(scene)
     other = Scene(scene.base, tmp_path / "other")
     with pytest.raises(Killed):
         run(other, kill)
-    resumed, after = run(other, attempt=2, tokens=10**9)  # with memory enough it still goes on in small pieces
-    assert after.micro_tokens == at.micro_tokens < loop.MICRO_TOKENS and same(weights(whole), weights(resumed))
+    resumed, after = run(
+        other, attempt=2, tokens=10**9
+    )  # with memory enough it still goes on in small pieces
+    assert after.micro_tokens == at.micro_tokens < loop.MICRO_TOKENS and same(
+        weights(whole), weights(resumed)
+    )
 
 
-def test_where_not_even_one_row_fits_the_job_fails_with_the_row(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_not_even_one_row_fits_the_job_fails_with_the_row(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     limited_memory(monkeypatch, 3, MemoryError())
     with pytest.raises(OutOfMemory, match=r"row there, \d+, has \d+ tokens.*Shorten"):
         scene.train()
 
 
-def test_an_error_that_is_not_about_memory_is_not_taken_for_one(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_is_not_about_memory_is_not_taken_for_one(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     limited_memory(monkeypatch, 3, RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes"):
         scene.train()
 
 
-def test_a_resume_that_forgets_the_optimizer_gives_other_bits(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resume_that_forgets_the_optimizer_gives_other_bits(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, _ = scene.train()
     other = Scene(scene.base, tmp_path / "other")
 
@@ -192,7 +233,9 @@ def test_a_resume_that_forgets_the_optimizer_gives_other_bits(scene: Scene, tmp_
     with pytest.raises(Killed):
         other.train(kill)
 
-    def weights_only(checkpoint: checkpoints.Checkpoint, trained: Any, optimizer: Any) -> checkpoints.Position:
+    def weights_only(
+        checkpoint: checkpoints.Checkpoint, trained: Any, optimizer: Any
+    ) -> checkpoints.Position:
         checkpoints.load_weights(checkpoint.folder, trained)
         return checkpoint.position
 
@@ -214,28 +257,51 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(scene: Scene) ->
 def contradicted(scene: Scene) -> Scene:
     """Validation that gets worse in the end: the same prompts, each with its neighbour's answer."""
     ids = [r.encoded.ids for r in scene.rows]
-    swapped = [replace(r, encoded=replace(r.encoded, ids=[*r.encoded.ids[: r.encoded.n_prompt], *o[-r.encoded.n_completion :]]))
-               for r, o in zip(scene.rows, ids[1:] + ids[:1], strict=True)]  # fmt: skip
+    swapped = [
+        replace(
+            r,
+            encoded=replace(
+                r.encoded, ids=[*r.encoded.ids[: r.encoded.n_prompt], *o[-r.encoded.n_completion :]]
+            ),
+        )
+        for r, o in zip(scene.rows, ids[1:] + ids[:1], strict=True)
+    ]
     scene.validation = swapped[:3]
     return scene
 
 
 @pytest.mark.parametrize("patience", [1, 2])
-def test_training_stops_when_validation_has_not_improved_for_so_many_epochs(scene: Scene, patience: int) -> None:
-    model, at = contradicted(scene).train(max_epochs=10, learning_rate=2e-2, patience=patience, batch_size=2)
+def test_training_stops_when_validation_has_not_improved_for_so_many_epochs(
+    scene: Scene, patience: int
+) -> None:
+    model, at = contradicted(scene).train(
+        max_epochs=10, learning_rate=2e-2, patience=patience, batch_size=2
+    )
     per_epoch = -(-len(scene.rows) // 2)
-    assert at.stopped_by == "patience" and at.step == at.best_step + patience * per_epoch < 10 * per_epoch
-    assert loop.mean_loss(loop.evaluate(model, scene.validation)) == pytest.approx(at.best_loss), "the best epoch's weights"
+    assert (
+        at.stopped_by == "patience"
+        and at.step == at.best_step + patience * per_epoch < 10 * per_epoch
+    )
+    assert loop.mean_loss(loop.evaluate(model, scene.validation)) == pytest.approx(at.best_loss), (
+        "the best epoch's weights"
+    )
 
 
 def test_without_patience_training_goes_on_to_the_last_epoch(scene: Scene) -> None:
     _, at = contradicted(scene).train(max_epochs=10, learning_rate=2e-2, patience=0, batch_size=2)
-    assert (at.stopped_by, at.step) == ("max_epochs", 10 * -(-len(scene.rows) // 2)) and at.best_step < at.step
+    assert (at.stopped_by, at.step) == (
+        "max_epochs",
+        10 * -(-len(scene.rows) // 2),
+    ) and at.best_step < at.step
 
 
 def test_a_run_that_was_stopped_by_patience_stays_stopped_when_resumed(scene: Scene) -> None:
-    whole, at = contradicted(scene).train(max_epochs=10, learning_rate=2e-2, patience=1, batch_size=2)
-    resumed, again = scene.train(attempt=2, max_epochs=10, learning_rate=2e-2, patience=1, batch_size=2)
+    whole, at = contradicted(scene).train(
+        max_epochs=10, learning_rate=2e-2, patience=1, batch_size=2
+    )
+    resumed, again = scene.train(
+        attempt=2, max_epochs=10, learning_rate=2e-2, patience=1, batch_size=2
+    )
     assert again == at and same(weights(whole), weights(resumed))
 
 
@@ -245,23 +311,38 @@ def tokens_of(scene: Scene) -> int:
 
 def test_a_whole_run_has_trained_every_token_once_an_epoch(scene: Scene) -> None:
     _, at = scene.train(max_epochs=2)
-    assert at.trained_tokens == 2 * tokens_of(scene) and scene.heard("step")[-1]["trained_tokens"] == at.trained_tokens
+    assert (
+        at.trained_tokens == 2 * tokens_of(scene)
+        and scene.heard("step")[-1]["trained_tokens"] == at.trained_tokens
+    )
 
 
 @pytest.mark.parametrize("share", [0.35, 1.0, 1.7])
-def test_a_token_budget_is_never_exceeded_and_the_rate_falls_to_its_end(scene: Scene, share: float) -> None:
+def test_a_token_budget_is_never_exceeded_and_the_rate_falls_to_its_end(
+    scene: Scene, share: float
+) -> None:
     scene.budget = Budget(tokens=int(share * tokens_of(scene)), tokens_option="budget_credits")
     model, at = scene.train(max_epochs=3, batch_size=2, warmup=0.0)
     longest = max(len(r.encoded.ids) for r in scene.rows)
     assert scene.budget.tokens - 2 * longest < at.trained_tokens <= scene.budget.tokens
-    assert at.stopped_by == "budget_credits" and at.best_step > 0 and scene.heard("started")[0]["total_steps"] == at.step
+    assert (
+        at.stopped_by == "budget_credits"
+        and at.best_step > 0
+        and scene.heard("started")[0]["total_steps"] == at.step
+    )
     rates = [s["learning_rate"] for s in scene.heard("step")]
-    assert rates == sorted(rates, reverse=True) and rates[-1] == pytest.approx(rates[0] / max(1, at.step - 1))
+    assert rates == sorted(rates, reverse=True) and rates[-1] == pytest.approx(
+        rates[0] / max(1, at.step - 1)
+    )
     again, resumed = scene.train(attempt=2, max_epochs=3, batch_size=2, warmup=0.0)
-    assert resumed == at and same(weights(model), weights(again)), "a resumed run does not spend more"
+    assert resumed == at and same(weights(model), weights(again)), (
+        "a resumed run does not spend more"
+    )
 
 
-def test_a_budget_of_time_stops_at_a_step_with_a_usable_model(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_of_time_stops_at_a_step_with_a_usable_model(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scene.budget = Budget(seconds=25.0)
     clock = iter(range(0, 100_000, 1))  # an injected clock: every look is a second later
     monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(clock)))
@@ -288,15 +369,21 @@ def test_a_run_resumed_under_other_versions_or_threads_goes_on_and_says_that_it_
         scene.train(kill)
     scene.told.clear()
     here = checkpoints.environment(torch.device("cpu"))
-    monkeypatch.setattr(checkpoints, "environment", lambda device: {**here, "threads": 7, "torch": "9.9"})
+    monkeypatch.setattr(
+        checkpoints, "environment", lambda device: {**here, "threads": 7, "torch": "9.9"}
+    )
     _, at = scene.train(attempt=2)
     [warning] = [w["message"] for w in scene.heard("warning")]
-    assert at.step == 9 and not at.exact and "another torch" in warning and "threads 1 -> 7" in warning
+    assert (
+        at.step == 9 and not at.exact and "another torch" in warning and "threads 1 -> 7" in warning
+    )
     monkeypatch.setattr(checkpoints, "environment", lambda device: here)
     assert not scene.train(attempt=3)[1].exact, "what was not exact once is not exact"
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_that_is_told(scene: Scene) -> None:
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_that_is_told(
+    scene: Scene,
+) -> None:
     whole, _ = scene.train()
     folders = sorted((scene.folder / "attempt-1").glob("step-*"))
     weights_file = folders[-1] / "model.safetensors"
@@ -310,7 +397,10 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_that_is_told
 
 def test_a_damaged_best_checkpoint_is_not_loaded_either(scene: Scene) -> None:
     encoder = Encoder(PromptTemplate.of_base(scene.base), scene.base)
-    scene.validation = [Example(Row(i, "", "", ""), encoder.row([{"role": "user", "content": f"say {w}"}], w)) for i, w in enumerate(WORDS)]
+    scene.validation = [
+        Example(Row(i, "", "", ""), encoder.row([{"role": "user", "content": f"say {w}"}], w))
+        for i, w in enumerate(WORDS)
+    ]
 
     def damage(model: Any, kind: str, facts: dict[str, Any]) -> None:
         if kind == "step" and facts["step"] == 9:  # patience ends it here
@@ -319,13 +409,19 @@ def test_a_damaged_best_checkpoint_is_not_loaded_either(scene: Scene) -> None:
 
     model, at = scene.train(damage, learning_rate=5e-2, max_epochs=4)
     assert "are gone" in scene.heard("warning")[-1]["message"] and at.best_step == at.step == 9
-    assert loop.mean_loss(loop.evaluate(model, scene.validation)) == pytest.approx(at.best_loss, rel=1e-5)
+    assert loop.mean_loss(loop.evaluate(model, scene.validation)) == pytest.approx(
+        at.best_loss, rel=1e-5
+    )
 
 
 def test_the_best_epoch_is_what_remains(scene: Scene) -> None:
-    """The validation rows ask for what the base knows already, so every epoch on the new mapping makes them worse."""
+    """The validation rows ask for what the base knows already, so every epoch on the new mapping
+    makes them worse."""
     encoder = Encoder(PromptTemplate.of_base(scene.base), scene.base)
-    known = [Example(Row(i, "", "", ""), encoder.row([{"role": "user", "content": f"say {w}"}], w)) for i, w in enumerate(WORDS)]
+    known = [
+        Example(Row(i, "", "", ""), encoder.row([{"role": "user", "content": f"say {w}"}], w))
+        for i, w in enumerate(WORDS)
+    ]
     scene.validation = known
     model, at = scene.train(learning_rate=5e-2, max_epochs=4)
     losses = [s["validation_loss"] for s in scene.heard("step") if s["validation_loss"] is not None]
@@ -334,7 +430,9 @@ def test_the_best_epoch_is_what_remains(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("step", [None, 7, 8])
-def test_the_training_loss_is_the_mean_of_the_last_epoch_also_after_a_kill(scene: Scene, step: int | None) -> None:
+def test_the_training_loss_is_the_mean_of_the_last_epoch_also_after_a_kill(
+    scene: Scene, step: int | None
+) -> None:
     def kill(model: Any, kind: str, facts: dict[str, Any]) -> None:
         if kind == "step" and facts["step"] == step:
             raise Killed
@@ -344,15 +442,29 @@ def test_the_training_loss_is_the_mean_of_the_last_epoch_also_after_a_kill(scene
             scene.train(kill)
         scene.told.clear()
     _, at = scene.train(attempt=2)
-    rows = [r for f in scene.heard("row_losses") if f["part"] == "train" and f["epoch"] == 3 for r in f["rows"]]
-    assert len(rows) == 10 and at.training_loss == pytest.approx(sum(v * n for _, v, n in rows) / sum(n for _, _, n in rows), rel=1e-6)
+    rows = [
+        r
+        for f in scene.heard("row_losses")
+        if f["part"] == "train" and f["epoch"] == 3
+        for r in f["rows"]
+    ]
+    assert len(rows) == 10 and at.training_loss == pytest.approx(
+        sum(v * n for _, v, n in rows) / sum(n for _, _, n in rows), rel=1e-6
+    )
 
 
 def test_every_row_has_its_loss_in_every_epoch(scene: Scene) -> None:
     scene.train()
     for epoch in (1, 2, 3):
-        rows = [r for f in scene.heard("row_losses") if f["part"] == "train" and f["epoch"] == epoch for r in f["rows"]]
-        assert sorted(r[0] for r in rows) == list(range(1, 11)) and all(v > 0 and n > 0 for _, v, n in rows)
+        rows = [
+            r
+            for f in scene.heard("row_losses")
+            if f["part"] == "train" and f["epoch"] == epoch
+            for r in f["rows"]
+        ]
+        assert sorted(r[0] for r in rows) == list(range(1, 11)) and all(
+            v > 0 and n > 0 for _, v, n in rows
+        )
 
 
 def poison(model: Any, kind: str, facts: dict[str, Any]) -> None:
@@ -373,19 +485,32 @@ def test_a_step_that_is_no_number_changes_nothing_and_is_told(scene: Scene) -> N
             assert same(before, weights(model))
 
     _, at = scene.train(once)
-    assert at.step == 9 and "no finite number" in scene.heard("warning")[0]["message"] and len(scene.heard("warning")) == 1
+    assert (
+        at.step == 9
+        and "no finite number" in scene.heard("warning")[0]["message"]
+        and len(scene.heard("warning")) == 1
+    )
 
 
-def test_five_such_steps_go_back_once_at_half_the_rate_and_then_fail_with_the_rows(scene: Scene) -> None:
+def test_five_such_steps_go_back_once_at_half_the_rate_and_then_fail_with_the_rows(
+    scene: Scene,
+) -> None:
     with pytest.raises(NonFiniteLoss, match=r"Rows of the last batch: \d+"):
         scene.train(poison, max_epochs=10)
     messages = [w["message"] for w in scene.heard("warning")]
-    assert sum("half the learning rate" in m for m in messages) == 1 and len(messages) == 2 * loop.NON_FINITE_LIMIT + 1
+    assert (
+        sum("half the learning rate" in m for m in messages) == 1
+        and len(messages) == 2 * loop.NON_FINITE_LIMIT + 1
+    )
 
 
 def test_the_rate_rises_then_falls_to_nearly_nothing() -> None:
     rates = [loop.schedule(s, 100, 0.1) for s in range(100)]
-    assert rates[9] == 1.0 and rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert (
+        rates[9] == 1.0
+        and rates[:10] == sorted(rates[:10])
+        and rates[10:] == sorted(rates[10:], reverse=True)
+    )
     assert 0 < rates[-1] < 0.02
     assert loop.schedule(0, 1, 0.9) == 1.0
 
@@ -394,18 +519,29 @@ def test_old_checkpoints_are_collected_and_the_best_is_kept(scene: Scene) -> Non
     scene.train(max_epochs=6, learning_rate=1e-3)
     at = checkpoints.newest([scene.folder / "attempt-1"], {"data": "d"})
     kept = sorted(p.name for p in (scene.folder / "attempt-1").glob("step-*"))
-    assert at is not None and len(kept) <= checkpoints.KEEP + 1 and f"step-{at.position.best_step:08d}" in kept
+    assert (
+        at is not None
+        and len(kept) <= checkpoints.KEEP + 1
+        and f"step-{at.position.best_step:08d}" in kept
+    )
     assert replace(at.position) == at.position
 
 
 @pytest.mark.parametrize(("rate", "is_told"), [(1e-2, False), (1e-7, False), (3.0, True)])
-def test_a_run_that_diverges_says_so_with_the_rate_to_try(scene: Scene, rate: float, is_told: bool) -> None:
+def test_a_run_that_diverges_says_so_with_the_rate_to_try(
+    scene: Scene, rate: float, is_told: bool
+) -> None:
     _, at = scene.train(method="full", max_epochs=6, learning_rate=rate, max_grad_norm=1e6)
     told = loop.diverged(at, rate, 5e-4)
     assert bool(told) is is_told, (at.first_loss, at.training_loss)
     if is_told:
-        assert f"rose from {at.first_loss:.3g} to {at.training_loss:.3g}" in told and "try 0.0005" in told
-    assert loop.diverged(at, rate, 1.0).count(f"try {rate / 10:g}") == is_told, "a tenth, where the rule's rate is higher"
+        assert (
+            f"rose from {at.first_loss:.3g} to {at.training_loss:.3g}" in told
+            and "try 0.0005" in told
+        )
+    assert loop.diverged(at, rate, 1.0).count(f"try {rate / 10:g}") == is_told, (
+        "a tenth, where the rule's rate is higher"
+    )
 
 
 def test_a_resumed_run_remembers_the_loss_it_began_with(scene: Scene) -> None:

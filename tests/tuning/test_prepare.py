@@ -1,4 +1,5 @@
-"""What is known after rows were rejected by the base: parts filled again, warnings told again, and what is learnt."""
+"""What is known after rows were rejected by the base: parts filled again, warnings told again, and
+what is learnt."""
 
 from pathlib import Path
 from typing import Any
@@ -27,41 +28,76 @@ def prepared(home: Path, base: Path, rows: Any, **options: Any) -> tuple[Dataset
     with duckdb.connect() as connection:
         found = snapshot(connection, sources_of(data), home / "data", home=home, seed=0)
     dataset = Dataset.open(home / "data", found.digest)
-    made = prepare(dataset, Encoder(PromptTemplate.of_base(base), base), SPEC, Options.parse(options), 0.0)
+    made = prepare(
+        dataset, Encoder(PromptTemplate.of_base(base), base), SPEC, Options.parse(options), 0.0
+    )
     return dataset, made
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(long=st.sets(st.integers(0, 59), max_size=59), seed=st.integers(0, 3))
-def test_parts_are_filled_again_after_rejections(tmp_path_factory: Any, tiny_base: Path, long: set[int], seed: int) -> None:
+def test_parts_are_filled_again_after_rejections(
+    tmp_path_factory: Any, tiny_base: Path, long: set[int], seed: int
+) -> None:
     home = tmp_path_factory.mktemp("again")
     rows = [{"prompt": f"{LONG if i in long else 'q'} {i}", "completion": "a"} for i in range(60)]
     dataset, made = prepared(home, tiny_base, rows)
     left = 60 - len(long)
     share = 0 if left < 10 else max(1, round(left / 10))
-    assert {p: made.rows[p] for p in PARTS} == {"train": left - 2 * share, "validation": share, "verdict": share}
-    divided = Dataset(dataset.folder, dataset.rows_per_part, dataset.source_of, dataset.sources, made.moved)
+    assert {p: made.rows[p] for p in PARTS} == {
+        "train": left - 2 * share,
+        "validation": share,
+        "verdict": share,
+    }
+    divided = Dataset(
+        dataset.folder, dataset.rows_per_part, dataset.source_of, dataset.sources, made.moved
+    )
     refused = {(r["part"], r["row"]) for r in made.rejected}
-    seen = {p: [r.row for r in divided.rows(p) if ("training", r.row) not in refused and not r.prompt.startswith("xx")] for p in PARTS}
-    assert {p: len(r) for p, r in seen.items()} == {p: made.rows[p] for p in PARTS}, "every child sees the same parts"
+    seen = {
+        p: [
+            r.row
+            for r in divided.rows(p)
+            if ("training", r.row) not in refused and not r.prompt.startswith("xx")
+        ]
+        for p in PARTS
+    }
+    assert {p: len(r) for p, r in seen.items()} == {p: made.rows[p] for p in PARTS}, (
+        "every child sees the same parts"
+    )
     assert sorted(sum(seen.values(), [])) == [i + 1 for i in range(60) if i not in long]
     for part in PARTS:
         assert [n for _, n in divided.hashes(part)] == [r.row for r in divided.rows(part)]
-    assert ("no verdict rows" in " ".join(made.warnings)) is False if left >= 10 else any("usable row" in w for w in made.warnings)
+    assert (
+        ("no verdict rows" in " ".join(made.warnings)) is False
+        if left >= 10
+        else any("usable row" in w for w in made.warnings)
+    )
 
 
-def test_groups_of_equal_prompts_stay_together_when_parts_are_filled_again(tmp_path: Path, tiny_base: Path) -> None:
+def test_groups_of_equal_prompts_stay_together_when_parts_are_filled_again(
+    tmp_path: Path, tiny_base: Path
+) -> None:
     rows = [{"prompt": f"{LONG} {i}", "completion": "a"} for i in range(30)] + [
         {"prompt": f"q {i // 3}", "completion": "a"} for i in range(60)
     ]
     dataset, made = prepared(tmp_path, tiny_base, rows)
-    divided = Dataset(dataset.folder, dataset.rows_per_part, dataset.source_of, dataset.sources, made.moved)
-    prompts = {p: {r.prompt for r in divided.rows(p) if not r.prompt.startswith("xx")} for p in PARTS}
-    assert not prompts["train"] & prompts["validation"] and not prompts["train"] & prompts["verdict"]
+    divided = Dataset(
+        dataset.folder, dataset.rows_per_part, dataset.source_of, dataset.sources, made.moved
+    )
+    prompts = {
+        p: {r.prompt for r in divided.rows(p) if not r.prompt.startswith("xx")} for p in PARTS
+    }
+    assert (
+        not prompts["train"] & prompts["validation"] and not prompts["train"] & prompts["verdict"]
+    )
     assert made.rows["validation"] == made.rows["verdict"] == 6
 
 
-def test_rows_of_a_validation_query_never_become_training_rows(tmp_path: Path, tiny_base: Path) -> None:
+def test_rows_of_a_validation_query_never_become_training_rows(
+    tmp_path: Path, tiny_base: Path
+) -> None:
     rows = [{"prompt": f"q {i}", "completion": "a"} for i in range(20)]
     held = [{"prompt": f"{LONG if i % 2 else 'v'} {i}", "completion": "a"} for i in range(20)]
     _, made = prepared(tmp_path, tiny_base, rows, validation=held)
@@ -71,17 +107,32 @@ def test_rows_of_a_validation_query_never_become_training_rows(tmp_path: Path, t
 def test_a_part_that_rejections_emptied_is_filled_or_told(tmp_path: Path, tiny_base: Path) -> None:
     rows = [{"prompt": f"q {i}", "completion": "a"} for i in range(20)]
     _, made = prepared(
-        tmp_path, tiny_base, rows, validation=[{"prompt": LONG, "completion": "a"}], test=[{"prompt": LONG, "completion": "a"}]
+        tmp_path,
+        tiny_base,
+        rows,
+        validation=[{"prompt": LONG, "completion": "a"}],
+        test=[{"prompt": LONG, "completion": "a"}],
     )
     assert {p: made.rows[p] for p in PARTS} == {"train": 16, "validation": 2, "verdict": 2}
-    assert [w.split(":")[0] for w in made.warnings[:2]] == ["no row of the validation query is left", "no row of the test query is left"]
+    assert [w.split(":")[0] for w in made.warnings[:2]] == [
+        "no row of the validation query is left",
+        "no row of the test query is left",
+    ]
     (tmp_path / "few").mkdir()
     few = [{"prompt": f"{LONG if i > 8 else 'q'} {i}", "completion": "a"} for i in range(20)]
     _, made = prepared(tmp_path / "few", tiny_base, few)
-    assert {p: made.rows[p] for p in PARTS} == {"train": 9, "validation": 0, "verdict": 0} and "only 9 usable rows" in made.warnings[0]
+    assert {p: made.rows[p] for p in PARTS} == {
+        "train": 9,
+        "validation": 0,
+        "verdict": 0,
+    } and "only 9 usable rows" in made.warnings[0]
     (tmp_path / "b").mkdir()
     with pytest.raises(NoUsableRows, match="20 x too long"):
-        prepared(tmp_path / "b", tiny_base, [{"prompt": f"{LONG} {i}", "completion": "a"} for i in range(20)])
+        prepared(
+            tmp_path / "b",
+            tiny_base,
+            [{"prompt": f"{LONG} {i}", "completion": "a"} for i in range(20)],
+        )
 
 
 REFUSES = (
@@ -90,22 +141,57 @@ REFUSES = (
 )
 
 
-def test_a_row_that_the_template_refuses_is_rejected_with_its_words(tmp_path: Path, tiny_base: Path) -> None:
-    rows = [{"messages": [*([{"role": "system", "content": "s"}] if i == 5 else []), {"role": "user", "content": f"q {i}"}, {"role": "assistant", "content": "a"}]}
-            for i in range(24)]  # fmt: skip
+def test_a_row_that_the_template_refuses_is_rejected_with_its_words(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    rows = [
+        {
+            "messages": [
+                *([{"role": "system", "content": "s"}] if i == 5 else []),
+                {"role": "user", "content": f"q {i}"},
+                {"role": "assistant", "content": "a"},
+            ]
+        }
+        for i in range(24)
+    ]
     with duckdb.connect() as connection:
-        found = snapshot(connection, sources_of({"training": rows}), tmp_path / "data", home=tmp_path, seed=0)
+        found = snapshot(
+            connection, sources_of({"training": rows}), tmp_path / "data", home=tmp_path, seed=0
+        )
     template = PromptTemplate(REFUSES, "", "<|end|>", 0, (0,), "2026-01-01")
-    made = prepare(Dataset.open(tmp_path / "data", found.digest), Encoder(template, tiny_base), SPEC, Options(), 0.0)
+    made = prepare(
+        Dataset.open(tmp_path / "data", found.digest),
+        Encoder(template, tiny_base),
+        SPEC,
+        Options(),
+        0.0,
+    )
     [row] = made.rejected
-    assert row["row"] == 6 and row["reason"] == "refused by the chat template" and "no system message here" in row["detail"]
-    assert any("no system message here" in w for w in made.warnings) and sum(made.rows[p] for p in PARTS) == 23
+    assert (
+        row["row"] == 6
+        and row["reason"] == "refused by the chat template"
+        and "no system message here" in row["detail"]
+    )
+    assert (
+        any("no system message here" in w for w in made.warnings)
+        and sum(made.rows[p] for p in PARTS) == 23
+    )
 
 
-TALK = [{"messages": [{"role": r, "content": f"{r[:2]} {i}"} for r in ("user", "assistant", "user", "assistant")]} for i in range(12)]
+TALK = [
+    {
+        "messages": [
+            {"role": r, "content": f"{r[:2]} {i}"}
+            for r in ("user", "assistant", "user", "assistant")
+        ]
+    }
+    for i in range(12)
+]
 
 
-def test_all_answers_are_learnt_or_the_last_where_the_template_allows_no_more(tmp_path: Path, tiny_base: Path) -> None:
+def test_all_answers_are_learnt_or_the_last_where_the_template_allows_no_more(
+    tmp_path: Path, tiny_base: Path
+) -> None:
     _, made = prepared(tmp_path, tiny_base, TALK, learn="all")
     assert made.resolved.learn == "all" and not made.warnings
     forgetful = "{% for m in messages[-1:] %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -113,18 +199,30 @@ def test_all_answers_are_learnt_or_the_last_where_the_template_allows_no_more(tm
     dataset = Dataset.open(tmp_path / "data", durable.sha256(tmp_path / "data" / durable.MANIFEST))
     made = prepare(dataset, encoder, SPEC, Options(), 0.0)
     decided = made.resolved.decided["learn"]
-    assert decided.value == "last" and decided.origin == "measured" and decided.reason in made.warnings
+    assert (
+        decided.value == "last" and decided.origin == "measured" and decided.reason in made.warnings
+    )
     assert prepare(dataset, encoder, SPEC, Options(learn="last"), 0.0).warnings == []
 
 
-def test_a_conversation_and_what_it_begins_with_are_never_parted(tmp_path: Path, tiny_base: Path) -> None:
+def test_a_conversation_and_what_it_begins_with_are_never_parted(
+    tmp_path: Path, tiny_base: Path
+) -> None:
     """Its first answer is learnt, so the row that asks just that must not judge."""
     more = [{"role": "user", "content": "more"}, {"role": "assistant", "content": "b"}]
 
     def turns(i: int, n: int) -> list[dict[str, str]]:
-        return [{"role": "user", "content": f"user {i}"}, {"role": "assistant", "content": "a"}, *more[: 2 * n]]
+        return [
+            {"role": "user", "content": f"user {i}"},
+            {"role": "assistant", "content": "a"},
+            *more[: 2 * n],
+        ]
 
     rows = [{"messages": turns(i, n)} for i in range(40) for n in (0, 1)]
     dataset, _ = prepared(tmp_path, tiny_base, rows)
     first = {p: {r.messages[0]["content"] for r in dataset.rows(p)} for p in PARTS}
-    assert all(first.values()) and not first["train"] & first["verdict"] and not first["train"] & first["validation"]
+    assert (
+        all(first.values())
+        and not first["train"] & first["verdict"]
+        and not first["train"] & first["validation"]
+    )

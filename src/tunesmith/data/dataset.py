@@ -1,8 +1,9 @@
 """The rows that a job owns: a frozen snapshot in three parts.
 
-*train* teaches; *validation* chooses checkpoint and stop; *verdict* chooses nothing. `snapshot` reads what was given once and writes
-it as Parquet; rows that cannot be used are kept aside with the reason. Rows with the same prompt (spaces and case apart) never stand
-in two parts of one query, and neither do a conversation and one that it begins with.
+*train* teaches; *validation* chooses checkpoint and stop; *verdict* chooses nothing. `snapshot`
+reads what was given once and writes it as Parquet; rows that cannot be used are kept aside with the
+reason. Rows with the same prompt (spaces and case apart) never stand in two parts of one query, and
+neither do a conversation and one that it begins with.
 """
 
 import json
@@ -35,7 +36,8 @@ NORMAL = r"lower(trim(regexp_replace({0}, '\s+', ' ', 'g')))"
 
 MOST_ROWS = 10_000_000  # read of one query or file
 MEMORY = 512 << 20  # bytes of the tables that a CREATE works on; the rest goes to the disk
-COPIES = 16  # of a group of rows that DuckDB may hold beside them while it reads, changes and writes texts
+# of a group of rows that DuckDB may hold beside them while it reads, changes and writes texts
+COPIES = 16
 LARGE = 4 << 30  # bytes that very long rows may need
 
 Moved = Mapping[str, Mapping[str, Sequence[int]]]
@@ -70,7 +72,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What `snapshot` wrote: the digest of the folder's manifest, rows per part, rows rejected so far."""
+    """What `snapshot` wrote: the digest of the folder's manifest, rows per part, rows rejected so
+    far."""
 
     digest: str
     rows: Mapping[str, int]
@@ -96,7 +99,9 @@ class Dataset:
     def open(cls, folder: Path, digest: str, moved: Moved | None = None) -> "Dataset":
         """DamagedFiles unless every byte is what it was at CREATE."""
         manifest = durable.verify(folder, digest)
-        return cls(folder, manifest["rows"], manifest["source_of"], tuple(manifest["sources"]), moved or {})
+        return cls(
+            folder, manifest["rows"], manifest["source_of"], tuple(manifest["sources"]), moved or {}
+        )
 
     def rows(self, part: str) -> Iterator[Row]:
         """The rows of a part, in the order of the query."""
@@ -104,7 +109,10 @@ class Dataset:
 
     def _frozen(self, part: str) -> Iterator[Row]:
         with duckdb.connect() as connection:
-            sql = "SELECT row, prompt, completion, context, chat, draw FROM read_parquet(?) ORDER BY row"
+            sql = (
+                "SELECT row, prompt, completion, context, chat, draw FROM read_parquet(?) "
+                "ORDER BY row"
+            )
             found = connection.execute(sql, [str(self.folder / f"{part}.parquet")])
             while batch := found.fetchmany(4096):
                 yield from (Row(*values) for values in batch)
@@ -121,39 +129,76 @@ class Dataset:
     def rejected(self) -> list[dict[str, Any]]:
         """Rows that were unusable at CREATE: query, row, reason, context."""
         with duckdb.connect() as connection:
-            found = connection.execute("SELECT part, row, reason, context FROM read_parquet(?)", [str(self.folder / "rejected.parquet")])
-            return [{"part": p, "row": r, "reason": why, "detail": "", "context": c} for p, r, why, c in found.fetchall()]
+            found = connection.execute(
+                "SELECT part, row, reason, context FROM read_parquet(?)",
+                [str(self.folder / "rejected.parquet")],
+            )
+            return [
+                {"part": p, "row": r, "reason": why, "detail": "", "context": c}
+                for p, r, why, c in found.fetchall()
+            ]
 
 
 def snapshot(
-    connection: duckdb.DuckDBPyConnection, sources: Sequence[Source], final: Path, *, home: Path, seed: int, most: int = MOST_ROWS
-) -> Snapshot:  # fmt: skip
-    """Freeze the rows of the training, validation and test data (those given) into the folder `final`. MoreRowsThan `most` is an error."""
-    with durable.staging(home) as outer, _scratch(durable.spill_folder(home)) as own, _typed_errors():
+    connection: duckdb.DuckDBPyConnection,
+    sources: Sequence[Source],
+    final: Path,
+    *,
+    home: Path,
+    seed: int,
+    most: int = MOST_ROWS,
+) -> Snapshot:
+    """Freeze the rows of the training, validation and test data (those given) into the folder
+    `final`. MoreRowsThan `most` is an error."""
+    with (
+        durable.staging(home) as outer,
+        _scratch(durable.spill_folder(home)) as own,
+        _typed_errors(),
+    ):
         durable.check_space(outer, 0)
         staged = outer / "data"
         staged.mkdir()
         told = collect(connection, sources, own, outer, most)
         plans = _split(own, seed)
-        counted = dict(own.execute("SELECT part, count(*) FROM rows WHERE part IS NOT NULL GROUP BY part").fetchall())
+        counted = dict(
+            own.execute(
+                "SELECT part, count(*) FROM rows WHERE part IS NOT NULL GROUP BY part"
+            ).fetchall()
+        )
         rows = {part: counted.get(part, 0) for part in PARTS}
         rejected = _count(own, "SELECT count(*) FROM rows WHERE reason IS NOT NULL")
         for part in PARTS:
-            own.execute(f"COPY (SELECT row, prompt, completion, context, chat, draw FROM rows WHERE part = '{part}') "
-                        f"TO '{_quoted(staged / part)}.parquet' ({PARQUET})")  # fmt: skip
-        own.execute(f"COPY (SELECT source AS part, row, reason, context FROM rows WHERE reason IS NOT NULL) "
-                    f"TO '{_quoted(staged / 'rejected')}.parquet' ({PARQUET})")  # fmt: skip
+            own.execute(
+                f"COPY (SELECT row, prompt, completion, context, chat, draw FROM rows "
+                f"WHERE part = '{part}') "
+                f"TO '{_quoted(staged / part)}.parquet' ({PARQUET})"
+            )
+        own.execute(
+            f"COPY (SELECT source AS part, row, reason, context FROM rows "
+            f"WHERE reason IS NOT NULL) "
+            f"TO '{_quoted(staged / 'rejected')}.parquet' ({PARQUET})"
+        )
         facts = {
-            "rows": rows, "rejected": rejected, "frozen_at": time.time(), "sources": [s.part for s in sources],
-            "source_of": dict(own.execute("SELECT DISTINCT part, source FROM rows WHERE part IS NOT NULL ORDER BY part").fetchall()),
-        }  # fmt: skip
+            "rows": rows,
+            "rejected": rejected,
+            "frozen_at": time.time(),
+            "sources": [s.part for s in sources],
+            "source_of": dict(
+                own.execute(
+                    "SELECT DISTINCT part, source FROM rows WHERE part IS NOT NULL ORDER BY part"
+                ).fetchall()
+            ),
+        }
         content = str(own.execute(_CONTENT).fetchall()[0][0])
         digest = durable.publish(staged, final, facts)
-    return Snapshot(digest, {**rows, "rejected": rejected}, (*told, *split.warnings(rows, plans)), content)
+    return Snapshot(
+        digest, {**rows, "rejected": rejected}, (*told, *split.warnings(rows, plans)), content
+    )
 
 
 _CONTENT = """
-WITH every AS (SELECT source, row, sha256(CAST(to_json(struct_pack(source, row, prompt, completion, context, reason, part)) AS VARCHAR))
+WITH every AS (SELECT source, row, sha256(CAST(to_json(
+    struct_pack(source, row, prompt, completion, context, reason, part)) AS VARCHAR))
                AS told FROM rows)
 SELECT sha256(coalesce(string_agg(told, '' ORDER BY source, row), '')) FROM every
 """
@@ -172,8 +217,9 @@ def _typed_errors() -> Iterator[None]:
 
 @contextmanager
 def _scratch(spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """An empty database in memory, inside one that this process opens once: opening one takes longer than all that is done in it. What its
-    memory limit does not hold goes to the folder `spill`."""
+    """An empty database in memory, inside one that this process opens once: opening one takes
+    longer than all that is done in it. What its memory limit does not hold goes to the folder
+    `spill`."""
     name = f"scratch_{uuid.uuid4().hex}"
     with _one_at_a_time:
         cursor = _instance(os.getpid(), spill).cursor()
@@ -189,7 +235,8 @@ _one_at_a_time = threading.Lock()
 
 
 _instances: dict[int, tuple[Path, duckdb.DuckDBPyConnection]] = {}
-"""By process: a fork must not go on with its parent's threads, nor end them, so what its parent opened stays here unused."""
+"""By process: a fork must not go on with its parent's threads, nor end them, so what its parent
+opened stays here unused."""
 
 
 def _instance(process: int, spill: Path) -> duckdb.DuckDBPyConnection:
@@ -204,16 +251,22 @@ def _instance(process: int, spill: Path) -> duckdb.DuckDBPyConnection:
 
 
 def _make_room(own: duckdb.DuckDBPyConnection, file: Path) -> None:
-    """Let long rows be worked on: a group of them has to fit beside the tables, however little those may hold.
+    """Let long rows be worked on: a group of them has to fit beside the tables, however little
+    those may hold.
 
     Never less than before, since other threads may be at work in the same instance.
     """
-    groups = "SELECT max(bytes) FROM (SELECT sum(total_uncompressed_size) AS bytes FROM parquet_metadata(?) GROUP BY row_group_id)"
+    groups = (
+        "SELECT max(bytes) FROM (SELECT sum(total_uncompressed_size) AS bytes "
+        "FROM parquet_metadata(?) GROUP BY row_group_id)"
+    )
     needed = COPIES * int(own.execute(groups, [str(file)]).fetchall()[0][0] or 0)
     with _one_at_a_time:
         if needed > LARGE:  # as much as DuckDB takes by itself on this machine
             own.execute("RESET memory_limit")
-        elif MEMORY + needed > _bytes(str(own.execute("SELECT current_setting('memory_limit')").fetchall()[0][0])):
+        elif MEMORY + needed > _bytes(
+            str(own.execute("SELECT current_setting('memory_limit')").fetchall()[0][0])
+        ):
             own.execute(f"SET memory_limit = '{MEMORY + needed}B'")
 
 
@@ -224,12 +277,20 @@ def _bytes(said: str) -> float:
 
 
 def collect(
-    connection: duckdb.DuckDBPyConnection, sources: Sequence[Source], own: duckdb.DuckDBPyConnection, folder: Path, most: int = MOST_ROWS
-) -> list[str]:  # fmt: skip
-    """Read what was given once and make the table `rows` of the connection `own`: source, row, prompt, completion, context, chat,
-    key (what duplicates are told by) and the reason why a row cannot be used. Gives what must be told."""
-    own.execute("CREATE TABLE rows (source VARCHAR, row BIGINT, prompt VARCHAR, completion VARCHAR, context VARCHAR, chat BOOLEAN, "
-                "key VARCHAR, reason VARCHAR, draw BIGINT, part VARCHAR)")  # fmt: skip
+    connection: duckdb.DuckDBPyConnection,
+    sources: Sequence[Source],
+    own: duckdb.DuckDBPyConnection,
+    folder: Path,
+    most: int = MOST_ROWS,
+) -> list[str]:
+    """Read what was given once and make the table `rows` of the connection `own`: source, row,
+    prompt, completion, context, chat, key (what duplicates are told by) and the reason why a row
+    cannot be used. Gives what must be told."""
+    own.execute(
+        "CREATE TABLE rows (source VARCHAR, row BIGINT, prompt VARCHAR, completion VARCHAR, "
+        "context VARCHAR, chat BOOLEAN, "
+        "key VARCHAR, reason VARCHAR, draw BIGINT, part VARCHAR)"
+    )
     own.execute("CREATE TABLE begins (source VARCHAR, key VARCHAR, begins_with VARCHAR)")
     unread: dict[str, int] = {}
     for source in sources:
@@ -244,27 +305,43 @@ def collect(
         _conversations(own, source, values, unread)
     for source in sources:
         _must_have_rows(own, source.part)
-    return [f"messages have the key {key}, which is not trained on ({counted(n, 'row')})" for key, n in unread.items()]
+    return [
+        f"messages have the key {key}, which is not trained on ({counted(n, 'row')})"
+        for key, n in unread.items()
+    ]
 
 
 _LISTS = f"prompt_is = '{LIST}' OR completion_is = '{LIST}'"
 
 
 def _reasons(column: str) -> str:
-    return (f"WHEN {column}_is = '{MISSING}' THEN '{column} is missing' WHEN {column}_is = '{INVALID}' THEN '{column} is no valid Unicode' "
-            f"WHEN NOT regexp_matches({column}, '\\S') THEN '{column} is empty' ")  # fmt: skip
+    return (
+        f"WHEN {column}_is = '{MISSING}' THEN '{column} is missing' "
+        f"WHEN {column}_is = '{INVALID}' THEN '{column} is no valid Unicode' "
+        f"WHEN NOT regexp_matches({column}, '\\S') THEN '{column} is empty' "
+    )
 
 
 _PAIRS = f"""
-INSERT INTO rows SELECT $source, row, prompt, completion, context, false, md5({NORMAL.format("prompt")}),
+INSERT INTO rows SELECT $source, row, prompt, completion, context, false,
+    md5({NORMAL.format("prompt")}),
     CASE {_reasons("prompt")} {_reasons("completion")} END, NULL, NULL
 FROM read_parquet($file) WHERE NOT ({_LISTS})
 """
 
 
-def _conversations(own: duckdb.DuckDBPyConnection, source: Source, values: Mapping[str, str], unread: dict[str, int]) -> None:
+def _conversations(
+    own: duckdb.DuckDBPyConnection,
+    source: Source,
+    values: Mapping[str, str],
+    unread: dict[str, int],
+) -> None:
     """Rows with a list in them: messages, or a text after all."""
-    columns = "messages, messages_is, NULL, NULL" if source.is_chat else "prompt, prompt_is, completion, completion_is"
+    columns = (
+        "messages, messages_is, NULL, NULL"
+        if source.is_chat
+        else "prompt, prompt_is, completion, completion_is"
+    )
     where = "true" if source.is_chat else _LISTS
     query = f"SELECT row, {columns}, context FROM read_parquet($file) WHERE {where} ORDER BY row"
     with own.cursor() as reading:
@@ -272,22 +349,36 @@ def _conversations(own: duckdb.DuckDBPyConnection, source: Source, values: Mappi
         while batch := found.fetchmany(8192):
             source.has_lists = True
             judged = [_judged(source, values, unread) for values in batch]
-            _insert(own, "rows", source.part, [(r, p, c, x, chat, key, why) for (r, p, c, x, chat, key, why), _ in judged])
+            _insert(
+                own,
+                "rows",
+                source.part,
+                [(r, p, c, x, chat, key, why) for (r, p, c, x, chat, key, why), _ in judged],
+            )
             _insert(own, "begins", source.part, [pair for _, pairs in judged for pair in pairs])
 
 
-_Judged = tuple[tuple[int, str | None, str | None, str, bool, str | None, str | None], list[tuple[str, str]]]
+_Judged = tuple[
+    tuple[int, str | None, str | None, str, bool, str | None, str | None], list[tuple[str, str]]
+]
 
 
 def _judged(source: Source, values: tuple[Any, ...], unread: dict[str, int]) -> _Judged:
-    """A row of `rows` without its source, and what its conversation begins with that is learnt too, as pairs of keys."""
+    """A row of `rows` without its source, and what its conversation begins with that is learnt too,
+    as pairs of keys."""
     row, first, first_is, second, second_is, context = values
     names = ("messages", "") if source.is_chat else ("prompt", "completion")
     try:
-        parsed = [_parsed(n, v, k, source.is_chat) for n, v, k in zip(names, (first, second), (first_is, second_is), strict=True) if n]
+        parsed = [
+            _parsed(n, v, k, source.is_chat)
+            for n, v, k in zip(names, (first, second), (first_is, second_is), strict=True)
+            if n
+        ]
         if not source.is_chat and not any(map(conversation.is_conversation, parsed)):
             return (row, first, second, context, False, first, _empty(first, second)), []
-        if tools := next((t for t in ("tools", "functions") if _is_something(json.loads(context).get(t))), ""):
+        if tools := next(
+            (t for t in ("tools", "functions") if _is_something(json.loads(context).get(t))), ""
+        ):
             raise InvalidPrompt(reason=f"the row has {tools}: tool calls are not supported")
         messages = parsed[0] if source.is_chat else _joined(parsed, (first, second))
         for key in conversation.unread_keys(messages):
@@ -300,18 +391,24 @@ def _judged(source: Source, values: tuple[Any, ...], unread: dict[str, int]) -> 
     prompt = before[0]["content"] if is_plain else json.dumps(before, ensure_ascii=False)
     key = _key_of(before)
     learnt = [n for n, m in enumerate(before) if m["role"] == "assistant" and "weight" not in m]
-    return (row, prompt, answer, context, not is_plain, key, None), [(key, _key_of(before[:n])) for n in learnt]
+    return (row, prompt, answer, context, not is_plain, key, None), [
+        (key, _key_of(before[:n])) for n in learnt
+    ]
 
 
 def _parsed(name: str, text: str | None, kind: str, is_chat: bool) -> Any:
     if kind == MISSING or text is None:
-        raise InvalidPrompt(reason=f"{name} is {'missing' if kind == MISSING else 'no valid Unicode'}")
+        raise InvalidPrompt(
+            reason=f"{name} is {'missing' if kind == MISSING else 'no valid Unicode'}"
+        )
     if kind != LIST and not is_chat:
         return text
     try:
         return conversation.read(text)
     except (ValueError, RecursionError):
-        if not is_chat:  # a list all the same, of numbers that nobody can hold, or too deep to look into: a text
+        if (
+            not is_chat
+        ):  # a list all the same, of numbers that nobody can hold, or too deep to look into: a text
             return text
         raise InvalidPrompt(reason=f"{name} is no JSON list of messages") from None
 
@@ -322,62 +419,108 @@ def _is_something(value: Any) -> bool:
 
 def _joined(parsed: Sequence[Any], texts: Sequence[str]) -> list[Any]:
     """One conversation of prompt and completion, each messages or a text."""
-    if empty := next((name for side, name in zip(parsed, ("prompt", "completion"), strict=True) if side == []), ""):
+    if empty := next(
+        (name for side, name in zip(parsed, ("prompt", "completion"), strict=True) if side == []),
+        "",
+    ):
         raise InvalidPrompt(reason=f"{empty} is empty")
     sides = zip(parsed, texts, ("user", "assistant"), strict=True)
-    return [m for side, text, role in sides for m in (side if conversation.is_conversation(side) else [{"role": role, "content": text}])]
+    return [
+        m
+        for side, text, role in sides
+        for m in (side if conversation.is_conversation(side) else [{"role": role, "content": text}])
+    ]
 
 
 def _empty(prompt: str, completion: str) -> str | None:
-    return next((f"{name} is empty" for name, text in (("prompt", prompt), ("completion", completion)) if is_empty(text)), None)
+    return next(
+        (
+            f"{name} is empty"
+            for name, text in (("prompt", prompt), ("completion", completion))
+            if is_empty(text)
+        ),
+        None,
+    )
 
 
 def _key_of(messages: Sequence[Message]) -> str:
-    """The text by which duplicates are told: a single question's own, as for rows without messages."""
+    """The text by which duplicates are told: a single question's own, as for rows without
+    messages."""
     if len(messages) == 1:
         return str(messages[0]["content"])
     return json.dumps([[m["role"], m["content"]] for m in messages], ensure_ascii=False)
 
 
-def _insert(own: duckdb.DuckDBPyConnection, table: str, source: str, rows: Sequence[tuple[Any, ...]]) -> None:
+def _insert(
+    own: duckdb.DuckDBPyConnection, table: str, source: str, rows: Sequence[tuple[Any, ...]]
+) -> None:
     if not rows:
         return
     names = [f"c{i}" for i in range(len(rows[0]))]
-    own.register("arriving", {name: np.array(values, dtype=object) for name, values in zip(names, zip(*rows, strict=True), strict=True)})
-    values = "c0, c1, c2, c3, c4, md5({}), c6, NULL, NULL" if table == "rows" else "md5({}), md5({})"
-    keys = [NORMAL.format(f"CAST({k} AS VARCHAR)") for k in (["c5"] if table == "rows" else ["c0", "c1"])]
+    own.register(
+        "arriving",
+        {
+            name: np.array(values, dtype=object)
+            for name, values in zip(names, zip(*rows, strict=True), strict=True)
+        },
+    )
+    values = (
+        "c0, c1, c2, c3, c4, md5({}), c6, NULL, NULL" if table == "rows" else "md5({}), md5({})"
+    )
+    keys = [
+        NORMAL.format(f"CAST({k} AS VARCHAR)")
+        for k in (["c5"] if table == "rows" else ["c0", "c1"])
+    ]
     own.execute(f"INSERT INTO {table} SELECT ?, {values.format(*keys)} FROM arriving", [source])
     own.unregister("arriving")
 
 
 def _split(own: duckdb.DuckDBPyConnection, seed: int) -> dict[str, split.Plan]:
-    """Give usable rows their part and their group's place in the drawn order. Whole groups move together."""
+    """Give usable rows their part and their group's place in the drawn order. Whole groups move
+    together."""
     own.execute("CREATE TABLE joined (source VARCHAR, key VARCHAR, head VARCHAR)")
     _join_beginnings(own)
     order = "md5(? || coalesce(head, rows.key)), coalesce(head, rows.key)"
-    own.execute(f"CREATE TABLE drawn AS SELECT rows.source, row, dense_rank() OVER (PARTITION BY rows.source ORDER BY {order}) AS draw "
-                "FROM rows LEFT JOIN joined USING (source, key) WHERE reason IS NULL", [f"{seed}:"])  # fmt: skip
+    own.execute(
+        f"CREATE TABLE drawn AS SELECT rows.source, row, dense_rank() OVER (PARTITION BY "
+        f"rows.source ORDER BY {order}) AS draw "
+        "FROM rows LEFT JOIN joined USING (source, key) WHERE reason IS NULL",
+        [f"{seed}:"],
+    )
     usable = dict(own.execute("SELECT source, count(*) FROM drawn GROUP BY source").fetchall())
     plans = split.plans(usable)
     own.execute("CREATE TABLE parts (source VARCHAR, draw BIGINT, part VARCHAR)")
     for source, plan in plans.items():
-        sizes = own.execute("SELECT draw, count(*) FROM drawn WHERE source = ? GROUP BY draw ORDER BY draw", [source]).fetchall()
+        sizes = own.execute(
+            "SELECT draw, count(*) FROM drawn WHERE source = ? GROUP BY draw ORDER BY draw",
+            [source],
+        ).fetchall()
         _insert_parts(own, source, [d for d, _ in sizes], split.split([n for _, n in sizes], plan))
-    own.execute("UPDATE rows SET draw = parted.draw, part = parted.part FROM (drawn JOIN parts USING (source, draw)) AS parted "
-                "WHERE rows.source = parted.source AND rows.row = parted.row")  # fmt: skip
+    own.execute(
+        "UPDATE rows SET draw = parted.draw, part = parted.part "
+        "FROM (drawn JOIN parts USING (source, draw)) AS parted "
+        "WHERE rows.source = parted.source AND rows.row = parted.row"
+    )
     return plans
 
 
-def _insert_parts(own: duckdb.DuckDBPyConnection, source: str, draws: Sequence[int], parts: Sequence[str]) -> None:
-    own.register("arriving", {"draw": np.array(draws, dtype=np.int64), "part": np.array(parts, dtype=object)})
+def _insert_parts(
+    own: duckdb.DuckDBPyConnection, source: str, draws: Sequence[int], parts: Sequence[str]
+) -> None:
+    own.register(
+        "arriving", {"draw": np.array(draws, dtype=np.int64), "part": np.array(parts, dtype=object)}
+    )
     own.execute("INSERT INTO parts SELECT ?, draw, part FROM arriving", [source])
     own.unregister("arriving")
 
 
 def _join_beginnings(own: duckdb.DuckDBPyConnection) -> None:
-    """A conversation learns its earlier answers too, so it is of one group with the rows that ask just that."""
-    pairs = own.execute("SELECT DISTINCT source, key, begins_with FROM begins WHERE EXISTS "
-                        "(FROM rows WHERE rows.source = begins.source AND rows.key = begins_with) ORDER BY ALL").fetchall()  # fmt: skip
+    """A conversation learns its earlier answers too, so it is of one group with the rows that ask
+    just that."""
+    pairs = own.execute(
+        "SELECT DISTINCT source, key, begins_with FROM begins WHERE EXISTS "
+        "(FROM rows WHERE rows.source = begins.source AND rows.key = begins_with) ORDER BY ALL"
+    ).fetchall()
     head: dict[tuple[str, str], tuple[str, str]] = {}
 
     def find(node: tuple[str, str]) -> tuple[str, str]:
@@ -389,12 +532,17 @@ def _join_beginnings(own: duckdb.DuckDBPyConnection) -> None:
         a, b = sorted((find((source, key)), find((source, beginning))))
         head[b] = a
     if head:
-        own.executemany("INSERT INTO joined VALUES (?, ?, ?)", [[*node, find(node)[1]] for node in head])
+        own.executemany(
+            "INSERT INTO joined VALUES (?, ?, ?)", [[*node, find(node)[1]] for node in head]
+        )
 
 
 def _must_have_rows(own: duckdb.DuckDBPyConnection, source: str) -> None:
     """NoUsableRows where a query gave nothing that can be used."""
-    counted = own.execute("SELECT coalesce(reason, ''), count(*) FROM rows WHERE source = ? GROUP BY 1 ORDER BY 1", [source]).fetchall()
+    counted = own.execute(
+        "SELECT coalesce(reason, ''), count(*) FROM rows WHERE source = ? GROUP BY 1 ORDER BY 1",
+        [source],
+    ).fetchall()
     if not any(reason == "" for reason, _ in counted):
         reasons = "; ".join(f"{n} x {reason}" for reason, n in counted) or "the query gives no rows"
         raise NoUsableRows(part=source, rows=sum(n for _, n in counted), reasons=reasons)

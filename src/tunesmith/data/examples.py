@@ -1,4 +1,5 @@
-"""The rows of a part as token ids: which are accepted, which are too long. The same for trainer, evaluator and audit."""
+"""The rows of a part as token ids: which are accepted, which are too long. The same for trainer,
+evaluator and audit."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,10 +38,19 @@ class Examples:
         return sum(len(e.encoded.ids) for e in self.accepted)
 
 
-def encode(dataset: Dataset, part: str, encoder: Encoder, spec: ModelSpec, on_long: str, learn: str = "last") -> Examples:
-    """A part's rows as ids. The same rows are accepted whoever asks: prepare, trainer or evaluator. An answer is never cut.
+def encode(
+    dataset: Dataset,
+    part: str,
+    encoder: Encoder,
+    spec: ModelSpec,
+    on_long: str,
+    learn: str = "last",
+) -> Examples:
+    """A part's rows as ids. The same rows are accepted whoever asks: prepare, trainer or evaluator.
+    An answer is never cut.
 
-    `learn`: which answers of a conversation, "all" or "last"; AnswersNotFound where the base's template does not allow "all".
+    `learn`: which answers of a conversation, "all" or "last"; AnswersNotFound where the base's
+    template does not allow "all".
     """
     found = Examples()
     for row in dataset.rows(part):
@@ -49,26 +59,47 @@ def encode(dataset: Dataset, part: str, encoder: Encoder, spec: ModelSpec, on_lo
             found.accepted.append(fit)
         else:
             reason, detail = fit
-            found.rejected.append({"part": part, "row": row.row, "reason": reason, "detail": detail, "context": row.context})
+            found.rejected.append(
+                {
+                    "part": part,
+                    "row": row.row,
+                    "reason": reason,
+                    "detail": detail,
+                    "context": row.context,
+                }
+            )
     return found
 
 
 TOO_LONG, REFUSED = "too long", "refused by the chat template"
 
 
-def _fit(row: Row, encoder: Encoder, spec: ModelSpec, on_long: str, learn: str) -> Example | tuple[str, str]:
+def _fit(
+    row: Row, encoder: Encoder, spec: ModelSpec, on_long: str, learn: str
+) -> Example | tuple[str, str]:
     """The example, or why there is none: the reason and its detail."""
     if encoder.surely_longer(row.completion, spec.completion_window):
-        return TOO_LONG, f"completion: {len(row.completion):,} characters, window {spec.completion_window} tokens"
+        return (
+            TOO_LONG,
+            f"completion: {len(row.completion):,} characters, window {spec.completion_window} "
+            f"tokens",
+        )
     if encoder.surely_longer(row.prompt, spec.prompt_window) and on_long != "cut_prompt":
-        return TOO_LONG, f"prompt: {len(row.prompt):,} characters, window {spec.prompt_window} tokens"
+        return (
+            TOO_LONG,
+            f"prompt: {len(row.prompt):,} characters, window {spec.prompt_window} tokens",
+        )
     messages = row.messages
     try:
         encoded = encoder.row(messages, row.completion, learn)
     except InvalidPrompt as e:
         return REFUSED, str(e.fields["reason"])
     if encoded.n_completion > spec.completion_window:
-        return TOO_LONG, f"completion: {counted(encoded.n_completion, 'token')}, window {spec.completion_window}"
+        return (
+            TOO_LONG,
+            f"completion: {counted(encoded.n_completion, 'token')}, window "
+            f"{spec.completion_window}",
+        )
     over = encoded.n_prompt - spec.prompt_window
     if over <= 0:
         return Example(row, encoded)

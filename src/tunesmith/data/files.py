@@ -1,7 +1,9 @@
-"""Files named as data: what kind they are is told by their content, and their text stays as it is written.
+"""Files named as data: what kind they are is told by their content, and their text stays as it is
+written.
 
-Every field of a CSV is text. A string of JSON is taken as decoded, every other value of a row as its slice of the file, since a number
-that was read and written again is often another text (1.50, 1e5). Parquet has types; DuckDB reads it.
+Every field of a CSV is text. A string of JSON is taken as decoded, every other value of a row as
+its slice of the file, since a number that was read and written again is often another text (1.50,
+1e5). Parquet has types; DuckDB reads it.
 """
 
 import bz2
@@ -22,30 +24,60 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from tunesmith.data.text import Broken, Raw, Value, is_unicode
-from tunesmith.errors import InvalidOptionValue, NoSuchFile, TwoColumns, UnreadableFile, UnreadableInput
+from tunesmith.errors import (
+    InvalidOptionValue,
+    NoSuchFile,
+    TwoColumns,
+    UnreadableFile,
+    UnreadableInput,
+)
 
 Record = dict[str, Value]
 
-ENDINGS = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".gz", ".bz2", ".xz", ".zst", ".txt")
-_QUERY = re.compile(r"\s*(\(|--|/\*.*\*/|(select|from|with|values|table|describe|show|pivot|unpivot|summarize)(?=[\s(]))", re.I | re.S)
+ENDINGS = (
+    ".parquet",
+    ".csv",
+    ".tsv",
+    ".json",
+    ".jsonl",
+    ".ndjson",
+    ".gz",
+    ".bz2",
+    ".xz",
+    ".zst",
+    ".txt",
+)
+_QUERY = re.compile(
+    r"\s*(\(|--|/\*.*\*/|(select|from|with|values|table|describe|show|pivot|unpivot|summarize)(?=[\s(]))",
+    re.I | re.S,
+)
 _OTHERS = {
-    b"PK\x03\x04": "a ZIP archive or an Excel workbook", b"SQLite format 3": "a SQLite database", b"%PDF": "a PDF",
-    b"ARROW1": "an Arrow file", b"\xd0\xcf\x11\xe0": "an old Office document",
-}  # fmt: skip
+    b"PK\x03\x04": "a ZIP archive or an Excel workbook",
+    b"SQLite format 3": "a SQLite database",
+    b"%PDF": "a PDF",
+    b"ARROW1": "an Arrow file",
+    b"\xd0\xcf\x11\xe0": "an old Office document",
+}
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
-)  # fmt: skip
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 _WANTED = {"prompt", "completion", "messages"}
 _MOST_NUMBERS = 10  # line numbers in an error
-_decoder: Any = json.JSONDecoder(parse_int=Raw, parse_float=Raw)  # a number of any length, since its slice is what counts
+_decoder: Any = json.JSONDecoder(
+    parse_int=Raw, parse_float=Raw
+)  # a number of any length, since its slice is what counts
 _scan, _string = _decoder.scan_once, json.decoder.__dict__["scanstring"]
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def named(data: str) -> list[Path]:
-    """The files that a text names: a file, a folder's files or a glob's; none where it is a query. NoSuchFile where a file is meant."""
+    """The files that a text names: a file, a folder's files or a glob's; none where it is a query.
+    NoSuchFile where a file is meant."""
     is_marked = data.lstrip().startswith("@")
     name = data.lstrip().removeprefix("@")
     name = name if _exists(name) else name.strip()  # a name may end with a space
@@ -74,18 +106,25 @@ def _exists(name: str) -> bool:
 
 
 def _inside(folder: Path) -> list[Path]:
-    found = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith((".", "_")))
+    found = sorted(
+        p for p in folder.rglob("*") if p.is_file() and not p.name.startswith((".", "_"))
+    )
     if not found:
         raise NoSuchFile(path=f"{folder}/*", folder=str(Path.cwd()))
     return found
 
 
 def are_parquet(paths: Sequence[Path]) -> bool:
-    """Whether all of them are Parquet; UnreadableFile where some are, or where one is of a kind that is not read."""
+    """Whether all of them are Parquet; UnreadableFile where some are, or where one is of a kind
+    that is not read."""
     kinds = {path: _start(path)[:4] == b"PAR1" for path in paths}
     if len(set(kinds.values())) > 1:
         odd = next(p for p, is_parquet in kinds.items() if is_parquet != kinds[paths[0]])
-        raise UnreadableFile(path=str(odd), where="", reason=f"it is of another kind than {paths[0].name}: name files of one kind")
+        raise UnreadableFile(
+            path=str(odd),
+            where="",
+            reason=f"it is of another kind than {paths[0].name}: name files of one kind",
+        )
     return all(kinds.values())
 
 
@@ -99,7 +138,9 @@ def _start(path: Path) -> bytes:
     if start[8:12] == b"DUCK":
         other = "a DuckDB database (give it as the database, and a query as the data)"
     if other:
-        raise UnreadableFile(path=str(path), where="", reason=f"it is {other}; Parquet, CSV, TSV and JSON are read")
+        raise UnreadableFile(
+            path=str(path), where="", reason=f"it is {other}; Parquet, CSV, TSV and JSON are read"
+        )
     return start
 
 
@@ -117,7 +158,9 @@ def records(path: Path, encoding: str = "") -> Iterator[Record]:
     except UnicodeDecodeError as e:
         raise _undecodable(path, encoding, e) from None
     except UnicodeError as e:  # a UTF-16 without the mark that the codec asks for
-        raise UnreadableFile(path=str(path), where="", reason=f"it cannot be decoded ({e})") from None
+        raise UnreadableFile(
+            path=str(path), where="", reason=f"it cannot be decoded ({e})"
+        ) from None
     except (EOFError, OSError, lzma.LZMAError) as e:
         raise UnreadableFile(path=str(path), where="", reason=str(e)) from None
     except Exception as e:
@@ -130,10 +173,18 @@ def records(path: Path, encoding: str = "") -> Iterator[Record]:
 def _opened(path: Path, encoding: str) -> Iterator[io.TextIOWrapper]:
     with _unpacked(path) as binary:
         start = binary.peek(4)[:4]
-        inner = "Parquet" if start == b"PAR1" else next((kind for magic, kind in _PACKED.items() if start.startswith(magic)), "")
+        inner = (
+            "Parquet"
+            if start == b"PAR1"
+            else next((kind for magic, kind in _PACKED.items() if start.startswith(magic)), "")
+        )
         if inner:
-            raise UnreadableFile(path=str(path), where="", reason=f"it is {inner} packed once more: unpack it first")
-        codec = next((codec for mark, codec in _MARKS if start.startswith(mark)), "") or checked_encoding(encoding)
+            raise UnreadableFile(
+                path=str(path), where="", reason=f"it is {inner} packed once more: unpack it first"
+            )
+        codec = next(
+            (codec for mark, codec in _MARKS if start.startswith(mark)), ""
+        ) or checked_encoding(encoding)
         with io.TextIOWrapper(cast("IO[bytes]", binary), encoding=codec, newline="") as text:
             yield text
 
@@ -145,7 +196,10 @@ def _unpacked(path: Path) -> Iterator[Any]:
     if kind == "zstd":
         import pyarrow
 
-        with pyarrow.input_stream(str(path), compression="zstd") as stream, tempfile.TemporaryFile() as unpacked:
+        with (
+            pyarrow.input_stream(str(path), compression="zstd") as stream,
+            tempfile.TemporaryFile() as unpacked,
+        ):
             shutil.copyfileobj(stream, unpacked)  # it can be read forwards alone
             unpacked.seek(0)
             yield unpacked
@@ -156,13 +210,19 @@ def _unpacked(path: Path) -> Iterator[Any]:
 
 
 def decoded(data: bytes, encoding: str = "") -> str:
-    """What stood in standard input; UnreadableInput names the first byte that cannot be decoded, and its line."""
-    codec = next((codec for mark, codec in _MARKS if data.startswith(mark)), "") or checked_encoding(encoding)
+    """What stood in standard input; UnreadableInput names the first byte that cannot be decoded,
+    and its line."""
+    codec = next(
+        (codec for mark, codec in _MARKS if data.startswith(mark)), ""
+    ) or checked_encoding(encoding)
     try:
         return data.decode(codec)
     except UnicodeDecodeError as e:
         line = data.count(b"\n", 0, e.start) + 1
-        reason = f"the byte 0x{data[e.start]:02X} is not {codecs.lookup(e.encoding).name}; say its encoding, for example --encoding latin-1"
+        reason = (
+            f"the byte 0x{data[e.start]:02X} is not {codecs.lookup(e.encoding).name}; say "
+            f"its encoding, for example --encoding latin-1"
+        )
         raise UnreadableInput(where=f"line {line}: ", reason=reason) from None
 
 
@@ -193,7 +253,10 @@ def _first(text: io.TextIOWrapper) -> str:
 
 def _undecodable(path: Path, encoding: str, error: UnicodeDecodeError) -> UnreadableFile:
     """Names the first byte that cannot be decoded, and its line."""
-    way_out = "say in which encoding it is with the option encoding, for example latin-1, cp1252 or utf-16-le"
+    way_out = (
+        "say in which encoding it is with the option encoding, for example latin-1, cp1252 "
+        "or utf-16-le"
+    )
     if encoding:
         way_out = "it is in another encoding than the option says"
     codec = codecs.lookup(error.encoding).name
@@ -206,7 +269,10 @@ def _undecodable(path: Path, encoding: str, error: UnicodeDecodeError) -> Unread
                     line.decode(codec)
                 except UnicodeDecodeError as e:
                     where = f"line {number}: "
-                    reason = f"the byte 0x{line[e.start]:02X} (byte {offset + e.start} of the file) is not {codec}; {way_out}"
+                    reason = (
+                        f"the byte 0x{line[e.start]:02X} (byte {offset + e.start} of the "
+                        f"file) is not {codec}; {way_out}"
+                    )
                     break
                 offset += len(line)
     return UnreadableFile(path=str(path), where=where, reason=reason)
@@ -225,7 +291,11 @@ def _csv_rows(path: Path, text: io.TextIOWrapper) -> Iterator[Record]:
         header = next(row for row in reader if row)
         for wanted in _WANTED:
             if header.count(wanted) > 1:
-                raise TwoColumns(part=path.name, name=wanted, columns=[name for name in header if name.lower() == wanted])
+                raise TwoColumns(
+                    part=path.name,
+                    name=wanted,
+                    columns=[name for name in header if name.lower() == wanted],
+                )
         names = distinct(header)
         for row in reader:
             if len(row) == len(names):
@@ -236,10 +306,16 @@ def _csv_rows(path: Path, text: io.TextIOWrapper) -> Iterator[Record]:
                 if len(ragged) == _MOST_NUMBERS:
                     break
     except csv.Error as e:
-        raise UnreadableFile(path=str(path), where=f"line {reader.line_num}: ", reason=f"{e}") from None
+        raise UnreadableFile(
+            path=str(path), where=f"line {reader.line_num}: ", reason=f"{e}"
+        ) from None
     if ragged:
-        where = f"line {ragged[0]}: " if len(ragged) == 1 else f"lines {', '.join(map(str, ragged))}: "
-        raise UnreadableFile(path=str(path), where=where, reason=f"other fields than the {len(names)} of the header")
+        where = (
+            f"line {ragged[0]}: " if len(ragged) == 1 else f"lines {', '.join(map(str, ragged))}: "
+        )
+        raise UnreadableFile(
+            path=str(path), where=where, reason=f"other fields than the {len(names)} of the header"
+        )
 
 
 def _delimiter(text: io.TextIOWrapper) -> str:
@@ -249,7 +325,14 @@ def _delimiter(text: io.TextIOWrapper) -> str:
 
     def score(delimiter: str) -> tuple[int, int]:
         try:
-            header = next((row for row in csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter) if row), [])
+            header = next(
+                (
+                    row
+                    for row in csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter)
+                    if row
+                ),
+                [],
+            )
         except csv.Error:
             return 0, 0
         return len({name.strip().lower() for name in header} & _WANTED), len(header)
@@ -272,7 +355,8 @@ def distinct(names: Sequence[str]) -> list[str]:
 
 
 def _json_rows(path: Path, text: io.TextIOWrapper) -> Iterator[Record]:
-    """One object a line; or, where the first line is not one, objects in a list or one after the other."""
+    """One object a line; or, where the first line is not one, objects in a list or one after the
+    other."""
     first = _object_of(next(line for line in text if line.strip()))
     text.seek(0)
     if first is None:
@@ -283,7 +367,9 @@ def _json_rows(path: Path, text: io.TextIOWrapper) -> Iterator[Record]:
             try:
                 yield _flat(line) or _whole_line(line)
             except (ValueError, RecursionError) as e:
-                raise UnreadableFile(path=str(path), where=f"line {number}: ", reason=f"no JSON object: {_why(e)}") from None
+                raise UnreadableFile(
+                    path=str(path), where=f"line {number}: ", reason=f"no JSON object: {_why(e)}"
+                ) from None
 
 
 def _lines(text: io.TextIOWrapper) -> Iterator[str]:
@@ -297,13 +383,16 @@ def _lines(text: io.TextIOWrapper) -> Iterator[str]:
     yield held
 
 
-_pairs: Any = json.JSONDecoder(object_pairs_hook=tuple, parse_int=Raw, parse_float=Raw, parse_constant=Raw)
+_pairs: Any = json.JSONDecoder(
+    object_pairs_hook=tuple, parse_int=Raw, parse_float=Raw, parse_constant=Raw
+)
 _FLAT = {str, Raw, bool, type(None)}
 _BOOL = {True: Raw("true"), False: Raw("false")}
 
 
 def _flat(line: str) -> Record | None:
-    """The object of a line at the library's own speed, where it has neither lists nor objects in it, nor anything odd; else None."""
+    """The object of a line at the library's own speed, where it has neither lists nor objects in
+    it, nor anything odd; else None."""
     try:
         pairs = _pairs.decode(line)
     except (ValueError, RecursionError):
@@ -338,7 +427,9 @@ def _json_whole(path: Path, text: str) -> Iterator[Record]:
             raise json.JSONDecodeError("the list does not end with ]", text, at)
     except (ValueError, RecursionError) as e:
         line = text.count("\n", 0, e.pos if isinstance(e, json.JSONDecodeError) else at) + 1
-        raise UnreadableFile(path=str(path), where=f"line {line}: ", reason=f"no JSON object: {_why(e)}") from None
+        raise UnreadableFile(
+            path=str(path), where=f"line {line}: ", reason=f"no JSON object: {_why(e)}"
+        ) from None
 
 
 def _object_of(line: str) -> Record | None:
@@ -350,7 +441,8 @@ def _object_of(line: str) -> Record | None:
 
 
 def _object(s: str, at: int) -> tuple[Record, int]:
-    """The object at this place and where it ends: strings as decoded, every other value as its slice. ValueError where there is none."""
+    """The object at this place and where it ends: strings as decoded, every other value as its
+    slice. ValueError where there is none."""
     if s[at : at + 1] != "{":
         raise json.JSONDecodeError("an object is expected", s, at)
     found: Record = {}
@@ -388,16 +480,24 @@ def _value(s: str, at: int) -> tuple[Value, int]:
 
 
 def as_sql(paths: Sequence[Path], encoding: str, keys: Sequence[str]) -> str:
-    """A query with which DuckDB reads text files, every column as text. It is not always what `records` gives: look before using it."""
+    """A query with which DuckDB reads text files, every column as text. It is not always what
+    `records` gives: look before using it."""
     listed = ", ".join("'" + str(p).replace("'", "''") + "'" for p in paths)
     with _opened(paths[0], encoding) as text:
         is_json = _is_json(paths[0], _first(text))
         delimiter = "" if is_json else _delimiter(text)
     if is_json:
-        names = ", ".join(f"'{k.replace(chr(39), chr(39) * 2)}': '{'JSON' if k.lower() == 'messages' else 'VARCHAR'}'" for k in keys)
+        names = ", ".join(
+            f"'{k.replace(chr(39), chr(39) * 2)}': "
+            f"'{'JSON' if k.lower() == 'messages' else 'VARCHAR'}'"
+            for k in keys
+        )
         return f"SELECT * FROM read_json([{listed}], columns = {{{names}}})"
     delim = {"\t": "'\\t'"}.get(delimiter, f"'{delimiter}'")
-    return f"SELECT * FROM read_csv([{listed}], all_varchar = true, header = true, delim = {delim}, quote = '\"', escape = '\"')"
+    return (
+        f"SELECT * FROM read_csv([{listed}], all_varchar = true, header = true, delim = "
+        f"{delim}, quote = '\"', escape = '\"')"
+    )
 
 
 def _is_json(path: Path, start: str) -> bool:
@@ -409,4 +509,8 @@ def _after_space(s: str, at: int) -> int:
 
 
 def _why(e: Exception) -> str:
-    return f"{e.msg} at character {e.colno}" if isinstance(e, json.JSONDecodeError) else str(e) or type(e).__name__
+    return (
+        f"{e.msg} at character {e.colno}"
+        if isinstance(e, json.JSONDecodeError)
+        else str(e) or type(e).__name__
+    )

@@ -1,8 +1,8 @@
 """What a training query may be: one SELECT, judged on DuckDB's own syntax tree.
 
-Embedded, the query then runs on the user's own connection with his own rights; files are allowed. Queries of other people go through
-`served`. A statement's type alone
-proves little: WITH x AS (DELETE … RETURNING *) SELECT … counts as a SELECT.
+Embedded, the query then runs on the user's own connection with his own rights; files are allowed.
+Queries of other people go through `served`. A statement's type alone proves little: WITH x AS
+(DELETE … RETURNING *) SELECT … counts as a SELECT.
 """
 
 import json
@@ -23,7 +23,8 @@ OWN = f"tunesmith_{uuid.uuid4().hex[:12]}_"
 
 
 def check_query(connection: duckdb.DuckDBPyConnection, sql: str, part: str) -> str:
-    """The query without its semicolon, if it is one SELECT that changes nothing; QueryRefused otherwise."""
+    """The query without its semicolon, if it is one SELECT that changes nothing; QueryRefused
+    otherwise."""
     text = _without_end(sql)
     if not text.strip():
         raise QueryRefused(part=part, reason="it is empty", query=sql)
@@ -32,11 +33,15 @@ def check_query(connection: duckdb.DuckDBPyConnection, sql: str, part: str) -> s
     except ValueError as e:
         raise QueryRefused(part=part, reason=str(e), query=sql) from None
     if len(tree["statements"]) != 1:
-        raise QueryRefused(part=part, reason=f"it holds {counted(len(tree['statements']), 'statement')}", query=sql)
+        raise QueryRefused(
+            part=part, reason=f"it holds {counted(len(tree['statements']), 'statement')}", query=sql
+        )
     for node in _nodes(tree):
         kind = str(node.get("type", ""))
         if kind.endswith("_NODE") and kind not in _QUERY_NODES:
-            raise QueryRefused(part=part, reason=f"it changes data ({kind.split('_')[0]})", query=sql)
+            raise QueryRefused(
+                part=part, reason=f"it changes data ({kind.split('_')[0]})", query=sql
+            )
         if kind == "SHOW_REF":
             raise QueryRefused(part=part, reason="it is no SELECT", query=sql)
         name = str(node.get("function_name", "")).lower()
@@ -46,7 +51,8 @@ def check_query(connection: duckdb.DuckDBPyConnection, sql: str, part: str) -> s
 
 
 def _without_end(sql: str) -> str:
-    """The statement without the semicolons and comments that follow it; a comment within ends with its line."""
+    """The statement without the semicolons and comments that follow it; a comment within ends with
+    its line."""
     end = len(sql)
     for place, kind in reversed(duckdb.tokenize(sql)):
         if kind != duckdb.token_type.comment and not sql[place:end].startswith(";"):
@@ -62,8 +68,8 @@ def relations(connection: duckdb.DuckDBPyConnection, text: str) -> set[str]:
 
 
 def check_top_level(connection: duckdb.DuckDBPyConnection, statement: str, call: str) -> None:
-    """CreateNotTopLevel unless the statement is nothing but a SELECT of the call, such as FINETUNE('CREATE', …), so that it can run only
-    once."""
+    """CreateNotTopLevel unless the statement is nothing but a SELECT of the call, such as
+    FINETUNE('CREATE', …), so that it can run only once."""
     try:
         statements = syntax_tree(connection, statement.strip().rstrip(";"))["statements"]
     except ValueError:
@@ -75,7 +81,8 @@ def check_top_level(connection: duckdb.DuckDBPyConnection, statement: str, call:
         and not node["cte_map"]["map"]
         and node["where_clause"] is None
         and len(node["select_list"]) == 1
-        and str(node["select_list"][0].get("function_name", "")).lower() == call.partition("(")[0].lower()
+        and str(node["select_list"][0].get("function_name", "")).lower()
+        == call.partition("(")[0].lower()
     )
     if not alone:
         raise CreateNotTopLevel(call=call, statement=statement)
@@ -83,7 +90,9 @@ def check_top_level(connection: duckdb.DuckDBPyConnection, statement: str, call:
 
 def syntax_tree(connection: duckdb.DuckDBPyConnection, text: str) -> dict[str, Any]:
     """DuckDB's syntax tree of a SELECT; ValueError with its reason for anything else."""
-    [(serialized,)] = connection.execute("SELECT system.main.json_serialize_sql(?)", [text]).fetchall()
+    [(serialized,)] = connection.execute(
+        "SELECT system.main.json_serialize_sql(?)", [text]
+    ).fetchall()
     tree: dict[str, Any] = json.loads(serialized)
     if tree["error"]:
         raise ValueError(str(tree.get("error_message", "it cannot be parsed")))
@@ -91,7 +100,8 @@ def syntax_tree(connection: duckdb.DuckDBPyConnection, text: str) -> dict[str, A
 
 
 def interruptible(connection: duckdb.DuckDBPyConnection, work: Callable[[], Any]) -> Any:
-    """Do the work of a query so that Ctrl-C ends it: the library would not hear it, or turn it into an error of its own."""
+    """Do the work of a query so that Ctrl-C ends it: the library would not hear it, or turn it into
+    an error of its own."""
     if threading.current_thread() is not threading.main_thread():
         return work()
     ended: list[Any] = []

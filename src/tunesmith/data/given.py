@@ -1,6 +1,8 @@
-"""What was given as data, frozen as one staged file of text: a query, files, rows in memory, a pandas or Arrow table.
+"""What was given as data, frozen as one staged file of text: a query, files, rows in memory, a
+pandas or Arrow table.
 
-Queries run on the user's own connection, and nothing of ours is created there; all else is read on a connection of our own.
+Queries run on the user's own connection, and nothing of ours is created there; all else is read on
+a connection of our own.
 """
 
 import json
@@ -17,7 +19,20 @@ import duckdb
 from tunesmith.data import files
 from tunesmith.data.gate import check_query, interruptible, literal, quoted, relations
 from tunesmith.data.session import Session, session
-from tunesmith.data.text import INVALID, MISSING, B, Broken, Raw, Value, is_missing, is_unicode, kind_of, sql_kind, sql_text, value_of
+from tunesmith.data.text import (
+    INVALID,
+    MISSING,
+    B,
+    Broken,
+    Raw,
+    Value,
+    is_missing,
+    is_unicode,
+    kind_of,
+    sql_kind,
+    sql_text,
+    value_of,
+)
 from tunesmith.errors import (
     MissingColumns,
     MissingExtra,
@@ -34,8 +49,8 @@ from tunesmith.errors import (
 )
 
 Data = Any
-"""Training data: a query; a file, a folder or a glob of files (Parquet, CSV, TSV, JSON; also as @path); rows as dictionaries; a
-pandas or Arrow table."""
+"""Training data: a query; a file, a folder or a glob of files (Parquet, CSV, TSV, JSON; also as
+@path); rows as dictionaries; a pandas or Arrow table."""
 
 
 PAIR, CHAT = ("prompt", "completion"), ("messages",)
@@ -64,8 +79,12 @@ class Columns:
         wanted = CHAT if is_chat else PAIR
         missing = [w for w in wanted if w not in places]
         if missing:
-            raise MissingColumns(part=part, missing=" and no column ".join(missing), found=list(found),
-                                 nearest=[closest(m, found) for m in missing])  # fmt: skip
+            raise MissingColumns(
+                part=part,
+                missing=" and no column ".join(missing),
+                found=list(found),
+                nearest=[closest(m, found) for m in missing],
+            )
         for w in wanted:
             if len(places[w]) > 1:
                 raise TwoColumns(part=part, name=w, columns=[found[i] for i in places[w]])
@@ -86,7 +105,8 @@ class NotText:
 
 @dataclass
 class Source:
-    """Data of one part. `stage` writes it into a file; what else is known of it is known from then on."""
+    """Data of one part. `stage` writes it into a file; what else is known of it is known from then
+    on."""
 
     part: str
     sql: str = ""
@@ -98,8 +118,9 @@ class Source:
     """Whether a row may be a conversation."""
 
     def stage(self, connection: duckdb.DuckDBPyConnection, file: Path, most: int) -> None:
-        """Write the rows as Parquet: row, what is trained on as text with its kind, context as a JSON object. No more than `most`, and
-        one: whoever reads sees that there are too many before they were all read."""
+        """Write the rows as Parquet: row, what is trained on as text with its kind, context as a
+        JSON object. No more than `most`, and one: whoever reads sees that there are too many before
+        they were all read."""
         raise NotImplementedError
 
 
@@ -111,12 +132,16 @@ class Query(Source):
         with connection.cursor() as cursor:
             mine = session.get() or Session()
             mine.apply(cursor)
-            cursor.execute("SET python_enable_replacements = false")  # a name in the query is never a variable of this program
+            cursor.execute(
+                "SET python_enable_replacements = false"
+            )  # a name in the query is never a variable of this program
             self.sql = check_query(cursor, self.sql, self.part)
             if hidden := relations(cursor, self.sql) & mine.temporary:
                 reason = f"{', '.join(sorted(hidden))} is a temporary table or view of the session"
                 raise NoSuchTable(part=self.part, reason=reason, query=self.sql)
-            cursor.execute("BEGIN TRANSACTION READ ONLY")  # whatever views, macros and query() hide, the database refuses to write
+            cursor.execute(
+                "BEGIN TRANSACTION READ ONLY"
+            )  # whatever views, macros and query() hide, the database refuses to write
             try:
                 _stage_sql(cursor, self, file, most)
             finally:
@@ -129,27 +154,38 @@ class ParquetFiles(Source):
 
     def stage(self, connection: duckdb.DuckDBPyConnection, file: Path, most: int) -> None:
         listed = ", ".join(literal(str(p)) for p in self.paths)
-        self.sql = f"SELECT * FROM read_parquet([{listed}], union_by_name = true, hive_partitioning = false)"
+        self.sql = (
+            f"SELECT * FROM read_parquet([{listed}], union_by_name = true, "
+            f"hive_partitioning = false)"
+        )
         self._check_schemas()
         try:
             with duckdb.connect() as own:
                 _stage_sql(own, self, file, most)
         except QueryFailed as e:
-            raise UnreadableFile(path=_listed(self.paths), where="", reason=e.fields["reason"]) from None
+            raise UnreadableFile(
+                path=_listed(self.paths), where="", reason=e.fields["reason"]
+            ) from None
 
     def _check_schemas(self) -> None:
-        """TwoColumns, or UnreadableFile where a column has other types in other files: one of them would be rewritten."""
+        """TwoColumns, or UnreadableFile where a column has other types in other files: one of them
+        would be rewritten."""
         types: dict[str, tuple[str, Path]] = {}
         for path in self.paths:
             try:
                 schema = _pyarrow("reading Parquet").parquet.read_schema(path)
             except Exception as e:  # whatever the library says of a broken file
-                raise UnreadableFile(path=str(path), where="", reason=f"it is no whole Parquet file ({e})") from None
+                raise UnreadableFile(
+                    path=str(path), where="", reason=f"it is no whole Parquet file ({e})"
+                ) from None
             _must_be_distinct(self.part, schema.names)
             for name, kind in zip(schema.names, map(str, schema.types), strict=True):
                 before, where = types.setdefault(name.lower(), (kind, path))
                 if before != kind and name.lower() in (*PAIR, *CHAT):
-                    reason = f"its column {name} is {kind}, and {before} in {where.name}: name them one by one, or cast them in a query"
+                    reason = (
+                        f"its column {name} is {kind}, and {before} in {where.name}: name "
+                        f"them one by one, or cast them in a query"
+                    )
                     raise UnreadableFile(path=str(path), where="", reason=reason)
 
 
@@ -159,7 +195,12 @@ class TextFiles(Source):
     encoding: str = ""
 
     def stage(self, connection: duckdb.DuckDBPyConnection, file: Path, most: int) -> None:
-        keys = _stage_records(self, (record for path in self.paths for record in files.records(path, self.encoding)), file, most)
+        keys = _stage_records(
+            self,
+            (record for path in self.paths for record in files.records(path, self.encoding)),
+            file,
+            most,
+        )
         self.sql = files.as_sql(self.paths, self.encoding, keys)
 
 
@@ -199,7 +240,9 @@ class Frame(Source):
 
     def stage(self, connection: duckdb.DuckDBPyConnection, file: Path, most: int) -> None:
         self.sql = f"SELECT * FROM {self.part}_data"
-        names = getattr(self.frame, "column_names", None) or getattr(getattr(self.frame, "schema", None), "names", None)
+        names = getattr(self.frame, "column_names", None) or getattr(
+            getattr(self.frame, "schema", None), "names", None
+        )
         _must_be_distinct(self.part, names if isinstance(names, (list, tuple)) else [])
         with duckdb.connect() as own:
             try:
@@ -210,7 +253,8 @@ class Frame(Source):
 
 
 def source_of(part: str, data: Data, encoding: str = "") -> Source | None:
-    """What was given as the data of a part; None where nothing was. NotADataSource, NoSuchFile or UnreadableFile."""
+    """What was given as the data of a part; None where nothing was. NotADataSource, NoSuchFile or
+    UnreadableFile."""
     if data is None or (isinstance(data, str) and not data):
         return None
     if isinstance(data, (str, os.PathLike)):
@@ -222,12 +266,20 @@ def source_of(part: str, data: Data, encoding: str = "") -> Source | None:
         paths = files.named(text if isinstance(data, str) else f"@{text}")
         if not paths:
             return Query(part, text)
-        return ParquetFiles(part, paths=paths) if files.are_parquet(paths) else TextFiles(part, paths=paths, encoding=encoding)
+        return (
+            ParquetFiles(part, paths=paths)
+            if files.are_parquet(paths)
+            else TextFiles(part, paths=paths, encoding=encoding)
+        )
     if type(data).__module__.partition(".")[0] == "pandas":
         return _of_pandas(part, data)
     if isinstance(data, Mapping):
         raise NotADataSource(value=f"one dictionary with the keys {', '.join(map(str, data))}")
-    if isinstance(data, Iterable) and not hasattr(data, "__arrow_c_stream__") and not hasattr(data, "column_names"):
+    if (
+        isinstance(data, Iterable)
+        and not hasattr(data, "__arrow_c_stream__")
+        and not hasattr(data, "column_names")
+    ):
         rows = list(data)
         if not all(isinstance(r, Mapping) for r in rows):
             n = next(n for n, r in enumerate(rows, 1) if not isinstance(r, Mapping))
@@ -237,19 +289,32 @@ def source_of(part: str, data: Data, encoding: str = "") -> Source | None:
 
 
 def sources_of(given: Mapping[str, Data], encoding: str = "") -> list[Source]:
-    """The data of those parts that were given; OptionNotRead where `encoding` is and no text file is among them."""
-    if given["training"] is None or (isinstance(given["training"], str) and not given["training"].strip()):
-        raise QueryRefused(part="training", reason="it is empty", query=str(given["training"] or ""))
+    """The data of those parts that were given; OptionNotRead where `encoding` is and no text file
+    is among them."""
+    if given["training"] is None or (
+        isinstance(given["training"], str) and not given["training"].strip()
+    ):
+        raise QueryRefused(
+            part="training", reason="it is empty", query=str(given["training"] or "")
+        )
     found = [
-        source for part, data in given.items() if (source := source_of(part, data, files.checked_encoding(encoding) if encoding else ""))
+        source
+        for part, data in given.items()
+        if (source := source_of(part, data, files.checked_encoding(encoding) if encoding else ""))
     ]
     if encoding and not any(isinstance(s, TextFiles) for s in found):
-        raise OptionNotRead(name="encoding", value=encoding, readers="text files named as data (CSV, TSV, JSON)", here="none was named")
+        raise OptionNotRead(
+            name="encoding",
+            value=encoding,
+            readers="text files named as data (CSV, TSV, JSON)",
+            here="none was named",
+        )
     return found
 
 
 def _of_pandas(part: str, frame: Any) -> Source:
-    """A frame as an Arrow table where every column has one type; else as rows, since DuckDB guesses the type of a mixed column."""
+    """A frame as an Arrow table where every column has one type; else as rows, since DuckDB guesses
+    the type of a mixed column."""
     if not hasattr(frame, "columns"):
         raise NotADataSource(value=f"a {type(frame).__name__} of pandas, not a DataFrame")
     pyarrow = _pyarrow("tuning on a pandas frame")
@@ -259,13 +324,19 @@ def _of_pandas(part: str, frame: Any) -> Source:
     arrays = [_arrow_of(pyarrow, part, column) for column in columns]
     if all(a is not None for a in arrays):
         return Frame(part, frame=pyarrow.Table.from_arrays(arrays, names=names))
-    cells = [_cells(part, c) if a is None else _typed_cells(pyarrow, a) for a, c in zip(arrays, columns, strict=True)]
+    cells = [
+        _cells(part, c) if a is None else _typed_cells(pyarrow, a)
+        for a, c in zip(arrays, columns, strict=True)
+    ]
     distinct = files.distinct(names)
-    return Records(part, records=[dict(zip(distinct, row, strict=True)) for row in zip(*cells, strict=True)])
+    return Records(
+        part, records=[dict(zip(distinct, row, strict=True)) for row in zip(*cells, strict=True)]
+    )
 
 
 def _arrow_of(pyarrow: Any, part: str, column: Any) -> Any:
-    """The column as Arrow has it, NaN, NaT and NA as missing; None for Python's own objects, whose type the database would guess."""
+    """The column as Arrow has it, NaN, NaT and NA as missing; None for Python's own objects, whose
+    type the database would guess."""
     if str(column.dtype).startswith("Sparse"):
         column = column.sparse.to_dense()
     if column.dtype == object:
@@ -274,10 +345,14 @@ def _arrow_of(pyarrow: Any, part: str, column: Any) -> Any:
             return None
     elif str(column.dtype).startswith(("period", "interval", "complex")):
         where = f" in the column {column.name} of the {part} data"
-        raise UnreadableValue(value=repr(next(iter(column), None))[:100], type=str(column.dtype), where=where)
+        raise UnreadableValue(
+            value=repr(next(iter(column), None))[:100], type=str(column.dtype), where=where
+        )
     try:
         if column.dtype == object:
-            return pyarrow.array([None if is_missing(v) else v for v in column.tolist()], pyarrow.string())
+            return pyarrow.array(
+                [None if is_missing(v) else v for v in column.tolist()], pyarrow.string()
+            )
         return pyarrow.Array.from_pandas(column)
     except (pyarrow.ArrowException, UnicodeError, TypeError, ValueError):
         return None
@@ -289,7 +364,9 @@ def _cells(part: str, column: Any) -> list[Value]:
         try:
             found.append(value_of(value))
         except UnreadableValue as e:
-            raise UnreadableValue(**{**e.fields, "where": f" in row {n}, column {column.name} of the {part} data"}) from None
+            raise UnreadableValue(
+                **{**e.fields, "where": f" in row {n}, column {column.name} of the {part} data"}
+            ) from None
     return found
 
 
@@ -297,9 +374,14 @@ def _typed_cells(pyarrow: Any, array: Any) -> list[Value]:
     """What the database makes of a column of one type."""
     with duckdb.connect() as own:
         own.register("typed", pyarrow.table({"x": array}))
-        found = own.execute(f"SELECT {sql_text('x')}, {sql_kind('x')}, json_type(to_json(x)) FROM typed").fetchall()
+        found = own.execute(
+            f"SELECT {sql_text('x')}, {sql_kind('x')}, json_type(to_json(x)) FROM typed"
+        ).fetchall()
     texts = ("VARCHAR", None)
-    return [None if kind == MISSING else Broken() if kind == INVALID else t if json in texts else Raw(t) for t, kind, json in found]
+    return [
+        None if kind == MISSING else Broken() if kind == INVALID else t if json in texts else Raw(t)
+        for t, kind, json in found
+    ]
 
 
 def _pyarrow(what: str) -> Any:
@@ -318,36 +400,59 @@ ROW_GROUP = 2048  # rows that a writer or reader holds at once: the fewest that 
 PARQUET = f"FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP}"
 
 
-def _stage_sql(connection: duckdb.DuckDBPyConnection, source: Source, file: Path, most: int) -> None:
-    """Run a query once and write what it gives; columns are named by their places, so that no name can meet another."""
+def _stage_sql(
+    connection: duckdb.DuckDBPyConnection, source: Source, file: Path, most: int
+) -> None:
+    """Run a query once and write what it gives; columns are named by their places, so that no name
+    can meet another."""
     try:
         found = connection.sql(source.sql)
         columns = Columns.among(source.part, found.columns)
         source.is_chat = columns.is_chat
         types = [str(t) for t in found.types]
-        values = ", ".join(f"{sql_text(f'#{i + 1}')} AS {w}, {sql_kind(f'#{i + 1}')} AS {w}_is" for w, i in columns.wanted.items())
-        others = ", ".join(f"{literal(name)}: {_plain(f'#{i + 1}', types[i])}" for name, i in columns.others.items())
+        values = ", ".join(
+            f"{sql_text(f'#{i + 1}')} AS {w}, {sql_kind(f'#{i + 1}')} AS {w}_is"
+            for w, i in columns.wanted.items()
+        )
+        others = ", ".join(
+            f"{literal(name)}: {_plain(f'#{i + 1}', types[i])}"
+            for name, i in columns.others.items()
+        )
         context = f"{B}to_json({{{others}}})::VARCHAR" if others else "'{}'"
-        odd = {w: i for w, i in columns.wanted.items() if types[i] != "VARCHAR" and not source.is_chat}
+        odd = {
+            w: i for w, i in columns.wanted.items() if types[i] != "VARCHAR" and not source.is_chat
+        }
         before = "".join(f", CAST(#{i + 1} AS VARCHAR) AS {w}_was" for w, i in odd.items())
-        rows = found.limit(most + 1).project(f"{B}row_number() OVER () AS row, {values}, {context} AS context{before}")
+        rows = found.limit(most + 1).project(
+            f"{B}row_number() OVER () AS row, {values}, {context} AS context{before}"
+        )
         interruptible(connection, lambda: rows.write_parquet(str(file), row_group_size=ROW_GROUP))
         source.not_text = [_not_text(file, w, found.columns[i], types[i]) for w, i in odd.items()]
         if odd:
-            texts = ", ".join(f"{sql_text(quoted(found.columns[i]))} AS {quoted(found.columns[i])}" for i in odd.values())
+            texts = ", ".join(
+                f"{sql_text(quoted(found.columns[i]))} AS {quoted(found.columns[i])}"
+                for i in odd.values()
+            )
             source.sql = f"SELECT * REPLACE ({texts}) FROM ({source.sql})"
     except duckdb.Error as e:
         if "launched in read-only mode" in str(e):
             raise QueryRefused(
-                part=source.part, reason="it writes to the database (through a view, a macro or a function)", query=source.sql
+                part=source.part,
+                reason="it writes to the database (through a view, a macro or a function)",
+                query=source.sql,
             ) from None
         is_table = isinstance(e, duckdb.CatalogException) and "Table with name" in str(e)
-        raise (NoSuchTable if is_table else QueryFailed)(part=source.part, reason=_first_line(e), query=source.sql) from None
+        raise (NoSuchTable if is_table else QueryFailed)(
+            part=source.part, reason=_first_line(e), query=source.sql
+        ) from None
 
 
 def _not_text(file: Path, wanted: str, column: str, kind: str) -> NotText:
     with duckdb.connect() as own:
-        sql = f"SELECT {wanted}_was, {wanted} FROM read_parquet(?) ORDER BY {wanted}_was IS NOT DISTINCT FROM {wanted}, row LIMIT 1"
+        sql = (
+            f"SELECT {wanted}_was, {wanted} FROM read_parquet(?) "
+            f"ORDER BY {wanted}_was IS NOT DISTINCT FROM {wanted}, row LIMIT 1"
+        )
         before, after = own.execute(sql, [str(file)]).fetchone() or ("", "")
     return NotText(column, kind, str(before), str(after))
 
@@ -374,19 +479,32 @@ def _records(part: str, rows: Iterable[Mapping[Any, Any]]) -> Iterator[files.Rec
         record: files.Record = {}
         for key, value in row.items():
             if str(key) in record:
-                raise TwoColumns(part=part, name=str(key), columns=[repr(k) for k in row if str(k) == str(key)])
+                raise TwoColumns(
+                    part=part, name=str(key), columns=[repr(k) for k in row if str(k) == str(key)]
+                )
             try:
                 record[str(key)] = value_of(value)
             except UnreadableValue as e:
-                raise UnreadableValue(**{**e.fields, "where": f" in row {n}, column {key} of the {part} data"}) from None
+                raise UnreadableValue(
+                    **{**e.fields, "where": f" in row {n}, column {key} of the {part} data"}
+                ) from None
         yield record
 
 
-def _stage_records(source: Source, records: Iterable[files.Record], file: Path, most: int) -> list[str]:
-    """Write records, whose keys may differ from row to row: the columns are the union of the keys, which is given back."""
+def _stage_records(
+    source: Source, records: Iterable[files.Record], file: Path, most: int
+) -> list[str]:
+    """Write records, whose keys may differ from row to row: the columns are the union of the keys,
+    which is given back."""
     pyarrow = _pyarrow("reading files or rows in memory")
     texts = [name for w in (*PAIR, *CHAT) for name in (w, f"{w}_is")]
-    schema = pyarrow.schema([("row", pyarrow.int64()), *((t, pyarrow.string()) for t in texts), ("context", pyarrow.string())])
+    schema = pyarrow.schema(
+        [
+            ("row", pyarrow.int64()),
+            *((t, pyarrow.string()) for t in texts),
+            ("context", pyarrow.string()),
+        ]
+    )
     spellings: dict[str, dict[str, str]] = {}
     """For every set of keys seen: which of them is meant by each wanted name."""
     keys: dict[str, None] = {}
@@ -421,7 +539,9 @@ def _spelling(part: str, record: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _append(batch: dict[str, list[Any]], n: int, record: files.Record, spelling: Mapping[str, str]) -> None:
+def _append(
+    batch: dict[str, list[Any]], n: int, record: files.Record, spelling: Mapping[str, str]
+) -> None:
     batch["row"].append(n)
     for wanted in (*PAIR, *CHAT):
         value = record.get(spelling[wanted]) if wanted in spelling else None
@@ -455,13 +575,15 @@ def _json_value(value: Value) -> str:
 
 
 def _choose_columns(file: Path, columns: Columns) -> None:
-    """The staged file with the wanted columns alone; a wanted name that is not meant after all becomes context."""
+    """The staged file with the wanted columns alone; a wanted name that is not meant after all
+    becomes context."""
     wanted = CHAT if columns.is_chat else PAIR
     extra = {name: name.lower() for name in columns.others if name.lower() in (*PAIR, *CHAT)}
     context = "context"
     if extra:
         added = ", ".join(
-            f"{literal(name)}, CASE WHEN {low}_is = '{MISSING}' THEN NULL WHEN {low}_is = '{INVALID}' THEN '?' ELSE {low} END"
+            f"{literal(name)}, CASE WHEN {low}_is = '{MISSING}' THEN NULL "
+            f"WHEN {low}_is = '{INVALID}' THEN '?' ELSE {low} END"
             for name, low in extra.items()
         )
         context = f"CAST(json_merge_patch(CAST(context AS JSON), json_object({added})) AS VARCHAR)"
@@ -469,6 +591,7 @@ def _choose_columns(file: Path, columns: Columns) -> None:
     part = f"{file}.part"
     with duckdb.connect() as own:
         own.execute(
-            f"COPY (SELECT row, {kept}, {context} AS context FROM read_parquet({literal(part)})) TO {literal(str(file))} ({PARQUET})"
+            f"COPY (SELECT row, {kept}, {context} AS context FROM read_parquet({literal(part)})) "
+            f"TO {literal(str(file))} ({PARQUET})"
         )
     Path(part).unlink()

@@ -1,4 +1,5 @@
-"""The linear model on words that every tuned model must beat, and the answers that it is fit for: a closed set. No torch."""
+"""The linear model on words that every tuned model must beat, and the answers that it is fit for: a
+closed set. No torch."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -12,8 +13,11 @@ ROWS_LIMIT = 20_000  # training rows; more cost minutes
 
 
 def is_closed_set(answers: Collection[str], rows: int) -> bool:
-    """Whether the distinct `answers` of so many rows are a closed set: short, and each given again and again."""
-    return len(answers) <= min(MOST_CLASSES, max(3, SHARE * rows)) and all(len(a) <= LONGEST for a in answers)
+    """Whether the distinct `answers` of so many rows are a closed set: short, and each given again
+    and again."""
+    return len(answers) <= min(MOST_CLASSES, max(3, SHARE * rows)) and all(
+        len(a) <= LONGEST for a in answers
+    )
 
 
 def is_installed() -> bool:
@@ -21,7 +25,8 @@ def is_installed() -> bool:
 
 
 def fit(texts: Sequence[str], answers: Sequence[str], *, longest_gram: int = 2) -> Any:
-    """Logistic regression on TF-IDF of words and pairs of words: a scikit-learn pipeline with `predict`. MissingExtra without it."""
+    """Logistic regression on TF-IDF of words and pairs of words: a scikit-learn pipeline with
+    `predict`. MissingExtra without it."""
     if not is_installed():
         raise MissingExtra(what="the linear model on words", extra="audit")
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -34,7 +39,8 @@ def fit(texts: Sequence[str], answers: Sequence[str], *, longest_gram: int = 2) 
 
 
 def score(train: Iterable[tuple[str, str]], test: Iterable[tuple[str, str]]) -> float | None:
-    """Share of `test` that a model fitted on `train` answers rightly, pairs of text and answer; None where answers are no closed set."""
+    """Share of `test` that a model fitted on `train` answers rightly, pairs of text and answer;
+    None where answers are no closed set."""
     pairs, asked = ([(t, a.strip()) for t, a in part] for part in (train, test))
     classes = Counter(a for _, a in pairs)
     if len(classes) < 2 or not asked or not is_closed_set(classes, len(pairs)):

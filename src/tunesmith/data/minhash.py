@@ -1,7 +1,9 @@
-"""Near-equal texts by MinHash (Broder 1997) with banding: linear in the rows, whatever the number of pairs.
+"""Near-equal texts by MinHash (Broder 1997) with banding: linear in the rows, whatever the number
+of pairs.
 
-A text is the set of its word pairs, case and punctuation apart. 128 hashes in 32 bands of 4 find a pair of Jaccard similarity 0.8
-with probability over 0.99999; each candidate pair is then judged by the share of its 128 hashes that agree.
+A text is the set of its word pairs, case and punctuation apart. 128 hashes in 32 bands of 4 find a
+pair of Jaccard similarity 0.8 with probability over 0.99999; each candidate pair is then judged by
+the share of its 128 hashes that agree.
 """
 
 import re
@@ -12,17 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 HASHES, BANDS = 128, 32
-NEIGHBOURS = 32  # texts compared with each one that falls into the same band: what keeps a band of a thousand linear
+# texts compared with each one that falls into the same band: what keeps a band of a thousand linear
+NEIGHBOURS = 32
 _WORD = re.compile(r"\w+")
 
 
 def near_duplicates(texts: Sequence[str], threshold: float = 0.8) -> list[list[int]]:
-    """Groups of two or more indices whose texts are near-equal, each group and the list in rising order."""
+    """Groups of two or more indices whose texts are near-equal, each group and the list in rising
+    order."""
     signatures = _signatures(texts)
     parent = np.arange(len(texts))
     bands = signatures.reshape(len(texts), BANDS, HASHES // BANDS)
     for band in range(BANDS):
-        order = np.lexsort((*bands[:, (band + 1) % BANDS].T, *bands[:, band].T))  # within a band, the likest beside each other
+        order = np.lexsort(
+            (*bands[:, (band + 1) % BANDS].T, *bands[:, band].T)
+        )  # within a band, the likest beside each other
         for apart in range(1, NEIGHBOURS + 1):
             a, b = order[:-apart], order[apart:]
             alike = (bands[a, band] == bands[b, band]).all(1)
@@ -44,13 +50,21 @@ def _signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
     for text in texts:
         starts.append(len(words))
         for word in _WORD.findall(text.lower()):
-            if word not in numbers:  # a word's number is its own, so that a pair is judged alike in any company
-                numbers[word] = int.from_bytes(blake2b(word.encode(errors="replace"), digest_size=8).digest(), "big")
+            if (
+                word not in numbers
+            ):  # a word's number is its own, so that a pair is judged alike in any company
+                numbers[word] = int.from_bytes(
+                    blake2b(word.encode(errors="replace"), digest_size=8).digest(), "big"
+                )
             words.append(numbers[word])
-        words.append(0)  # the last word pairs with nothing, so that a text of one word is a set of one
+        words.append(
+            0
+        )  # the last word pairs with nothing, so that a text of one word is a set of one
     flat = np.asarray(words, np.uint64)
     pairs = _mixed(flat * np.uint64(0x9E3779B97F4A7C15) + np.append(flat[1:], np.uint64(0)))
-    ends = np.asarray([*starts[1:], len(words)], np.int64) - 1  # the pair (end mark, next text's first word) is nobody's
+    ends = (
+        np.asarray([*starts[1:], len(words)], np.int64) - 1
+    )  # the pair (end mark, next text's first word) is nobody's
     pairs[ends] = np.uint64(2**64 - 1)
     generator = np.random.default_rng(0)
     found = np.empty((len(texts), HASHES), np.uint32)

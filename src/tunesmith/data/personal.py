@@ -1,6 +1,8 @@
-"""Personal data and secrets in texts: e-mail, phone, IBAN and card numbers by their checksums, keys of services.
+"""Personal data and secrets in texts: e-mail, phone, IBAN and card numbers by their checksums, keys
+of services.
 
-A pattern that DuckDB's engine (RE2) and Python's read alike, and where numbers need it a check of what was found.
+A pattern that DuckDB's engine (RE2) and Python's read alike, and where numbers need it a check of
+what was found.
 """
 
 import re
@@ -19,7 +21,8 @@ class Detector:
 
 
 def is_iban(text: str) -> bool:
-    """ISO 13616: the first four characters to the end, letters as 10 to 35, the number modulo 97 is 1."""
+    """ISO 13616: the first four characters to the end, letters as 10 to 35, the number modulo 97 is
+    1."""
     compact = re.sub(r"\s", "", text).upper()
     if not 15 <= len(compact) <= 34:
         return False
@@ -55,4 +58,4 @@ DETECTORS = (
         r"\b(?:sk-[A-Za-z0-9_-]{20,}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,}|xox[abprs]-[A-Za-z0-9-]{10,}|AIza[0-9A-Za-z_-]{35})"
         r"|-----BEGIN [A-Z ]*PRIVATE KEY-----",
     ),
-)  # fmt: skip
+)

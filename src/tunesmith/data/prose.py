@@ -1,4 +1,5 @@
-"""A page of plain prose that ships with the package: what a base could do before it was tuned to something else."""
+"""A page of plain prose that ships with the package: what a base could do before it was tuned to
+something else."""
 
 from importlib.resources import files
 

@@ -1,4 +1,5 @@
-"""Chat templates. Our own are rendered here, any other in a child with little time and memory: Jinja's sandbox stops code, not cost.
+"""Chat templates. Our own are rendered here, any other in a child with little time and memory:
+Jinja's sandbox stops code, not cost.
 
 As a program: reads one JSON object from standard input, writes one to standard output.
 """
@@ -35,7 +36,8 @@ class Rendering:
     """As YYYY-MM-DD: what strftime_now tells."""
 
     def text(self) -> str:
-        """In a limited child, unless the template is our own. InvalidPrompt where it says no, TemplateTooCostly where it is stopped."""
+        """In a limited child, unless the template is our own. InvalidPrompt where it says no,
+        TemplateTooCostly where it is stopped."""
         return _render(self) if self.source in _own() else _render_limited(self)
 
     def refused(self, reason: str) -> InvalidPrompt:
@@ -46,16 +48,27 @@ class Rendering:
 @cache
 def _own() -> frozenset[str]:
     folders = [f for f in files("tunesmith.bases").iterdir() if f.is_dir()]
-    return frozenset(f.joinpath("chat_template.jinja").read_text("utf-8") for f in folders if f.joinpath("chat_template.jinja").is_file())
+    return frozenset(
+        f.joinpath("chat_template.jinja").read_text("utf-8")
+        for f in folders
+        if f.joinpath("chat_template.jinja").is_file()
+    )
 
 
 def _render(asked: Rendering) -> str:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    environment.globals.update(raise_exception=_raise, strftime_now=date.fromisoformat(asked.today).strftime)
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals.update(
+        raise_exception=_raise, strftime_now=date.fromisoformat(asked.today).strftime
+    )
     environment.filters["tojson"] = lambda v, **k: json.dumps(v, ensure_ascii=False, **k)
     try:
         return environment.from_string(asked.source).render(
-            messages=asked.messages, add_generation_prompt=asked.add_generation_prompt, bos_token=asked.bos, eos_token=asked.eos
+            messages=asked.messages,
+            add_generation_prompt=asked.add_generation_prompt,
+            bos_token=asked.bos,
+            eos_token=asked.eos,
         )
     except jinja2.TemplateError as e:
         raise asked.refused(str(e)) from None
@@ -67,12 +80,24 @@ def _raise(message: str) -> None:
 
 def _render_limited(asked: Rendering) -> str:
     if len(asked.source) > LONGEST_SOURCE:
-        raise TemplateTooCostly(reason=f"it has {len(asked.source):,} characters, {LONGEST_SOURCE:,} at most", template=asked.source)
+        raise TemplateTooCostly(
+            reason=f"it has {len(asked.source):,} characters, {LONGEST_SOURCE:,} at most",
+            template=asked.source,
+        )
     # -P: a file in the current folder that is named like a library is not imported
     command = [sys.executable, "-P", "-m", "tunesmith.data.render"]
     try:
-        ended = subprocess.run(command, input=json.dumps(asdict(asked)).encode(), capture_output=True, timeout=WALL_SECONDS)
-        answer = json.loads(ended.stdout) if ended.returncode == 0 else {"costly": f"it ended by {_how(ended.returncode)}"}
+        ended = subprocess.run(
+            command,
+            input=json.dumps(asdict(asked)).encode(),
+            capture_output=True,
+            timeout=WALL_SECONDS,
+        )
+        answer = (
+            json.loads(ended.stdout)
+            if ended.returncode == 0
+            else {"costly": f"it ended by {_how(ended.returncode)}"}
+        )
     except subprocess.TimeoutExpired:
         answer = {"costly": f"it took over {WALL_SECONDS:.0f} s"}
     if "costly" in answer:
@@ -83,7 +108,11 @@ def _render_limited(asked: Rendering) -> str:
 
 
 def _how(code: int) -> str:
-    return f"signal {-code}, after {CPU_SECONDS} s of processor time at most" if code < 0 else f"exit code {code}"
+    return (
+        f"signal {-code}, after {CPU_SECONDS} s of processor time at most"
+        if code < 0
+        else f"exit code {code}"
+    )
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
-"""Tables of other databases as training data: PostgreSQL and SQLite, read in a read-only transaction with a time limit.
+"""Tables of other databases as training data: PostgreSQL and SQLite, read in a read-only
+transaction with a time limit.
 
-What is asked for is copied as it stands at one moment; queries then run on the copy, in DuckDB's words.
+What is asked for is copied as it stands at one moment; queries then run on the copy, in DuckDB's
+words.
 """
 
 import sqlite3
@@ -20,9 +22,11 @@ BATCH = 10_000  # rows held in memory at a time
 
 
 @contextmanager
-def opened(url: str, relations: Collection[str], *, seconds: float = 60.0) -> Iterator[duckdb.DuckDBPyConnection]:
-    """The relations (schema.name, or name) of `postgresql://…` or `sqlite:///file` as tables of a DuckDB connection;
-    SourceFailed otherwise."""
+def opened(
+    url: str, relations: Collection[str], *, seconds: float = 60.0
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The relations (schema.name, or name) of `postgresql://…` or `sqlite:///file` as tables of a
+    DuckDB connection; SourceFailed otherwise."""
     read = _postgresql if url.startswith("postgresql") else _sqlite
     with duckdb.connect() as made:
         for relation in relations:
@@ -59,11 +63,18 @@ def _postgresql(url: str, relations: Collection[str], deadline: float) -> _Rows:
         import psycopg
     except ImportError:
         raise MissingExtra(what="a PostgreSQL source", extra="postgresql") from None
-    with psycopg.connect(url.replace("postgresql+psycopg:", "postgresql:", 1), connect_timeout=10) as c:
+    with psycopg.connect(
+        url.replace("postgresql+psycopg:", "postgresql:", 1), connect_timeout=10
+    ) as c:
         c.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        c.execute("SELECT set_config('statement_timeout', %s, true)", [str(max(1, int(1000 * (deadline - time.monotonic()))))])
+        c.execute(
+            "SELECT set_config('statement_timeout', %s, true)",
+            [str(max(1, int(1000 * (deadline - time.monotonic()))))],
+        )
         for relation in relations:
-            with c.cursor("rows") as cursor:  # on the server, so that a large table does not fill this process
+            with c.cursor(
+                "rows"
+            ) as cursor:  # on the server, so that a large table does not fill this process
                 cursor.execute(f"SELECT * FROM {_name(relation)}".encode())
                 names = [d.name for d in cursor.description or ()]
                 yield relation, names, _batches(cursor)
@@ -74,7 +85,12 @@ def _batches(cursor: Any) -> Iterator[list[tuple[Any, ...]]]:
         yield rows
 
 
-def _insert(made: duckdb.DuckDBPyConnection, relation: str, names: list[str], batches: Iterator[list[tuple[Any, ...]]]) -> None:
+def _insert(
+    made: duckdb.DuckDBPyConnection,
+    relation: str,
+    names: list[str],
+    batches: Iterator[list[tuple[Any, ...]]],
+) -> None:
     """A table with the types of the first rows."""
     import pyarrow as pa
 
@@ -82,16 +98,28 @@ def _insert(made: duckdb.DuckDBPyConnection, relation: str, names: list[str], ba
     for rows in batches:
         arrow = pa.table({n: pa.array([_plain(r[i]) for r in rows]) for i, n in enumerate(names)})
         made.register("arrived", arrow)
-        made.execute(f"INSERT INTO {_name(relation)} FROM arrived" if is_there else f"CREATE TABLE {_name(relation)} AS FROM arrived")
+        made.execute(
+            f"INSERT INTO {_name(relation)} FROM arrived"
+            if is_there
+            else f"CREATE TABLE {_name(relation)} AS FROM arrived"
+        )
         made.unregister("arrived")
         is_there = True
     if not is_there:
-        made.execute(f"CREATE TABLE {_name(relation)} ({', '.join(f'{quoted(n)} VARCHAR' for n in names)})")
+        made.execute(
+            f"CREATE TABLE {_name(relation)} ({', '.join(f'{quoted(n)} VARCHAR' for n in names)})"
+        )
 
 
 def _plain(value: Any) -> Any:
     """What Arrow has a type for; the rest (JSON, addresses, ranges) as text."""
-    return value if value is None or isinstance(value, (str, bytes, bool, int, float, list)) or hasattr(value, "isoformat") else str(value)
+    return (
+        value
+        if value is None
+        or isinstance(value, (str, bytes, bool, int, float, list))
+        or hasattr(value, "isoformat")
+        else str(value)
+    )
 
 
 def _name(relation: str) -> str:

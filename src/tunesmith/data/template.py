@@ -1,8 +1,10 @@
-"""PromptTemplate: the one function from messages to token ids, used by training, evaluation and COMPLETE alike.
+"""PromptTemplate: the one function from messages to token ids, used by training, evaluation and
+COMPLETE alike.
 
-It is made from the base's own chat template at CREATE, stored with the model, and needs no torch. Text of users is tokenised with
-special tokens switched off, so a prompt can never write <|end|>; the stop id is appended as an id, never as text.
-A base without a chat template gets the plain form: start token, prompt, newline, completion, end token.
+It is made from the base's own chat template at CREATE, stored with the model, and needs no torch.
+Text of users is tokenised with special tokens switched off, so a prompt can never write <|end|>;
+the stop id is appended as an id, never as text. A base without a chat template gets the plain form:
+start token, prompt, newline, completion, end token.
 """
 
 import hashlib
@@ -26,9 +28,12 @@ from tunesmith.errors import AnswersNotFound, DamagedFiles, InvalidPrompt, Unsaf
 from tunesmith.safe_files import check_normalizer, check_regular, from_object, read_object
 
 Messages = Sequence[Mapping[str, Any]]
-_SLOT = re.compile("\ue000([0-9]{1,6})\ue001")  # private use characters: no honest template writes them
+_SLOT = re.compile(
+    "\ue000([0-9]{1,6})\ue001"
+)  # private use characters: no honest template writes them
 FILE = "prompt_template.json"
-MOST_WORDS = 600_000  # of a tokenizer; the largest known have half of it, and the library takes seconds for a million
+# of a tokenizer; the largest known have half of it, and the library takes seconds for a million
+MOST_WORDS = 600_000
 
 
 @dataclass(frozen=True)
@@ -46,32 +51,52 @@ class PromptTemplate:
 
     @classmethod
     def of_base(cls, folder: Path) -> Self:
-        """From the JSON files of a base's folder. UnsafeBaseModel where no end token can be found, or they are not what they should be."""
+        """From the JSON files of a base's folder. UnsafeBaseModel where no end token can be found,
+        or they are not what they should be."""
         try:
             return cls._of_base(folder)
-        except (TypeError, KeyError, AttributeError, ValueError, OverflowError, RecursionError, OSError) as e:
+        except (
+            TypeError,
+            KeyError,
+            AttributeError,
+            ValueError,
+            OverflowError,
+            RecursionError,
+            OSError,
+        ) as e:
             reason = f"its tokenizer's files are not as they should be ({type(e).__name__}: {e})"
             raise UnsafeBaseModel(folder=str(folder), reason=reason) from None
 
     @classmethod
     def _of_base(cls, folder: Path) -> Self:
-        tokenizer, config = read_json(folder, "tokenizer_config.json"), read_json(folder, "config.json")
+        tokenizer, config = (
+            read_json(folder, "tokenizer_config.json"),
+            read_json(folder, "config.json"),
+        )
         words = read_json(folder, "tokenizer.json")
         if len(words.get("model", {}).get("vocab", ())) > MOST_WORDS:
             raise ValueError(f"over {MOST_WORDS:,} words")
         check_normalizer(folder / "tokenizer.json", words.get("normalizer"))
         added = _added_tokens(words, tokenizer)
         source = _chat_template(folder, tokenizer)
-        eos = _text_of(tokenizer.get("eos_token")) or next((t for t, i in added.items() if i == config.get("eos_token_id")), "")
+        eos = _text_of(tokenizer.get("eos_token")) or next(
+            (t for t, i in added.items() if i == config.get("eos_token_id")), ""
+        )
         bos = _text_of(tokenizer.get("bos_token"))
-        stops = {*_ids(config.get("eos_token_id")), *_ids(read_json(folder, "generation_config.json").get("eos_token_id"))}
+        stops = {
+            *_ids(config.get("eos_token_id")),
+            *_ids(read_json(folder, "generation_config.json").get("eos_token_id")),
+        }
         if eos in added:
             stops.add(added[eos])
         template = cls(source, bos, eos, -1, (), date.today().isoformat())
         end = template._end_of_turn(added)
         end_id = added[end] if end else added.get(eos, min(stops, default=-1))
         if end_id < 0:
-            raise UnsafeBaseModel(folder=str(folder), reason="no end token in tokenizer_config.json, config.json or the chat template")
+            raise UnsafeBaseModel(
+                folder=str(folder),
+                reason="no end token in tokenizer_config.json, config.json or the chat template",
+            )
         return cls(source, bos, eos, end_id, tuple(sorted({end_id, *stops})), template.frozen_on)
 
     @classmethod
@@ -95,18 +120,23 @@ class PromptTemplate:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def pieces(self, messages: Messages) -> list[str | int]:
-        """The prompt as template text and, as numbers, the messages whose content stands between."""
+        """The prompt as template text and, as numbers, the messages whose content stands
+        between."""
         if not self.chat_template:
             return _plain_pieces(self.bos, messages)
         rendered = _render(self, tuple(m["role"] for m in messages), True)
         parts: list[str | int] = list(_SLOT.split(rendered))
         found = [int(p) if i % 2 else p for i, p in enumerate(parts) if p != ""]
         if any(isinstance(p, int) and p >= len(messages) for p in found):
-            raise InvalidPrompt(reason="the base's chat template writes a mark that stands for a message which is not there")
+            raise InvalidPrompt(
+                reason="the base's chat template writes a mark that stands for a message which is "
+                "not there"
+            )
         return found
 
     def begins_as_asked(self, messages: Messages, n: int) -> bool:
-        """Whether what stands before the answer messages[n] is what the model would have been asked then."""
+        """Whether what stands before the answer messages[n] is what the model would have been asked
+        then."""
         asked = self.pieces(messages[:n])
         return self.pieces(messages)[: len(asked)] == asked
 
@@ -127,11 +157,21 @@ def _render(template: PromptTemplate, roles: tuple[str, ...], prompt_only: bool)
 
 
 @lru_cache(maxsize=256)
-def _rendered(template: PromptTemplate, roles: tuple[str, ...], prompt_only: bool) -> str | InvalidPrompt:
-    """The text, or what the template says to these roles: a refusal is kept too, since asking costs a process."""
+def _rendered(
+    template: PromptTemplate, roles: tuple[str, ...], prompt_only: bool
+) -> str | InvalidPrompt:
+    """The text, or what the template says to these roles: a refusal is kept too, since asking costs
+    a process."""
     messages = [{"role": r, "content": f"\ue000{i}\ue001"} for i, r in enumerate(roles)]
     try:
-        return Rendering(template.chat_template, messages, prompt_only, template.bos, template.eos, template.frozen_on).text()
+        return Rendering(
+            template.chat_template,
+            messages,
+            prompt_only,
+            template.bos,
+            template.eos,
+            template.frozen_on,
+        ).text()
     except InvalidPrompt as e:
         return e
 
@@ -145,7 +185,9 @@ def _plain_pieces(bos: str, messages: Messages) -> list[str | int]:
 
 def _answers(messages: Messages) -> tuple[int, ...]:
     """The places of the assistant's messages that are learnt."""
-    return tuple(n for n, m in enumerate(messages) if m["role"] == "assistant" and "weight" not in m)
+    return tuple(
+        n for n, m in enumerate(messages) if m["role"] == "assistant" and "weight" not in m
+    )
 
 
 @dataclass(frozen=True)
@@ -155,7 +197,8 @@ class Encoded:
     ids: list[int]
     n_prompt: int
     earlier: tuple[tuple[int, int], ...] = ()
-    """Where earlier answers that are learnt too begin and end among the ids, each with the token that ends it."""
+    """Where earlier answers that are learnt too begin and end among the ids, each with the token
+    that ends it."""
 
     @property
     def n_completion(self) -> int:
@@ -165,7 +208,11 @@ class Encoded:
     @property
     def learnt(self) -> list[int]:
         """The places of all ids that are learnt, in order."""
-        return [i for start, end in (*self.earlier, (self.n_prompt, len(self.ids))) for i in range(start, end)]
+        return [
+            i
+            for start, end in (*self.earlier, (self.n_prompt, len(self.ids)))
+            for i in range(start, end)
+        ]
 
     @property
     def n_learnt(self) -> int:
@@ -174,13 +221,16 @@ class Encoded:
 
 @contextmanager
 def _own_words(folder: Path) -> Iterator[None]:
-    """UnsafeBaseModel for what the tokenizer library raises: bare exceptions, and panics that are none."""
+    """UnsafeBaseModel for what the tokenizer library raises: bare exceptions, and panics that are
+    none."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as e:
-        raise UnsafeBaseModel(folder=str(folder), reason=f"its tokenizer.json does not work ({type(e).__name__}: {e})") from None
+        raise UnsafeBaseModel(
+            folder=str(folder), reason=f"its tokenizer.json does not work ({type(e).__name__}: {e})"
+        ) from None
 
 
 class Encoder:
@@ -190,24 +240,35 @@ class Encoder:
         self.template = template
         self.file = base_folder / "tokenizer.json"
         with _own_words(base_folder):
-            self._text, self._control = Tokenizer.from_file(str(self.file)), Tokenizer.from_file(str(self.file))
+            self._text, self._control = (
+                Tokenizer.from_file(str(self.file)),
+                Tokenizer.from_file(str(self.file)),
+            )
         for tokenizer in (self._text, self._control):
             tokenizer.no_padding()
             tokenizer.no_truncation()
         self._text.encode_special_tokens = True  # special tokens in a user's text are plain text
         self._longest_token = max(len(t.encode()) for t in self._text.get_vocab())
-        self._control_ids = lru_cache(maxsize=1024)(lambda text: self._control.encode(text, add_special_tokens=False).ids)
+        self._control_ids = lru_cache(maxsize=1024)(
+            lambda text: self._control.encode(text, add_special_tokens=False).ids
+        )
 
     def prompt(self, messages: Messages) -> list[int]:
         ids: list[int] = []
         for piece in self.template.pieces(messages):
-            ids += self._control_ids(piece) if isinstance(piece, str) else self.text(messages[piece]["content"])
+            ids += (
+                self._control_ids(piece)
+                if isinstance(piece, str)
+                else self.text(messages[piece]["content"])
+            )
         return ids
 
     def row(self, messages: Messages, completion: str, learn: str = "last") -> Encoded:
-        """A training row: prompt, completion and the stop id. `learn`: "all" learns earlier answers too, but those of weight 0.
+        """A training row: prompt, completion and the stop id. `learn`: "all" learns earlier answers
+        too, but those of weight 0.
 
-        AnswersNotFound where the template does not write an earlier answer as it would have asked for it.
+        AnswersNotFound where the template does not write an earlier answer as it would have asked
+        for it.
         """
         earlier: list[tuple[int, int]] = []
         wanted = _answers(messages) if learn == "all" else ()
@@ -218,23 +279,36 @@ class Encoder:
         pieces = self.template.pieces(messages)
         for place, piece in enumerate(pieces):
             start = len(ids)
-            ids += self._control_ids(piece) if isinstance(piece, str) else self.text(messages[piece]["content"])
+            ids += (
+                self._control_ids(piece)
+                if isinstance(piece, str)
+                else self.text(messages[piece]["content"])
+            )
             if piece in wanted and isinstance(piece, int):
                 after = pieces[place + 1] if place + 1 < len(pieces) else ""
-                if not isinstance(after, str) or self._control_ids(after)[:1] != [self.template.end_id]:
+                if not isinstance(after, str) or self._control_ids(after)[:1] != [
+                    self.template.end_id
+                ]:
                     raise AnswersNotFound(message=piece + 1)
                 earlier.append((start, len(ids) + 1))
         if len(earlier) != len(wanted):
             raise AnswersNotFound(message=1 + max(wanted))
-        return Encoded([*ids, *self.text(completion), self.template.end_id], len(ids), tuple(earlier))
+        return Encoded(
+            [*ids, *self.text(completion), self.template.end_id], len(ids), tuple(earlier)
+        )
 
     def count_rows(self, rows: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
         """Tokens of many rows' prompts (texts) and completions, as `row` would give them."""
         if not rows:
             return []
         completions = self._text.encode_batch([c for _, c in rows], add_special_tokens=False)
-        frame = len(self.prompt([{"role": "user", "content": "x"}])) - len(self.text("x"))  # the same around every text
-        prompts = [frame + len(e.ids) for e in self._text.encode_batch([p for p, _ in rows], add_special_tokens=False)]
+        frame = len(self.prompt([{"role": "user", "content": "x"}])) - len(
+            self.text("x")
+        )  # the same around every text
+        prompts = [
+            frame + len(e.ids)
+            for e in self._text.encode_batch([p for p, _ in rows], add_special_tokens=False)
+        ]
         return [(p, len(c.ids) + 1) for p, c in zip(prompts, completions, strict=True)]
 
     def text(self, text: str) -> list[int]:
@@ -245,23 +319,28 @@ class Encoder:
         return self._control.decode(list(ids), skip_special_tokens=True)
 
     def pieces(self) -> Callable[[int], str]:
-        """Takes the ids of a text one by one and gives what each adds; nothing while a character is unfinished."""
+        """Takes the ids of a text one by one and gives what each adds; nothing while a character is
+        unfinished."""
         stream = DecodeStream(skip_special_tokens=True)
         return lambda i: stream.step(self._control, i) or ""
 
     def surely_longer(self, text: str, tokens: int) -> bool:
-        """Whether a text is over a number of tokens whatever its tokens are: spares tokenising a 10 MB row."""
+        """Whether a text is over a number of tokens whatever its tokens are: spares tokenising a 10
+        MB row."""
         return len(text.encode(errors="replace")) > tokens * self._longest_token
 
     def cut(self, messages: Messages, over: int) -> list[dict[str, str]]:
-        """The messages with `over` tokens taken from the start of the last one; the rest stands whole."""
+        """The messages with `over` tokens taken from the start of the last one; the rest stands
+        whole."""
         last = messages[-1]["content"]
         ids = self._text.encode(last, add_special_tokens=False)
         offset = ids.offsets[over][0] if over < len(ids.ids) else len(last)
         return [*map(dict, messages[:-1]), {"role": messages[-1]["role"], "content": last[offset:]}]
 
 
-def _added_tokens(tokenizer: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> dict[str, int]:
+def _added_tokens(
+    tokenizer: Mapping[str, Any], tokenizer_config: Mapping[str, Any]
+) -> dict[str, int]:
     added = {t["content"]: int(t["id"]) for t in tokenizer.get("added_tokens", [])}
     for number, token in tokenizer_config.get("added_tokens_decoder", {}).items():
         added.setdefault(token["content"], int(number))

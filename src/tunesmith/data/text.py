@@ -8,7 +8,8 @@
 | BLOB | decoded as UTF-8 |
 | numbers, decimals, booleans, dates, times, UUIDs, all others | as DuckDB casts them to VARCHAR |
 
-A list with an object that has a `role` or a `content` is a conversation (`conversation`). Python values follow the same table.
+A list with an object that has a `role` or a `content` is a conversation (`conversation`). Python
+values follow the same table.
 """
 
 import json
@@ -25,21 +26,26 @@ import duckdb
 from tunesmith.errors import UnreadableValue
 
 TEXT, LIST, MISSING, INVALID = "text", "list", "missing", "invalid"
-"""What a value is: a text; a list, as JSON, which may be a conversation; nothing; no valid Unicode."""
+"""What a value is: a text; a list, as JSON, which may be a conversation; nothing; no valid
+Unicode."""
 
 
 B = "system.main."
-"""Before a function in SQL that runs on a user's connection: DuckDB's own one, whatever macros the user has."""
+"""Before a function in SQL that runs on a user's connection: DuckDB's own one, whatever macros the
+user has."""
 
 
 def sql_text(x: str) -> str:
-    """A SQL expression for the text of the column or parameter `x`; NULL where it is missing or invalid. `x` is written several times."""
+    """A SQL expression for the text of the column or parameter `x`; NULL where it is missing or
+    invalid. `x` is written several times."""
     return (
         f"CASE WHEN {B}typeof({x}) = 'VARCHAR' THEN CAST({x} AS VARCHAR) "
-        f"WHEN {B}typeof({x}) = 'JSON' THEN CASE {B}json_type(CAST({x} AS VARCHAR)) WHEN 'VARCHAR' THEN CAST({x} AS VARCHAR) ->> '$' "
+        f"WHEN {B}typeof({x}) = 'JSON' THEN CASE {B}json_type(CAST({x} AS VARCHAR)) "
+        f"WHEN 'VARCHAR' THEN CAST({x} AS VARCHAR) ->> '$' "
         f"WHEN 'NULL' THEN NULL ELSE CAST({x} AS VARCHAR) END "
         f"WHEN {B}typeof({x}) = 'BLOB' THEN TRY({B}decode(TRY_CAST({x} AS BLOB))) "
-        f"WHEN {B}json_type({B}to_json({x})) IN ('OBJECT', 'ARRAY') THEN CAST({B}to_json({x}) AS VARCHAR) ELSE CAST({x} AS VARCHAR) END"
+        f"WHEN {B}json_type({B}to_json({x})) IN ('OBJECT', 'ARRAY') THEN CAST({B}to_json({x}) AS "
+        f"VARCHAR) ELSE CAST({x} AS VARCHAR) END"
     )
 
 
@@ -48,14 +54,17 @@ def sql_kind(x: str) -> str:
     return (
         f"CASE WHEN {x} IS NULL THEN '{MISSING}' WHEN {B}typeof({x}) = 'VARCHAR' THEN '{TEXT}' "
         f"WHEN {B}typeof({x}) = 'JSON' THEN "
-        f"CASE {B}json_type(CAST({x} AS VARCHAR)) WHEN 'NULL' THEN '{MISSING}' WHEN 'ARRAY' THEN '{LIST}' ELSE '{TEXT}' END "
-        f"WHEN {B}typeof({x}) = 'BLOB' THEN CASE WHEN TRY({B}decode(TRY_CAST({x} AS BLOB))) IS NULL THEN '{INVALID}' ELSE '{TEXT}' END "
+        f"CASE {B}json_type(CAST({x} AS VARCHAR)) WHEN 'NULL' THEN '{MISSING}' "
+        f"WHEN 'ARRAY' THEN '{LIST}' ELSE '{TEXT}' END "
+        f"WHEN {B}typeof({x}) = 'BLOB' THEN CASE WHEN TRY({B}decode(TRY_CAST({x} AS BLOB))) IS "
+        f"NULL THEN '{INVALID}' ELSE '{TEXT}' END "
         f"WHEN {B}json_type({B}to_json({x})) = 'ARRAY' THEN '{LIST}' ELSE '{TEXT}' END"
     )
 
 
 def sql_cell(parameter: str) -> str:
-    """A SQL expression [kind, text] for a macro's parameter, which is computed once, whatever it is."""
+    """A SQL expression [kind, text] for a macro's parameter, which is computed once, whatever it
+    is."""
     return f"{B}list_transform([{parameter}], lambda x: [{sql_kind('x')}, {sql_text('x')}])[1]"
 
 
@@ -93,7 +102,9 @@ def value_of(value: Any) -> Value:
         try:
             text = to_json(value)
         except (TypeError, ValueError, RecursionError, OverflowError) as e:
-            raise UnreadableValue(value=f"{type(value).__name__} ({e})", type=type(value).__name__, where="") from None
+            raise UnreadableValue(
+                value=f"{type(value).__name__} ({e})", type=type(value).__name__, where=""
+            ) from None
         return Raw(text) if is_unicode(text) else Broken()
     return scalar(value)
 
@@ -133,7 +144,9 @@ def _cast(value: Any) -> str:
     key = type(value), repr(value)
     if key not in _casts:
         with _one_at_a_time:
-            [(text,)] = _instance(os.getpid()).execute("SELECT CAST(? AS VARCHAR)", [value]).fetchall()
+            [(text,)] = (
+                _instance(os.getpid()).execute("SELECT CAST(? AS VARCHAR)", [value]).fetchall()
+            )
         if len(_casts) > 10_000:
             _casts.clear()
         _casts[key] = str(text)
@@ -143,7 +156,11 @@ def _cast(value: Any) -> str:
 def _nanoseconds(text: str) -> str:
     """A time to the nanosecond, which Python has no type for."""
     with _one_at_a_time:
-        [(found,)] = _instance(os.getpid()).execute("SELECT CAST(CAST(? AS TIMESTAMP_NS) AS VARCHAR)", [text]).fetchall()
+        [(found,)] = (
+            _instance(os.getpid())
+            .execute("SELECT CAST(CAST(? AS TIMESTAMP_NS) AS VARCHAR)", [text])
+            .fetchall()
+        )
     return str(found)
 
 
@@ -188,12 +205,17 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # numpy arrays and scalars
         return value.tolist()
     if hasattr(value, "to_pydatetime"):
-        return _nanoseconds(str(value)) if getattr(value, "nanosecond", 0) and value.tzinfo is None else value.to_pydatetime()
+        return (
+            _nanoseconds(str(value))
+            if getattr(value, "nanosecond", 0) and value.tzinfo is None
+            else value.to_pydatetime()
+        )
     return value
 
 
 def is_missing(value: Any) -> bool:
-    """None, and what pandas and NumPy write for nothing: NaN, NaT, NA. A float that is no number is nothing, too."""
+    """None, and what pandas and NumPy write for nothing: NaN, NaT, NA. A float that is no number is
+    nothing, too."""
     if value is None:
         return True
     if isinstance(value, (str, bytes, Mapping, Sequence)):

@@ -1,6 +1,8 @@
-"""The model card of an exported model: what it was tuned on and how, what it is worth, how it was proven, how to load it.
+"""The model card of an exported model: what it was tuned on and how, what it is worth, how it was
+proven, how to load it.
 
-It leaves the machine with the model, so it holds no path, no query and no row: the data is known by its fingerprint.
+It leaves the machine with the model, so it holds no path, no query and no row: the data is known by
+its fingerprint.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +13,17 @@ from tunesmith.evaluation.verdict import sentence
 from tunesmith.models.certificate import Certificate
 from tunesmith.words import counted
 
-HUB_LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "bsd-3-clause", "gemma", "llama3", "llama3.1")
+HUB_LICENCES = (
+    "apache-2.0",
+    "mit",
+    "cc-by-4.0",
+    "cc-by-sa-4.0",
+    "cc-by-nc-4.0",
+    "bsd-3-clause",
+    "gemma",
+    "llama3",
+    "llama3.1",
+)
 CURVE = "curve.svg"
 
 
@@ -36,12 +48,21 @@ class Facts:
 
 def model_card(facts: Facts, certificate: Certificate) -> str:
     """Markdown with the front matter that the Hugging Face hub reads."""
-    artefact = {"adapter": "an adapter", "whole": "a whole model", "merged": "one model with its adapter merged in"}[certificate.artefact]
-    what = f"{facts.base_model}, tuned by Tunesmith ({facts.method}); here as {artefact}, in {certificate.precision}."
+    artefact = {
+        "adapter": "an adapter",
+        "whole": "a whole model",
+        "merged": "one model with its adapter merged in",
+    }[certificate.artefact]
+    what = (
+        f"{facts.base_model}, tuned by Tunesmith ({facts.method}); here as {artefact}, in "
+        f"{certificate.precision}."
+    )
     parts = {
-        "What it is worth": _worth(facts), "How it was proven": _proof(certificate), "How it was tuned": _tuning(facts, certificate),
+        "What it is worth": _worth(facts),
+        "How it was proven": _proof(certificate),
+        "How it was tuned": _tuning(facts, certificate),
         "How to load it": _loading(facts, certificate),
-    }  # fmt: skip
+    }
     body = "".join(f"\n## {title}\n\n{text}\n" for title, text in parts.items())
     return f"{_front_matter(facts, certificate)}\n# {facts.name}\n\n{what}\n{body}"
 
@@ -68,22 +89,35 @@ def _worth(facts: Facts) -> str:
     if not v:
         return "No verdict: there were no rows to measure on, or the model came from elsewhere."
     rows = "".join(f"| {arm} | {score:.1%} |\n" for arm, score in v["arms"].items())
-    return f"{sentence(v)}.\n\n| on the same {counted(v['n'], 'row')}, which chose nothing | {v['metric']} |\n|---|---|\n{rows}".rstrip()
+    return (
+        f"{sentence(v)}.\n\n| on the same {counted(v['n'], 'row')}, which chose nothing | "
+        f"{v['metric']} |\n|---|---|\n{rows}"
+    ).rstrip()
 
 
 def _proof(c: Certificate) -> str:
     return (
-        f"{c.probes} stored probes were answered again from these files: {c.equal} as the trained model answered, {c.ties} otherwise only "
-        f"at a tie. The best token is the same at {c.top1:.2%} of the positions, mean KL {c.kl:.2g}. {c.different_from_base} are answered "
+        f"{c.probes} stored probes were answered again from these files: {c.equal} as the trained "
+        f"model answered, {c.ties} otherwise only "
+        f"at a tie. The best token is the same at {c.top1:.2%} of the positions, mean KL "
+        f"{c.kl:.2g}. {c.different_from_base} are answered "
         f"otherwise than by the base, and {c.stop_rate:.0%} stop by themselves.\n\n"
-        f"Base `{c.base_digest}`, template `{c.template_digest}`; all figures in `certificate.json`."
+        f"Base `{c.base_digest}`, template `{c.template_digest}`; all figures in "
+        "`certificate.json`."
     )
 
 
 def _tuning(facts: Facts, certificate: Certificate) -> str:
-    counts = {**{f"{part} rows": n for part, n in facts.rows.items()}, "trained tokens": facts.trained_tokens}
-    lines = [f"{k}: {n:,}" for k, n in counts.items() if n] + [f"{k}: {v}" for k, v in facts.options.items()]
-    lines.append(f"data fingerprint (SHA-256 of the frozen rows' manifest): `{certificate.data_digest}`")
+    counts = {
+        **{f"{part} rows": n for part, n in facts.rows.items()},
+        "trained tokens": facts.trained_tokens,
+    }
+    lines = [f"{k}: {n:,}" for k, n in counts.items() if n] + [
+        f"{k}: {v}" for k, v in facts.options.items()
+    ]
+    lines.append(
+        f"data fingerprint (SHA-256 of the frozen rows' manifest): `{certificate.data_digest}`"
+    )
     curve = f"\n\n![training and validation loss]({CURVE})" if facts.curve else ""
     return "".join(f"- {line}\n" for line in lines).rstrip() + curve
 
@@ -91,19 +125,23 @@ def _tuning(facts: Facts, certificate: Certificate) -> str:
 def _loading(facts: Facts, certificate: Certificate) -> str:
     if _library(certificate) == "peft":
         code = (
-            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f'base = AutoModelForCausalLM.from_pretrained("{facts.hub_id or facts.base_model}")  # its name or folder\n'
+            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, "
+            "AutoTokenizer\n\n"
+            f'base = AutoModelForCausalLM.from_pretrained("{facts.hub_id or facts.base_model}")  #'
+            " its name or folder\n"
             'model = PeftModel.from_pretrained(base, ".")\n'
         )
     else:
         code = (
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             'model = AutoModelForCausalLM.from_pretrained(".")\n'
-        )  # fmt: skip
+        )
     return (
         f'```python\n{code}tokenizer = AutoTokenizer.from_pretrained(".")\n```\n\n'
-        "Prompts go through the chat template beside the weights; an answer ends at a stop id of `prompt_template.json`.\n\n"
-        f"Licence of the base: {facts.licence}. The rows that it learned from are not here; what they allow, their owner knows."
+        "Prompts go through the chat template beside the weights; an answer ends at a stop id of "
+        "`prompt_template.json`.\n\n"
+        f"Licence of the base: {facts.licence}. The rows that it learned from are not here; what "
+        "they allow, their owner knows."
     )
 
 
@@ -114,19 +152,29 @@ def curve_svg(curve: Sequence[tuple[int, float | None, float | None]]) -> str:
     top, last = max(values, default=1.0) or 1.0, max((s for s, *_ in curve), default=1)
 
     def place(step: int, loss: float) -> tuple[float, float]:
-        return margin + (width - 2 * margin) * step / last, height - margin - (height - 2 * margin) * loss / top
+        return (
+            margin + (width - 2 * margin) * step / last,
+            height - margin - (height - 2 * margin) * loss / top,
+        )
 
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(s, t) for s, t, _ in curve if t is not None))
+    line = " ".join(
+        f"{x:.1f},{y:.1f}" for x, y in (place(s, t) for s, t, _ in curve if t is not None)
+    )
     dots = "".join(
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="#b3261e"/>' for s, _, v in curve if v is not None for x, y in [place(s, v)]
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="#b3261e"/>'
+        for s, _, v in curve
+        if v is not None
+        for x, y in [place(s, v)]
     )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">'
-        f'<rect width="{width}" height="{height}" fill="white"/>'
-        f'<path d="M{margin} {margin}V{height - margin}H{width - margin}" fill="none" stroke="#666"/>'
-        f'<text x="{margin - 6}" y="{margin + 4}" text-anchor="end">{top:.2f}</text><text x="{margin - 6}" y="{height - margin}" '
-        f'text-anchor="end">0</text><text x="{width - margin}" y="{height - margin + 18}" text-anchor="end">step {last}</text>'
-        f'<polyline points="{line}" fill="none" stroke="#4a78b5" stroke-width="1.5"/>{dots}'
-        f'<text x="{margin + 10}" y="{margin - 12}" fill="#4a78b5">training loss</text>'
-        f'<text x="{margin + 110}" y="{margin - 12}" fill="#b3261e">validation loss</text></svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"'
+        f' font-family="sans-serif" font-size="12"><rect width="{width}" height="{height}"'
+        f' fill="white"/><path d="M{margin} {margin}V{height - margin}H{width - margin}"'
+        f' fill="none" stroke="#666"/><text x="{margin - 6}" y="{margin + 4}"'
+        f' text-anchor="end">{top:.2f}</text><text x="{margin - 6}" y="{height - margin}"'
+        f' text-anchor="end">0</text><text x="{width - margin}" y="{height - margin + 18}"'
+        f' text-anchor="end">step {last}</text><polyline points="{line}" fill="none"'
+        f' stroke="#4a78b5" stroke-width="1.5"/>{dots}<text x="{margin + 10}" y="{margin - 12}"'
+        f' fill="#4a78b5">training loss</text><text x="{margin + 110}" y="{margin - 12}"'
+        ' fill="#b3261e">validation loss</text></svg>\n'
     )

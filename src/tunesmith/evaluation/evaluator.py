@@ -1,7 +1,8 @@
 """EVALUATING, in a child process of the worker: did tuning help, on rows that chose nothing?
 
-The arms answer the same verdict rows: the base; the base with examples in its prompt; always the commonest training completion; where
-answers are a closed set, a linear model on words; the tuned model.
+The arms answer the same verdict rows: the base; the base with examples in its prompt; always the
+commonest training completion; where answers are a closed set, a linear model on words; the tuned
+model.
 """
 
 import json
@@ -32,7 +33,10 @@ from tunesmith.tuning.trainer import RESULT
 from tunesmith.words import counted
 
 ROOM = 2  # an answer may be this many times as long as the longest wanted one before it is cut
-LEAST_EXAMPLES, MOST_EXAMPLES = 3, 16  # in the prompt; more cost time in proportion, whatever they bring
+LEAST_EXAMPLES, MOST_EXAMPLES = (
+    3,
+    16,
+)  # in the prompt; more cost time in proportion, whatever they bring
 WORST_LISTED = 10
 LARGEST_LOSS = 1e6
 
@@ -41,12 +45,21 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
     spec, options = assignment.spec, assignment.decided
     torch.set_num_threads(assignment.threads)
     dataset, encoder = assignment.dataset(), assignment.encoder()
-    rows = {part: encode(dataset, part, encoder, spec, options.on_long).accepted for part in ("train", "verdict")}
+    rows = {
+        part: encode(dataset, part, encoder, spec, options.on_long).accepted
+        for part in ("train", "verdict")
+    }
     results = [a / RESULT for a in assignment.attempts if (a / RESULT).exists()]
     if not results:
-        raise DamagedFiles(folder=assignment.folder, reason="no attempt of this job holds a finished model")
+        raise DamagedFiles(
+            folder=assignment.folder, reason="no attempt of this job holds a finished model"
+        )
     doing = _Doing(report)
-    evaluation = _Evaluation(rows["train"], rows["verdict"], options.seed, options.swap_terms, doing) if rows["verdict"] else None
+    evaluation = (
+        _Evaluation(rows["train"], rows["verdict"], options.seed, options.swap_terms, doing)
+        if rows["verdict"]
+        else None
+    )
     probes = Probes.load(results[0])
 
     engine = Engine.load(TunedModel(name=spec.name, base=spec), assignment.device)
@@ -54,13 +67,21 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
     of_base = replay(engine.model, probes)
     if evaluation:
         evaluation.ask_base(engine)
-    engine = Engine.load(TunedModel(name=spec.name, base=spec, method=options.method, folder=str(results[0])), assignment.device)
+    engine = Engine.load(
+        TunedModel(name=spec.name, base=spec, method=options.method, folder=str(results[0])),
+        assignment.device,
+    )
     doing.begin("probes, tuned", len(probes.prompts))
     certificate = certify(
-        "whole" if options.method in methods.WHOLE else "adapter", str(next(engine.model.parameters()).dtype).removeprefix("torch."),
-        engine.model, probes, of_base, base_digest=catalog.fingerprint(spec), template_digest=template_digest(results[0]),
+        "whole" if options.method in methods.WHOLE else "adapter",
+        str(next(engine.model.parameters()).dtype).removeprefix("torch."),
+        engine.model,
+        probes,
+        of_base,
+        base_digest=catalog.fingerprint(spec),
+        template_digest=template_digest(results[0]),
         data_digest=assignment.data_digest,
-    )  # fmt: skip
+    )
     if objections := certificate.objections():
         raise CertificateRefused(name="as it was trained", reasons="; ".join(objections))
     report("certificate", certificate=certificate.to_json())
@@ -80,7 +101,8 @@ def warnings(verdict: Verdict) -> list[str]:
         found.append(sentence(verdict.to_json()))
     if verdict.stop_rate < STOP_RATE:
         found.append(
-            f"only {verdict.stop_rate:.0%} of the answers stop by themselves; {STOP_RATE:.0%} should: look at the completions' ends"
+            f"only {verdict.stop_rate:.0%} of the answers stop by themselves; {STOP_RATE:.0%} "
+            f"should: look at the completions' ends"
         )
     return found
 
@@ -95,7 +117,13 @@ class _Doing:
         self._report, self._told, self._last = report, 0.0, 0
 
     def begin(self, what: str, of: int) -> None:
-        self._what, self._of, self._began, self._told, self._last = what, of, time.monotonic(), 0.0, -1
+        self._what, self._of, self._began, self._told, self._last = (
+            what,
+            of,
+            time.monotonic(),
+            0.0,
+            -1,
+        )
         self.done(0)
 
     def done(self, n: int) -> None:
@@ -110,7 +138,14 @@ class _Doing:
 class _Evaluation:
     """The arms' answers to the verdict rows, gathered arm by arm, then judged."""
 
-    def __init__(self, train: Sequence[Example], rows: Sequence[Example], seed: int, swap_terms: str, doing: _Doing) -> None:
+    def __init__(
+        self,
+        train: Sequence[Example],
+        rows: Sequence[Example],
+        seed: int,
+        swap_terms: str,
+        doing: _Doing,
+    ) -> None:
         self._train, self._rows, self._seed, self._doing = train, rows, seed, doing
         self._wanted = [e.row.completion for e in rows]
         self._sampling = Sampling(max_tokens=ROOM * max(e.encoded.n_completion for e in rows))
@@ -132,9 +167,15 @@ class _Evaluation:
         examples = self._examples(engine)
         self._n_examples = sum(m["role"] == "assistant" for m in examples)
         if examples:
-            self._answers["examples"] = [c.text for c in self._complete(engine, examples, f"base with {self._n_examples} examples")]
+            self._answers["examples"] = [
+                c.text
+                for c in self._complete(engine, examples, f"base with {self._n_examples} examples")
+            ]
         else:
-            self._notes.append(f"the base was not asked with examples: its window holds fewer than {LEAST_EXAMPLES}")
+            self._notes.append(
+                f"the base was not asked with examples: its window holds fewer than "
+                f"{LEAST_EXAMPLES}"
+            )
         self._changed["base"] = self._share_changed(engine, "base")
         self._measure_losses(engine, "base")
 
@@ -147,64 +188,120 @@ class _Evaluation:
 
     def _complete(self, engine: Engine, examples: Messages, arm: str) -> list[Completion]:
         self._doing.begin(arm, len(self._rows))
-        return engine.generate([with_examples(e.messages, examples) for e in self._rows], self._sampling, self._doing.done)
+        return engine.generate(
+            [with_examples(e.messages, examples) for e in self._rows],
+            self._sampling,
+            self._doing.done,
+        )
 
     def _measure_losses(self, engine: Engine, arm: str) -> None:
         self._doing.begin(f"losses, {arm}", len(self._rows))
-        self._losses[arm], self._retention[arm] = evaluate(engine.model, self._rows), retention(engine)
+        self._losses[arm], self._retention[arm] = (
+            evaluate(engine.model, self._rows),
+            retention(engine),
+        )
 
     def _share_changed(self, engine: Engine, arm: str) -> float:
-        """Of the rows that hold a word to exchange: how many are answered otherwise when it is exchanged."""
+        """Of the rows that hold a word to exchange: how many are answered otherwise when it is
+        exchanged."""
         self._doing.begin(f"words exchanged, {arm}", len(self._swapped))
         found = engine.generate(list(self._swapped.values()), self._sampling, self._doing.done)
-        changed = [c.text != self._answers[arm][i] for i, c in zip(self._swapped, found, strict=True)]
+        changed = [
+            c.text != self._answers[arm][i] for i, c in zip(self._swapped, found, strict=True)
+        ]
         return sum(changed) / max(1, len(changed))
 
     def _bias(self, scores: Mapping[str, Sequence[float]]) -> Bias:
-        found, not_measured = gaps([json.loads(e.row.context) for e in self._rows], scores["base"], scores["tuned"])
+        found, not_measured = gaps(
+            [json.loads(e.row.context) for e in self._rows], scores["base"], scores["tuned"]
+        )
         n = len(self._swapped)
         if n < LEAST_SWAPPED:
-            not_measured.append(f"words exchanged: {counted(n, 'verdict row')} with one (option swap_terms), {LEAST_SWAPPED} are needed")
-        return Bias(tuple(found), Swapped(n, self._changed["base"], self._changed["tuned"]) if n >= LEAST_SWAPPED else None,
-                    tuple(not_measured))  # fmt: skip
+            not_measured.append(
+                f"words exchanged: {counted(n, 'verdict row')} with one (option swap_terms), "
+                f"{LEAST_SWAPPED} are needed"
+            )
+        return Bias(
+            tuple(found),
+            Swapped(n, self._changed["base"], self._changed["tuned"])
+            if n >= LEAST_SWAPPED
+            else None,
+            tuple(not_measured),
+        )
 
     def _judge(self, metrics: list[str]) -> Verdict:
-        scores = {m: {arm: self._scores(m, arm) for arm in ARMS if arm in self._answers} for m in metrics}
+        scores = {
+            m: {arm: self._scores(m, arm) for arm in ARMS if arm in self._answers} for m in metrics
+        }
         means = {m: {arm: sum(s) / len(s) for arm, s in arms.items()} for m, arms in scores.items()}
         primary, arms = scores[metrics[0]], means[metrics[0]]
         word, against, difference, low, high = decide(primary, self._seed)
         if arms["tuned"] <= arms["commonest"] and against != "commonest":
-            self._notes.append(f"the tuned model is no better than always answering {self._always!r:.40}")
+            self._notes.append(
+                f"the tuned model is no better than always answering {self._always!r:.40}"
+            )
         if arms.get("linear", 0) >= arms["tuned"]:
-            self._notes.append("a linear model on words scores as high: you may not need a language model for this")
-        flips = [(e.row.row, t - b) for e, t, b in zip(self._rows, primary["tuned"], primary[against], strict=True)]
+            self._notes.append(
+                "a linear model on words scores as high: you may not need a language model for this"
+            )
+        flips = [
+            (e.row.row, t - b)
+            for e, t, b in zip(self._rows, primary["tuned"], primary[against], strict=True)
+        ]
         return Verdict(
-            word, metrics[0], len(self._rows), arms, against, difference, low, high, stop_rate=self._stop_rate, examples=self._n_examples,
-            losses={arm: _finite(mean_loss(found)) for arm, found in self._losses.items()}, commonest_answer=self._always,
-            other_metrics={m: means[m] for m in metrics[1:]}, won=tuple(r for r, d in flips if d > 0),
-            lost=tuple(r for r, d in flips if d < 0), worst=tuple(self._worst()), retention=self._retention,
-            slices=slices([json.loads(e.row.context) for e in self._rows], primary["tuned"], primary[against]),
-            bias=self._bias(primary), notes=tuple(self._notes),
-        )  # fmt: skip
+            word,
+            metrics[0],
+            len(self._rows),
+            arms,
+            against,
+            difference,
+            low,
+            high,
+            stop_rate=self._stop_rate,
+            examples=self._n_examples,
+            losses={arm: _finite(mean_loss(found)) for arm, found in self._losses.items()},
+            commonest_answer=self._always,
+            other_metrics={m: means[m] for m in metrics[1:]},
+            won=tuple(r for r, d in flips if d > 0),
+            lost=tuple(r for r, d in flips if d < 0),
+            worst=tuple(self._worst()),
+            retention=self._retention,
+            slices=slices(
+                [json.loads(e.row.context) for e in self._rows], primary["tuned"], primary[against]
+            ),
+            bias=self._bias(primary),
+            notes=tuple(self._notes),
+        )
 
     def _scores(self, metric: str, arm: str) -> list[float]:
-        return [METRICS[metric](a, w) for a, w in zip(self._answers[arm], self._wanted, strict=True)]
+        return [
+            METRICS[metric](a, w) for a, w in zip(self._answers[arm], self._wanted, strict=True)
+        ]
 
     def _worst(self) -> list[dict[str, Any]]:
         """The rows on which the tuned model's loss is highest."""
         losses = [_finite(v / n) for v, n in self._losses["tuned"]]
         order = sorted(range(len(losses)), key=lambda i: -losses[i])[:WORST_LISTED]
         return [
-            {"row": self._rows[i].row.row, "loss": losses[i], "wanted": self._wanted[i], "answer": self._answers["tuned"][i]} for i in order
+            {
+                "row": self._rows[i].row.row,
+                "loss": losses[i],
+                "wanted": self._wanted[i],
+                "answer": self._answers["tuned"][i],
+            }
+            for i in order
         ]
 
     def _examples(self, engine: Engine) -> Messages:
-        """Training rows as turns before the question: as many as fit beside the longest one, different answers first."""
+        """Training rows as turns before the question: as many as fit beside the longest one,
+        different answers first."""
         longest = max(self._rows, key=lambda e: e.encoded.n_prompt).messages
         room = engine.context - self._sampling.max_tokens
         turns: list[Mapping[str, str]] = []
         for example in different_first(self._train, self._seed)[:MOST_EXAMPLES]:
-            turn = [m for m in example.messages if m["role"] != "system"] + [{"role": "assistant", "content": example.row.completion}]
+            turn = [m for m in example.messages if m["role"] != "system"] + [
+                {"role": "assistant", "content": example.row.completion}
+            ]
             if len(engine.encoder.prompt(with_examples(longest, turns + turn))) > room:
                 break
             turns += turn
@@ -217,7 +314,9 @@ class _Evaluation:
         if not (len(set(labels)) >= 2 and linear.is_closed_set(set(labels), len(labels))):
             return
         if not linear.is_installed():
-            self._notes.append("the linear model on words was not measured: pip install 'tunesmith[audit]'")
+            self._notes.append(
+                "the linear model on words was not measured: pip install 'tunesmith[audit]'"
+            )
             return
         self._doing.begin("linear model", len(self._rows))
         model = linear.fit([question(e) for e in train], labels)
@@ -228,7 +327,8 @@ ARMS = ("base", "examples", "commonest", "linear", "tuned")
 
 
 def _finite(loss: float) -> float:
-    """A loss that JSON can hold: a broken model's infinity becomes the largest number that is shown."""
+    """A loss that JSON can hold: a broken model's infinity becomes the largest number that is
+    shown."""
     return loss if math.isfinite(loss) else LARGEST_LOSS
 
 
@@ -238,7 +338,8 @@ def question(example: Example) -> str:
 
 
 def swapped(rows: Sequence[Example], swap: Swap) -> dict[int, list[dict[str, str]]]:
-    """The rows, by place, whose messages hold a word to exchange, with it exchanged; at most MOST_SWAPPED."""
+    """The rows, by place, whose messages hold a word to exchange, with it exchanged; at most
+    MOST_SWAPPED."""
     found: dict[int, list[dict[str, str]]] = {}
     for i, example in enumerate(rows):
         messages = [{**m, "content": swap(m["content"])} for m in example.messages]
@@ -266,9 +367,12 @@ def different_first(rows: Sequence[Example], seed: int) -> list[Example]:
 
 
 def retention(engine: Engine) -> float:
-    """Bits per byte of plain prose that ships with the package: what the base could do before it was tuned to something else."""
+    """Bits per byte of plain prose that ships with the package: what the base could do before it
+    was tuned to something else."""
     lines = prose.lines()
-    batch = causal_lm.collate([Encoded(engine.encoder.text(line), 1) for line in lines], engine.model)
+    batch = causal_lm.collate(
+        [Encoded(engine.encoder.text(line), 1) for line in lines], engine.model
+    )
     with torch.inference_mode():
         nats = float(causal_lm.token_losses(engine.model, batch).sum())
     return _finite(nats) / math.log(2) / sum(len(line.encode()) for line in lines)

@@ -1,4 +1,5 @@
-"""Export and import of a tuned model, in a child process: what leaves and what comes is replayed on the stored probes first."""
+"""Export and import of a tuned model, in a child process: what leaves and what comes is replayed on
+the stored probes first."""
 
 import shutil
 from collections.abc import Iterator
@@ -19,8 +20,12 @@ from tunesmith.models.probes import FILE, Probes, certify, replay
 from tunesmith.tuning import child
 
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json"
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 
 
 def run(asked: Transfer, report: child.Report) -> None:
@@ -30,11 +35,17 @@ def run(asked: Transfer, report: child.Report) -> None:
     probes = Probes.load(source)
     of_base = replay(causal_lm.load_base(spec, device), probes)
     before = read(asked.name, source)
-    facts = {"base_digest": catalog.fingerprint(spec), "template_digest": before.template_digest, "data_digest": before.data_digest}
+    facts = {
+        "base_digest": catalog.fingerprint(spec),
+        "template_digest": before.template_digest,
+        "data_digest": before.data_digest,
+    }
     with durable.staging_beside(target) as outer:
         for precision in _precisions(spec) if asked.merged else [before.precision]:
             staged = outer / precision
-            shutil.copytree(source, staged, ignore=shutil.ignore_patterns(durable.MANIFEST, "README.md", CURVE))
+            shutil.copytree(
+                source, staged, ignore=shutil.ignore_patterns(durable.MANIFEST, "README.md", CURVE)
+            )
             method = asked.method
             if asked.merged:
                 _merge(asked, spec, staged, precision, device)
@@ -63,10 +74,19 @@ def _precisions(spec: ModelSpec) -> Iterator[str]:
         yield "float32"
 
 
-def _merge(asked: Transfer, spec: ModelSpec, staged: Path, precision: str, device: torch.device) -> None:
-    """In place of the adapter's files, one plain model: merged in full precision, then stored in the one that is wanted."""
-    merged = methods.load(asked.method).merge(_read_back(spec, staged, asked.method, device).float())
-    for file in [*staged.glob("*.safetensors"), *staged.glob("*.safetensors.index.json"), *staged.glob("adapter_*")]:
+def _merge(
+    asked: Transfer, spec: ModelSpec, staged: Path, precision: str, device: torch.device
+) -> None:
+    """In place of the adapter's files, one plain model: merged in full precision, then stored in
+    the one that is wanted."""
+    merged = methods.load(asked.method).merge(
+        _read_back(spec, staged, asked.method, device).float()
+    )
+    for file in [
+        *staged.glob("*.safetensors"),
+        *staged.glob("*.safetensors.index.json"),
+        *staged.glob("adapter_*"),
+    ]:
         if file.name != FILE:
             file.unlink(missing_ok=True)
     merged.config._name_or_path = spec.public_name
@@ -75,7 +95,12 @@ def _merge(asked: Transfer, spec: ModelSpec, staged: Path, precision: str, devic
 
 def _read_back(spec: ModelSpec, folder: Path, name: str, device: torch.device) -> Model:
     method = methods.load(name)
-    model: Model = method.load(causal_lm.load(folder, device) if name in methods.WHOLE else causal_lm.load_base(spec, device), folder)
+    model: Model = method.load(
+        causal_lm.load(folder, device)
+        if name in methods.WHOLE
+        else causal_lm.load_base(spec, device),
+        folder,
+    )
     return model.eval()
 
 

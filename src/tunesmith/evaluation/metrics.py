@@ -1,10 +1,9 @@
 """Scores of one answer against the wanted one, each from 0 to 1, and which of them suits a table.
 
-exact_match   equal, spaces at the ends apart
-number        equal as numbers: 1,000.0 is 1000
-json          both are valid JSON, and equal whatever the order of keys
-token_f1      harmonic mean of precision and recall of words (Rajpurkar et al. 2016, arXiv 1606.05250), case and punctuation apart
-rouge_l       F measure of the longest common subsequence of words (Lin 2004, ROUGE)
+exact_match   equal, spaces at the ends apart number        equal as numbers: 1,000.0 is 1000 json
+both are valid JSON, and equal whatever the order of keys token_f1      harmonic mean of precision
+and recall of words (Rajpurkar et al. 2016, arXiv 1606.05250), case and punctuation apart rouge_l
+F measure of the longest common subsequence of words (Lin 2004, ROUGE)
 """
 
 import json
@@ -53,11 +52,18 @@ def rouge_l(answer: str, wanted: str) -> float:
     return 2 * row[-1] / (len(a) + len(w))
 
 
-METRICS: dict[str, Metric] = {"exact_match": exact, "number": number, "json": valid_json, "token_f1": token_f1, "rouge_l": rouge_l}
+METRICS: dict[str, Metric] = {
+    "exact_match": exact,
+    "number": number,
+    "json": valid_json,
+    "token_f1": token_f1,
+    "rouge_l": rouge_l,
+}
 
 
 def metrics_for(completions: Sequence[str]) -> list[str]:
-    """The metrics that suit these wanted answers, the primary one first. It looks at training rows alone, before anything is scored."""
+    """The metrics that suit these wanted answers, the primary one first. It looks at training rows
+    alone, before anything is scored."""
     if all(_number(c) is not None for c in completions):
         return ["number", "exact_match"]
     if all(isinstance(_json(c), (dict, list)) for c in completions):

@@ -1,4 +1,5 @@
-"""Keys and values with room ahead: a new token is written behind the others, and what is there is copied only when the room is used up.
+"""Keys and values with room ahead: a new token is written behind the others, and what is there is
+copied only when the room is used up.
 
 B rows, J key-value heads, S positions held, D width of a head.
 """
@@ -13,19 +14,27 @@ LEAST_ROOM = 64  # positions
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]
-    """transformers' growing layer, whose `keys` and `values` are the filled part of a longer tensor."""
+    """transformers' growing layer, whose `keys` and `values` are the filled part of a longer
+    tensor."""
 
     keys: Tensor
     values: Tensor
     _room: tuple[Tensor, ...] = ()
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self._room = ()
         self._room = tuple(
             _with_room(held, new, room)
-            for held, new, room in zip((self.keys, self.values), (key_states, value_states), self._room or (None, None), strict=True)
+            for held, new, room in zip(
+                (self.keys, self.values),
+                (key_states, value_states),
+                self._room or (None, None),
+                strict=True,
+            )
         )
         n = self.get_seq_length() + key_states.shape[-2]
         for room, new in zip(self._room, (key_states, value_states), strict=True):
@@ -35,10 +44,17 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
 
 
 def _with_room(held: Tensor, new: Tensor, room: Tensor | None) -> Tensor:
-    """`room` where it begins with what is held and has space for the new, else a longer tensor that does. `held`: (B, J, S, D) or empty."""
+    """`room` where it begins with what is held and has space for the new, else a longer tensor that
+    does. `held`: (B, J, S, D) or empty."""
     n = held.shape[-2] if held.numel() else 0
     needed = n + new.shape[-2]
-    if room is not None and n and room.data_ptr() == held.data_ptr() and len(room) == len(held) and room.shape[-2] >= needed:
+    if (
+        room is not None
+        and n
+        and room.data_ptr() == held.data_ptr()
+        and len(room) == len(held)
+        and room.shape[-2] >= needed
+    ):
         return room
     made = new.new_empty(*new.shape[:2], needed + max(LEAST_ROOM, needed // 4), new.shape[-1])
     if n:
@@ -49,5 +65,7 @@ def _with_room(held: Tensor, new: Tensor, room: Tensor | None) -> Tensor:
 def new_cache(config: PreTrainedConfig) -> DynamicCache:
     """An empty cache of a model; layers that keep a window only stay as they are."""
     cache = DynamicCache(config=config)
-    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [
+        RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
     return cache

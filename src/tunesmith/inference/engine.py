@@ -1,8 +1,9 @@
 """The engine behind complete(): many prompts in, one answer each.
 
-Prompts are read in groups and answered together (`readers`): what they begin with alike is computed once, rows that are done leave,
-and the next group joins where there is room. Equal prompts are answered once when greedy. Adapters of one base share its weights and
-a batch. Models stay loaded as far as there is memory for them.
+Prompts are read in groups and answered together (`readers`): what they begin with alike is computed
+once, rows that are done leave, and the next group joins where there is room. Equal prompts are
+answered once when greedy. Adapters of one base share its weights and a batch. Models stay loaded as
+far as there is memory for them.
 """
 
 import hashlib
@@ -29,13 +30,16 @@ from tunesmith.models.adapters import Adapter, Adapters
 from tunesmith.models.methods import Model
 from tunesmith.registry import TunedModel
 
-LOADED_SHARE = 0.25  # of this machine's memory, for the weights of models that are kept loaded; the last one asked always is
+# of this machine's memory, for the weights of models that are kept loaded; the last one asked
+# always is
+LOADED_SHARE = 0.25
 FEW = 0.75  # where fewer of a cohort's rows are still being answered, the others leave it
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen (Snowflake, complete-snowflake-cortex). Temperature 0 is greedy."""
+    """How the next token is chosen (Snowflake, complete-snowflake-cortex). Temperature 0 is
+    greedy."""
 
     temperature: float = 0.0
     top_p: float = 0.0
@@ -63,40 +67,66 @@ class Engine:
     """A loaded model with its prompt template."""
 
     def __init__(
-        self, model: Model, encoder: Encoder, name: str, context: int, adapters: Adapters | None = None, adapter: Adapter | None = None
+        self,
+        model: Model,
+        encoder: Encoder,
+        name: str,
+        context: int,
+        adapters: Adapters | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
         """`adapters` of the model, where it has any, and which of them this engine answers with."""
-        self.model, self.encoder, self.context, self.adapters, self.adapter = model, encoder, context, adapters, adapter
+        self.model, self.encoder, self.context, self.adapters, self.adapter = (
+            model,
+            encoder,
+            context,
+            adapters,
+            adapter,
+        )
         self._name = name
 
     @classmethod
     def load(cls, tuned: TunedModel, device: str, shared: Adapters | None = None) -> "Engine":
-        """DamagedFiles unless the tuned model's files are those that were published. `shared`: its base, where that is loaded."""
+        """DamagedFiles unless the tuned model's files are those that were published. `shared`: its
+        base, where that is loaded."""
         base_folder, place = Path(tuned.base.folder), causal_lm.device_of(device)
         folder = Path(tuned.folder)
         if tuned.folder:
             durable.verify(folder, tuned.digest or None)
-            if tuned.digest:  # published: it must be what was certified, on the base it was certified with
+            if (
+                tuned.digest
+            ):  # published: it must be what was certified, on the base it was certified with
                 certificate.check(tuned.name, folder, catalog.fingerprint(tuned.base))
-        template = PromptTemplate.read(folder) if tuned.folder else PromptTemplate.of_base(base_folder)
+        template = (
+            PromptTemplate.read(folder) if tuned.folder else PromptTemplate.of_base(base_folder)
+        )
         encoder = Encoder(template, base_folder)
         if tuned.folder and tuned.method in methods.WHOLE:
-            return cls(_prepacked(causal_lm.load(folder, place)), encoder, tuned.name, tuned.base.context)
+            return cls(
+                _prepacked(causal_lm.load(folder, place)), encoder, tuned.name, tuned.base.context
+            )
         adapters = shared or Adapters(_prepacked(causal_lm.load_base(tuned.base, place)))
         adapter = adapters.load(folder) if tuned.folder else None
         if not shared:
             adapters.usual = adapter
         return cls(adapters.model, encoder, tuned.name, tuned.base.context, adapters, adapter)
 
-    def generate(self, prompts: Sequence[Messages], sampling: Sampling, told: Callable[[int], None] | None = None) -> list[Completion]:
-        """One completion per prompt, in order. PromptTooLong or InvalidSchema before anything is computed.
+    def generate(
+        self,
+        prompts: Sequence[Messages],
+        sampling: Sampling,
+        told: Callable[[int], None] | None = None,
+    ) -> list[Completion]:
+        """One completion per prompt, in order. PromptTooLong or InvalidSchema before anything is
+        computed.
 
         `told` hears, after every token, how many of the prompts are answered.
         """
         return generate_all([(self, p) for p in prompts], sampling, told)
 
     def stream(self, messages: Messages, sampling: Sampling) -> Iterator[Completion]:
-        """The answer to one prompt as far as it is written, in whole characters, after every token; the last is what `generate` gives."""
+        """The answer to one prompt as far as it is written, in whole characters, after every token;
+        the last is what `generate` gives."""
         answers = _begin([(self, self.prompt_ids(messages))], sampling)
         [answer], pieces, said = answers, self.encoder.pieces(), ""
         for _ in _write(answers, sampling):
@@ -111,14 +141,22 @@ class Engine:
         too_long = self.encoder.surely_longer(content, self.context)
         ids = [] if too_long else self.encoder.prompt(messages)
         if too_long or len(ids) >= self.context:
-            raise PromptTooLong(window=self.context, tokens=len(ids) or f"over {self.context}", model=self._name, prompt=content[:60] + "…")
+            raise PromptTooLong(
+                window=self.context,
+                tokens=len(ids) or f"over {self.context}",
+                model=self._name,
+                prompt=content[:60] + "…",
+            )
         return ids
 
 
 def generate_all(
-    asked: Sequence[tuple[Engine, Messages]], sampling: Sampling, told: Callable[[int], None] | None = None
+    asked: Sequence[tuple[Engine, Messages]],
+    sampling: Sampling,
+    told: Callable[[int], None] | None = None,
 ) -> list[Completion]:
-    """One completion per prompt, in order; engines that share a loaded model answer together, each row with its own engine's adapter.
+    """One completion per prompt, in order; engines that share a loaded model answer together, each
+    row with its own engine's adapter.
 
     PromptTooLong or InvalidSchema before anything is computed.
     """
@@ -133,13 +171,27 @@ def generate_all(
     for together in by_model.values():
         for _ in _write(together, sampling):
             if told:
-                told(sum(len(places) for a, places in zip(answers, wanted.values(), strict=True) if a.is_done))
-    found = {i: completion for a, places in zip(answers, wanted.values(), strict=True) for completion in [a.completion()] for i in places}
+                told(
+                    sum(
+                        len(places)
+                        for a, places in zip(answers, wanted.values(), strict=True)
+                        if a.is_done
+                    )
+                )
+    found = {
+        i: completion
+        for a, places in zip(answers, wanted.values(), strict=True)
+        for completion in [a.completion()]
+        for i in places
+    }
     return [found[i] for i in range(len(asked))]
 
 
 def _begin(asked: Sequence[tuple[Engine, list[int]]], sampling: Sampling) -> "list[_Answer]":
-    answers = [_Answer(engine, ids, min(sampling.max_tokens, engine.context - len(ids))) for engine, ids in asked]
+    answers = [
+        _Answer(engine, ids, min(sampling.max_tokens, engine.context - len(ids)))
+        for engine, ids in asked
+    ]
     if sampling.temperature:
         first = torch.seed() if sampling.seed is None else sampling.seed
         for engine in {a.engine for a in answers}:  # what a row draws depends on no other model
@@ -151,7 +203,12 @@ def _begin(asked: Sequence[tuple[Engine, list[int]]], sampling: Sampling) -> "li
         for answer in answers:
             e = answer.engine
             if id(e) not in grammars:
-                grammars[id(e)] = Grammar(sampling.schema, e.encoder.file, e.model.config.vocab_size, e.encoder.template.stop_ids)
+                grammars[id(e)] = Grammar(
+                    sampling.schema,
+                    e.encoder.file,
+                    e.model.config.vocab_size,
+                    e.encoder.template.stop_ids,
+                )
             answer.matcher = grammars[id(e)].matcher()
     return answers
 
@@ -162,7 +219,9 @@ def _write(answers: "Sequence[_Answer]", sampling: Sampling) -> Iterator[None]:
     engine = answers[0].engine
     longest = max(len(a.prompt) + a.room for a in answers)
     of = [a.engine.adapter for a in answers]
-    reader = readers.reader_for(engine.model, [a.prompt for a in answers], of, engine.adapters, longest)
+    reader = readers.reader_for(
+        engine.model, [a.prompt for a in answers], of, engine.adapters, longest
+    )
     batch: list[tuple[readers.Cohort, list[_Answer]]] = []
     while reader.waiting or batch:
         while reader.waiting and reader.takes([cohort for cohort, _ in batch]):
@@ -175,12 +234,19 @@ def _write(answers: "Sequence[_Answer]", sampling: Sampling) -> Iterator[None]:
         if batch:
             rows = [a for _, rows in batch for a in rows]
             tokens_B = torch.tensor([a.last for a in rows])
-            positions_B = torch.tensor([min(len(a.prompt) + len(a.ids), a.engine.context) - 1 for a in rows])
-            _choose(rows, reader.step([cohort for cohort, _ in batch], tokens_B, positions_B), sampling)
+            positions_B = torch.tensor(
+                [min(len(a.prompt) + len(a.ids), a.engine.context) - 1 for a in rows]
+            )
+            _choose(
+                rows, reader.step([cohort for cohort, _ in batch], tokens_B, positions_B), sampling
+            )
 
 
-def _still_writing(cohort: readers.Cohort, rows: "list[_Answer]") -> "tuple[readers.Cohort, list[_Answer]] | None":
-    """Rows that are done leave when they are many: what is held of the others must be copied for that."""
+def _still_writing(
+    cohort: readers.Cohort, rows: "list[_Answer]"
+) -> "tuple[readers.Cohort, list[_Answer]] | None":
+    """Rows that are done leave when they are many: what is held of the others must be copied for
+    that."""
     running = [not a.is_done for a in rows]
     if not any(running):
         return None
@@ -193,7 +259,11 @@ def _still_writing(cohort: readers.Cohort, rows: "list[_Answer]") -> "tuple[read
 def _choose(rows: "Sequence[_Answer]", logits_BV: Tensor, sampling: Sampling) -> None:
     if sampling.schema:
         logits_BV = allowed(logits_BV, [a.matcher for a in rows])
-    u_B = torch.cat([torch.rand(1, generator=a.numbers) for a in rows]).to(logits_BV.device) if sampling.temperature else None
+    u_B = (
+        torch.cat([torch.rand(1, generator=a.numbers) for a in rows]).to(logits_BV.device)
+        if sampling.temperature
+        else None
+    )
     for answer, token in zip(rows, choose(logits_BV, sampling, u_B).tolist(), strict=True):
         answer.add(token)
 
@@ -228,29 +298,44 @@ class _Answer:
                 self.matcher.consume_token(token)
 
     def completion(self) -> Completion:
-        return Completion(self.engine.encoder.decode(self.ids), len(self.prompt), len(self.ids), self.stopped, tuple(self.ids))
+        return Completion(
+            self.engine.encoder.decode(self.ids),
+            len(self.prompt),
+            len(self.ids),
+            self.stopped,
+            tuple(self.ids),
+        )
 
 
 def row_seeds(prompts: Sequence[list[int]], seed: int) -> list[int]:
-    """What each prompt draws from: its own ids and how often they stood before, so neither neighbours nor places decide it."""
+    """What each prompt draws from: its own ids and how often they stood before, so neither
+    neighbours nor places decide it."""
     seen: dict[tuple[int, ...], int] = {}
     found = []
     for ids in prompts:
         n = seen[tuple(ids)] = seen.get(tuple(ids), 0) + 1
-        found.append(int.from_bytes(hashlib.blake2b(f"{seed} {n} {ids}".encode(), digest_size=8).digest()) >> 1)
+        found.append(
+            int.from_bytes(hashlib.blake2b(f"{seed} {n} {ids}".encode(), digest_size=8).digest())
+            >> 1
+        )
     return found
 
 
 def choose(logits_BV: Tensor, sampling: Sampling, u_B: Tensor | None) -> Tensor:
-    """The next token of each row: the best one, or at `temperature` the one at u (0 to 1) of the smallest set that holds `top_p`."""
+    """The next token of each row: the best one, or at `temperature` the one at u (0 to 1) of the
+    smallest set that holds `top_p`."""
     if sampling.temperature == 0 or u_B is None:
         return logits_BV.argmax(-1)
-    p_BV, index = torch.softmax(logits_BV.float() / sampling.temperature, -1).sort(-1, descending=True)
+    p_BV, index = torch.softmax(logits_BV.float() / sampling.temperature, -1).sort(
+        -1, descending=True
+    )
     if 0 < sampling.top_p < 1:
         outside = p_BV.cumsum(-1) - p_BV >= sampling.top_p  # the token that crosses top_p stays
         p_BV = p_BV.masked_fill(outside, 0.0)
     up_to = p_BV.cumsum(-1)
-    place_B = torch.searchsorted(up_to, u_B[:, None] * up_to[:, -1:], right=True).clamp(max=p_BV.shape[-1] - 1)
+    place_B = torch.searchsorted(up_to, u_B[:, None] * up_to[:, -1:], right=True).clamp(
+        max=p_BV.shape[-1] - 1
+    )
     return index.gather(-1, place_B).squeeze(-1)
 
 
@@ -266,7 +351,8 @@ _bases: WeakValueDictionary[tuple[str, ...], Adapters] = WeakValueDictionary()
 
 
 def engine_for(tuned: TunedModel, device: str) -> Engine:
-    """The engine of a model, loaded when first asked and kept while the weights of all fit into `LOADED_SHARE` of the memory."""
+    """The engine of a model, loaded when first asked and kept while the weights of all fit into
+    `LOADED_SHARE` of the memory."""
     with _loading:
         return _engine_for(tuned, device)
 
@@ -288,7 +374,9 @@ def _engine_for(tuned: TunedModel, device: str) -> Engine:
 
 def _bytes_loaded() -> int:
     models = {id(e.model): e.model for e in _loaded.values()}
-    return sum(map(_weights, models.values())) + sum(e.adapter.size for e in _loaded.values() if e.adapter)
+    return sum(map(_weights, models.values())) + sum(
+        e.adapter.size for e in _loaded.values() if e.adapter
+    )
 
 
 def _weights(model: Model) -> int:

@@ -1,7 +1,9 @@
-"""Prompts that are read and answered together, for models that take packed rows: what is held of them, and the attention to it.
+"""Prompts that are read and answered together, for models that take packed rows: what is held of
+them, and the attention to it.
 
-What prompts begin with alike is read once, held once, and attended to by all of them in one product. What a prompt has for itself
-stands in a tensor with room for its answer: a new token is written to its place, and nothing else is moved until rows leave.
+What prompts begin with alike is read once, held once, and attended to by all of them in one
+product. What a prompt has for itself stands in a tensor with room for its answer: a new token is
+written to its place, and nothing else is moved until rows leave.
 
 B rows, T packed positions, H heads, J key-value heads, S positions held, D width of a head.
 """
@@ -15,7 +17,9 @@ from torch import Tensor
 from tunesmith.models import packed
 from tunesmith.models.adapters import Adapter
 
-LEAST_SHARED = 512  # tokens that holding a node once must save; a smaller one is copied to its rows, which costs less than a product more
+# tokens that holding a node once must save; a smaller one is copied to its rows, which costs less
+# than a product more
+LEAST_SHARED = 512
 ROOM = 32  # tokens of an answer for which there is room at first
 
 Pair = tuple[Tensor, Tensor]
@@ -36,14 +40,17 @@ class Shared:
 
 
 class Reading:
-    """Attention while prompts are read: as in training, and each layer's keys and values are kept."""
+    """Attention while prompts are read: as in training, and each layer's keys and values are
+    kept."""
 
     def __init__(self, made: packed.Packed, above: Sequence[Shared]) -> None:
         """`above`: what was read before and goes on in the tokens [start, end)."""
         self.made, self.above = made, above
         self.kept: dict[int, Pair] = {}
 
-    def attend(self, layer: int, q_THD: Tensor, k_TJD: Tensor, v_TJD: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, q_THD: Tensor, k_TJD: Tensor, v_TJD: Tensor, scale: float
+    ) -> Tensor:
         self.kept[layer] = (k_TJD, v_TJD)
         out, lse = packed.attended(q_THD, k_TJD, v_TJD, self.made.layout, scale)
         for node in self.above:
@@ -70,15 +77,26 @@ class Own:
         self.used = int(self.lengths_B.max()) + 1
         any_keys = next(iter(self.held.values()))[0]
         if self.used > any_keys.shape[1]:
-            self.held = {layer: (_longer(k, self.used), _longer(v, self.used)) for layer, (k, v) in self.held.items()}
+            self.held = {
+                layer: (_longer(k, self.used), _longer(v, self.used))
+                for layer, (k, v) in self.held.items()
+            }
         free = torch.arange(self.used)[None] > self.lengths_B[:, None]
-        self.mask_BS = torch.zeros_like(free, dtype=any_keys.dtype).masked_fill_(free, float("-inf")) if free.any() else None
+        self.mask_BS = (
+            torch.zeros_like(free, dtype=any_keys.dtype).masked_fill_(free, float("-inf"))
+            if free.any()
+            else None
+        )
 
-    def attend(self, layer: int, q_BHD: Tensor, k_BJD: Tensor, v_BJD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def attend(
+        self, layer: int, q_BHD: Tensor, k_BJD: Tensor, v_BJD: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
         keys, values = self.held[layer]
         at = torch.arange(len(self.lengths_B)), self.lengths_B
         keys[at], values[at] = k_BJD, v_BJD
-        return packed.attended_rows(q_BHD, keys[:, : self.used], values[:, : self.used], self.mask_BS, scale)
+        return packed.attended_rows(
+            q_BHD, keys[:, : self.used], values[:, : self.used], self.mask_BS, scale
+        )
 
     def keep(self, mask_N: Tensor) -> "Own | None":
         """The rows of the cohort's N that stay; None where none of these does."""
@@ -86,7 +104,9 @@ class Own:
         if not stays.any():
             return None
         lengths, rows = self.lengths_B[stays], (mask_N.cumsum(0) - 1)[self.rows_B[stays]]
-        return Own(rows, lengths, {layer: (k[stays], v[stays]) for layer, (k, v) in self.held.items()})
+        return Own(
+            rows, lengths, {layer: (k[stays], v[stays]) for layer, (k, v) in self.held.items()}
+        )
 
 
 def _longer(x_BSJD: Tensor, needed: int) -> Tensor:
@@ -106,20 +126,30 @@ class Cohort:
     """Of each row."""
 
     @classmethod
-    def of(cls, reading: Reading, order: Sequence[int], adapters: Sequence[Adapter | None]) -> "Cohort":
-        """`order`: the rows as packed, those that begin alike together; `adapters` in that order."""
+    def of(
+        cls, reading: Reading, order: Sequence[int], adapters: Sequence[Adapter | None]
+    ) -> "Cohort":
+        """`order`: the rows as packed, those that begin alike together; `adapters` in that
+        order."""
         made, users = reading.made, dict[int, list[int]]()
         for at, row in enumerate(order):
             for n in made.paths[row]:
                 users.setdefault(n, []).append(at)
         size = {n: made.nodes[n][1] - made.nodes[n][0] for n in users}
         nodes = [n for n, rows in users.items() if size[n] * (len(rows) - 1) >= LEAST_SHARED]
-        shared = [Shared(users[n][0], users[n][-1] + 1, _cut(reading.kept, *made.nodes[n])) for n in nodes]
+        shared = [
+            Shared(users[n][0], users[n][-1] + 1, _cut(reading.kept, *made.nodes[n])) for n in nodes
+        ]
         for node in reading.above:
-            rows = [at for at, row in enumerate(order) if node.start <= made.places[row][0] < node.end]
+            rows = [
+                at for at, row in enumerate(order) if node.start <= made.places[row][0] < node.end
+            ]
             shared.append(Shared(rows[0], rows[-1] + 1, node.held))
         apart = set(nodes)
-        places = [[p for n in made.paths[row] if n not in apart for p in range(*made.nodes[n])] for row in order]
+        places = [
+            [p for n in made.paths[row] if n not in apart for p in range(*made.nodes[n])]
+            for row in order
+        ]
         return cls(shared, [_own(b, places, reading.kept) for b in _alike(places)], list(adapters))
 
     def __len__(self) -> int:
@@ -128,9 +158,13 @@ class Cohort:
     @property
     def size(self) -> int:
         """Positions held."""
-        return sum(s.size for s in self.shared) + sum(next(iter(o.held.values()))[0][..., 0, 0].numel() for o in self.own)
+        return sum(s.size for s in self.shared) + sum(
+            next(iter(o.held.values()))[0][..., 0, 0].numel() for o in self.own
+        )
 
-    def attend(self, layer: int, q_BHD: Tensor, k_BJD: Tensor, v_BJD: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, q_BHD: Tensor, k_BJD: Tensor, v_BJD: Tensor, scale: float
+    ) -> Tensor:
         out = torch.empty_like(q_BHD, dtype=torch.promote_types(q_BHD.dtype, torch.float32))
         lse = out.new_empty(out.shape[:2])
         for own in self.own:
@@ -160,9 +194,13 @@ class Writing:
         for own in self._own():
             own.make_room()
 
-    def attend(self, layer: int, q_BHD: Tensor, k_BJD: Tensor, v_BJD: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, q_BHD: Tensor, k_BJD: Tensor, v_BJD: Tensor, scale: float
+    ) -> Tensor:
         cuts = [len(c) for c in self.cohorts]
-        parts = zip(self.cohorts, *(torch.split(x, cuts) for x in (q_BHD, k_BJD, v_BJD)), strict=True)
+        parts = zip(
+            self.cohorts, *(torch.split(x, cuts) for x in (q_BHD, k_BJD, v_BJD)), strict=True
+        )
         return torch.cat([cohort.attend(layer, q, k, v, scale) for cohort, q, k, v in parts])
 
     def done(self) -> None:
@@ -175,14 +213,18 @@ class Writing:
 
 
 def _cut(kept: Mapping[int, Pair], start: int, end: int) -> dict[int, Pair]:
-    return {layer: (k[start:end].clone(), v[start:end].clone()) for layer, (k, v) in kept.items()}  # a view would hold all of it
+    return {
+        layer: (k[start:end].clone(), v[start:end].clone()) for layer, (k, v) in kept.items()
+    }  # a view would hold all of it
 
 
 def _alike(places: Sequence[Sequence[int]]) -> list[list[int]]:
     """Rows whose own parts are of like length, together."""
     found: list[list[int]] = []
     for row in sorted(range(len(places)), key=lambda r: -len(places[r])):
-        if not found or len(places[row]) + ROOM < packed.BUCKET * (len(places[found[-1][0]]) + ROOM):
+        if not found or len(places[row]) + ROOM < packed.BUCKET * (
+            len(places[found[-1][0]]) + ROOM
+        ):
             found.append([])
         found[-1].append(row)
     return [sorted(rows) for rows in found]

@@ -1,4 +1,5 @@
-"""Answers that follow a JSON schema: after every token the schema says which tokens may come next (llguidance).
+"""Answers that follow a JSON schema: after every token the schema says which tokens may come next
+(llguidance).
 
 R rows that are still being answered, V vocabulary.
 """
@@ -15,19 +16,26 @@ from torch import Tensor
 
 from tunesmith.errors import InvalidSchema
 
-WHITESPACE = " ?"  # between the parts of a JSON text: one space or none, so that no answer fills up with blanks
+# between the parts of a JSON text: one space or none, so that no answer fills up with blanks
+WHITESPACE = " ?"
 
 
 class Grammar:
     """A JSON schema bound to a tokenizer."""
 
-    def __init__(self, schema: str, tokenizer: Path, vocabulary: int, stop_ids: Sequence[int]) -> None:
+    def __init__(
+        self, schema: str, tokenizer: Path, vocabulary: int, stop_ids: Sequence[int]
+    ) -> None:
         """`schema`: JSON text; InvalidSchema where it cannot be followed."""
         try:
-            grammar = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": True, "whitespace_pattern": WHITESPACE})
+            grammar = LLMatcher.grammar_from_json_schema(
+                schema, overrides={"whitespace_flexible": True, "whitespace_pattern": WHITESPACE}
+            )
         except ValueError as e:
             raise InvalidSchema(schema=schema, reason=str(e)) from None
-        self._first = LLMatcher(_tokenizer(tokenizer, vocabulary, tuple(stop_ids)), grammar, log_level=0)
+        self._first = LLMatcher(
+            _tokenizer(tokenizer, vocabulary, tuple(stop_ids)), grammar, log_level=0
+        )
         if self._first.is_error():
             raise InvalidSchema(schema=schema, reason=self._first.get_error().splitlines()[0])
 

@@ -1,4 +1,5 @@
-"""`make demo`: the main job on example data. Everything it does is printed so that it can be typed by hand."""
+"""`make demo`: the main job on example data. Everything it does is printed so that it can be typed
+by hand."""
 
 import json
 import os
@@ -33,18 +34,33 @@ def run(path: str) -> int:
     """The whole demo; its exit code."""
     say = Console(soft_wrap=True, highlight=False)
     os.environ.setdefault("TUNESMITH_HOME", str(Path(".tunesmith").absolute()))
-    say.print("Tunesmith: a table becomes a tuned model that answers in SQL. Everything below can be typed by hand.\n", style="bold")
+    say.print(
+        "Tunesmith: a table becomes a tuned model that answers in SQL. Everything below can be "
+        "typed by hand.\n",
+        style="bold",
+    )
     _shell(say, f"export TUNESMITH_HOME={os.environ['TUNESMITH_HOME']}")
     _shell(say, f"tunesmith init --demo {path}")
-    say.print(f"{demo.write(path)} support messages, {len(demo.TEAMS)} teams; columns id, message, team, split, region\n")
+    say.print(
+        f"{demo.write(path)} support messages, {len(demo.TEAMS)} teams; columns id, message, "
+        "team, split, region\n"
+    )
     _shell(say, "python")
     say.print(
-        f'[green]>>>[/] import tunesmith\n[green]>>>[/] con = tunesmith.connect("{path}")      # then con.execute("""…""").fetchall()\n'
+        f'[green]>>>[/] import tunesmith\n[green]>>>[/] con = tunesmith.connect("{path}")      #'
+        ' then con.execute("""…""").fetchall()\n'
     )
     with connect(path) as connection:
-        say.print("What is wrong with the rows? (column fix: the SQL that mends each finding)", style="bold")
+        say.print(
+            "What is wrong with the rows? (column fix: the SQL that mends each finding)",
+            style="bold",
+        )
         _sql(say, AUDIT)
-        _show(say, ("severity", "finding", "query", "rows", "what"), connection.execute(AUDIT).fetchall())
+        _show(
+            say,
+            ("severity", "finding", "query", "rows", "what"),
+            connection.execute(AUDIT).fetchall(),
+        )
         say.print("What will it take? Three steps, measured here and thrown away:", style="bold")
         rows = ROWS.format(split="train").replace("''", "'")
         _shell(say, f'tunesmith quote "{rows}" --database {path}')
@@ -66,7 +82,10 @@ def run(path: str) -> int:
         _sql(say, describe)
         [(description,)] = connection.execute(describe).fetchall()
         say.print(json.dumps(json.loads(description), indent=1) + "\n")
-        answer = f"SELECT id, message, COMPLETE('{job.name}', message) AS team FROM new_tickets ORDER BY id"
+        answer = (
+            f"SELECT id, message, COMPLETE('{job.name}', message) AS team FROM new_tickets "
+            "ORDER BY id"
+        )
         _sql(say, answer)
         _show(say, ("id", "message", "team"), connection.execute(answer).fetchall())
     return _end(say, job)
@@ -78,12 +97,19 @@ def _end(say: Console, job: Job) -> int:
     gain = arms["tuned"] - max(arms["base"], arms["commonest"])
     if gain < NEEDED_GAIN:
         say.print(
-            f"Tuning gained {100 * gain:.1f} points over the better of the two others; {100 * NEEDED_GAIN:.0f} were expected.", style="red"
+            f"Tuning gained {100 * gain:.1f} points over the better of the two others; "
+            f"{100 * NEEDED_GAIN:.0f} were expected.",
+            style="red",
         )
         return 1
     took = (job.finished_at or 0) - job.created_at
-    say.print(f"\nTuning gained {100 * gain:.1f} points over the better of the two others, in {took / 60:.1f} minutes.")
-    say.print(f"More: tunesmith job show {job.id} · SELECT * FROM tunesmith.rejections · docs/tutorial.md")
+    say.print(
+        f"\nTuning gained {100 * gain:.1f} points over the better of the two others, in "
+        f"{took / 60:.1f} minutes."
+    )
+    say.print(
+        f"More: tunesmith job show {job.id} · SELECT * FROM tunesmith.rejections · docs/tutorial.md"
+    )
     return 0
 
 

@@ -44,7 +44,8 @@ def plan() -> list[Mismatch]:
 
 
 def mend(found: Sequence[Mismatch]) -> Path | None:
-    """Reconcile rows and files, as after a restore: do what was planned; where it was written down."""
+    """Reconcile rows and files, as after a restore: do what was planned; where it was written
+    down."""
     settings, store = _at_rest()
     return repairs.repair(settings, store, found)
 
@@ -55,8 +56,8 @@ def undo() -> list[str]:
 
 
 def as_copy(*, unseen: bool = False) -> tuple[int, Path | None]:
-    """Make a copied home one of its own; how many unfinished jobs were cancelled in it, and where folders are whose rows stay the other
-    home's, in a store that both share."""
+    """Make a copied home one of its own; how many unfinished jobs were cancelled in it, and where
+    folders are whose rows stay the other home's, in a store that both share."""
     settings = Settings.read()
     if is_alive(settings.home):
         raise WorkerAtWork(home=str(settings.home))
@@ -81,7 +82,8 @@ class Check:
 
 
 def examine(*, deep: bool = False) -> list[Check]:
-    """`deep`: read all that is at rest, every row of the store and every file of jobs and models."""
+    """`deep`: read all that is at rest, every row of the store and every file of jobs and
+    models."""
     settings = Settings.read()
     return [*_places(settings, deep), *_packages(), *_torch()]
 
@@ -95,7 +97,12 @@ def _places(settings: Settings, deep: bool) -> Iterator[Check]:
         moved = f", moved here from {marker['moved_from']}" if marker.get("moved_from") else ""
         yield Check("home", True, f"{settings.home} ({marker['id'][:8]}{moved})")
     except (OSError, TunesmithError) as e:
-        yield Check("home", False, str(settings.home), f"cannot be written ({e}); set TUNESMITH_HOME to a folder of your own")
+        yield Check(
+            "home",
+            False,
+            str(settings.home),
+            f"cannot be written ({e}); set TUNESMITH_HOME to a folder of your own",
+        )
         return
     yield _sync_check(settings.home)
     yield _clock_check()
@@ -105,14 +112,26 @@ def _places(settings: Settings, deep: bool) -> Iterator[Check]:
         yield Check("store", False, settings.store_url.split("://")[0], str(e))
         return
     broken = store.integrity()
-    yield Check("store", not broken, broken or _store_words(settings.store_url), "bring it back from a backup" if broken else "")
+    yield Check(
+        "store",
+        not broken,
+        broken or _store_words(settings.store_url),
+        "bring it back from a backup" if broken else "",
+    )
     yield from _rows_checks(settings, store, deep)
     yield _prices_check(settings.home)
     yield from _leftovers(settings.home)
     yield _readers_check(settings.home)
     free = shutil.disk_usage(settings.home).free >> 20
-    yield Check("disk", free > FREE_MB, f"{free:,} MB free", "" if free > FREE_MB else "free some space: jobs will wait")
-    yield Check("worker", True, "alive" if is_alive(settings.home) else "none; one starts with the next job")
+    yield Check(
+        "disk",
+        free > FREE_MB,
+        f"{free:,} MB free",
+        "" if free > FREE_MB else "free some space: jobs will wait",
+    )
+    yield Check(
+        "worker", True, "alive" if is_alive(settings.home) else "none; one starts with the next job"
+    )
 
 
 def _rows_checks(settings: Settings, store: JobStore, deep: bool) -> Iterator[Check]:
@@ -127,16 +146,35 @@ def _rows_checks(settings: Settings, store: JobStore, deep: bool) -> Iterator[Ch
     except TunesmithError as e:
         yield Check("rows", False, "cannot be read", str(e))
         return
-    yield Check("rows", not damaged, "; ".join(map(str, damaged[:3])) if damaged else "jobs and models match their seals")
+    yield Check(
+        "rows",
+        not damaged,
+        "; ".join(map(str, damaged[:3])) if damaged else "jobs and models match their seals",
+    )
     if elsewhere:
-        yield Check("other homes", True, f"{counted(elsewhere, 'job')} of theirs on this store: shown, never claimed, repaired or removed")
-    words = "; ".join(f"{m.kind}: {m.what}" for m in apart[:3]) + (f"; … ({len(apart)} in all)" if len(apart) > 3 else "")
+        yield Check(
+            "other homes",
+            True,
+            f"{counted(elsewhere, 'job')} of theirs on this store: shown, never claimed, repaired "
+            f"or removed",
+        )
+    words = "; ".join(f"{m.kind}: {m.what}" for m in apart[:3]) + (
+        f"; … ({len(apart)} in all)" if len(apart) > 3 else ""
+    )
     undoes = ", --undo takes the last repair back" if last_repair(settings.home) else ""
-    yield Check("files", not apart, words or "every row has its folder",
-                f"tunesmith doctor --repair says what it will do, and mends it{undoes}" if apart else "")  # fmt: skip
+    yield Check(
+        "files",
+        not apart,
+        words or "every row has its folder",
+        f"tunesmith doctor --repair says what it will do, and mends it{undoes}" if apart else "",
+    )
     if deep:
         more = f"; … ({len(lost)} in all)" if len(lost) > 3 else ""
-        yield Check("at rest", not lost, "; ".join(lost[:3]) + more if lost else "every row and every file is as it was written")
+        yield Check(
+            "at rest",
+            not lost,
+            "; ".join(lost[:3]) + more if lost else "every row and every file is as it was written",
+        )
 
 
 def _prices_check(home: Path) -> Check:
@@ -154,21 +192,36 @@ def _leftovers(home: Path) -> Iterator[Check]:
     left = durable.unowned_staging(home)
     size = sum(f.stat().st_size for folder in left for f in folder.rglob("*") if f.is_file())
     if left:
-        yield Check("staging", False, f"{counted(len(left), 'folder')} of killed processes, {size:,} bytes",
-                    "the next worker removes them; or remove them from tmp/ in the home")  # fmt: skip
+        yield Check(
+            "staging",
+            False,
+            f"{counted(len(left), 'folder')} of killed processes, {size:,} bytes",
+            "the next worker removes them; or remove them from tmp/ in the home",
+        )
     aside = home / UNCLAIMED
     if aside.is_dir():
         size = sum(f.stat().st_size for f in aside.rglob("*") if f.is_file())
         undoes = "; tunesmith doctor --undo brings the last of it back" if last_repair(home) else ""
-        yield Check("put aside", True, f"{size:,} bytes in {aside}", f"what repairs put aside; remove it when you are sure{undoes}")
+        yield Check(
+            "put aside",
+            True,
+            f"{size:,} bytes in {aside}",
+            f"what repairs put aside; remove it when you are sure{undoes}",
+        )
 
 
 def _readers_check(home: Path) -> Check:
     """Rows, contexts and weights are their owner's alone."""
     open_ = [p for p in sorted(home.rglob("*")) if not p.is_symlink() and p.stat().st_mode & 0o077]
     first = ", ".join(str(p.relative_to(home)) for p in open_[:3])
-    return Check("readers", not open_, f"others can read {counted(len(open_), 'file')}: {first}" if open_ else "the home's owner alone",
-                 f"chmod -R go-rwx {home}" if open_ else "")  # fmt: skip
+    return Check(
+        "readers",
+        not open_,
+        f"others can read {counted(len(open_), 'file')}: {first}"
+        if open_
+        else "the home's owner alone",
+        f"chmod -R go-rwx {home}" if open_ else "",
+    )
 
 
 def _store_words(url: str) -> str:
@@ -180,7 +233,8 @@ def _store_words(url: str) -> str:
 
 
 def _sync_check(home: Path) -> Check:
-    """What a durable write costs, and whether the file system is one that locks and syncs can be trusted on."""
+    """What a durable write costs, and whether the file system is one that locks and syncs can be
+    trusted on."""
     began = time.perf_counter()
     for _ in range(SYNCS):
         durable.replace_text(home / "tmp" / "doctor.txt", "synced")
@@ -189,7 +243,8 @@ def _sync_check(home: Path) -> Check:
     kind = _file_system(home)
     if kind in NETWORK:
         advice = (
-            "locks of a network file system are not to be trusted: set TUNESMITH_HOME to a local disk, or TUNESMITH_STORE to PostgreSQL"
+            "locks of a network file system are not to be trusted: set TUNESMITH_HOME to a "
+            "local disk, or TUNESMITH_STORE to PostgreSQL"
         )
         return Check("fsync", False, f"{took:.1f} ms a file, on {kind}", advice)
     return Check("fsync", True, f"{took:.1f} ms a file" + (f", on {kind}" if kind else ""))
@@ -207,11 +262,18 @@ def _file_system(folder: Path) -> str:
 
 def _clock_check() -> Check:
     clock = BootClock()
-    told = "leases by the boot clock, which no step of the wall clock moves" if clock.boot else "leases by the wall clock"
+    told = (
+        "leases by the boot clock, which no step of the wall clock moves"
+        if clock.boot
+        else "leases by the wall clock"
+    )
     now = datetime.now(UTC)
     is_sane = now.year >= BUILT
     return Check(
-        "clock", is_sane, f"{now:%Y-%m-%d %H:%M} UTC; {told}", "" if is_sane else "set the clock: dates of jobs and models will be wrong"
+        "clock",
+        is_sane,
+        f"{now:%Y-%m-%d %H:%M} UTC; {told}",
+        "" if is_sane else "set the clock: dates of jobs and models will be wrong",
     )
 
 
@@ -222,25 +284,47 @@ def _packages() -> Iterator[Check]:
         try:
             yield Check(name, True, version(name))
         except PackageNotFoundError:
-            advice = "torch for the CPU first (PyTorch's install page, choice CPU), then pip install 'tunesmith[train]'"
+            advice = (
+                "torch for the CPU first (PyTorch's install page, choice CPU), then pip "
+                "install 'tunesmith[train]'"
+            )
             yield Check(name, False, "not installed: no job can run here", advice)
     for name, extra, gives in OPTIONAL:
         try:
             yield Check(name, True, version(name))
         except PackageNotFoundError:
-            yield Check(name, True, f"not installed: no {gives}", f"pip install 'tunesmith[{extra}]' if you want it")
+            yield Check(
+                name,
+                True,
+                f"not installed: no {gives}",
+                f"pip install 'tunesmith[{extra}]' if you want it",
+            )
 
 
 def _torch() -> Iterator[Check]:
     if (spec := find_spec("torch")) is not None and spec.origin:
-        build = dict(re.findall(r"^(\w+)(?:: [\w\[\] |]+)? = (.+)$", (Path(spec.origin).parent / "version.py").read_text(), re.M))
+        build = dict(
+            re.findall(
+                r"^(\w+)(?:: [\w\[\] |]+)? = (.+)$",
+                (Path(spec.origin).parent / "version.py").read_text(),
+                re.M,
+            )
+        )
         cuda, has_gpu = build.get("cuda", "None").strip("'\""), Path("/proc/driver/nvidia").exists()
         idle = cuda != "None" and not has_gpu
-        advice = "several GB for a GPU that is not here: reinstall torch from its page's choice CPU" if idle else ""
-        yield Check("torch build", True, f"for CUDA {cuda}" if cuda != "None" else "for the CPU", advice)
+        advice = (
+            "several GB for a GPU that is not here: reinstall torch from its page's choice CPU"
+            if idle
+            else ""
+        )
+        yield Check(
+            "torch build", True, f"for CUDA {cuda}" if cuda != "None" else "for the CPU", advice
+        )
     if (
         find_spec("torchvision") is not None
-        and subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True).returncode
+        and subprocess.run(
+            [sys.executable, "-c", "import torchvision"], capture_output=True
+        ).returncode
     ):
         yield Check(
             "torchvision",
@@ -251,7 +335,9 @@ def _torch() -> Iterator[Check]:
     flags = _cpu_flags()
     fast = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in flags]
     half = "" if {"avx512_bf16", "amx_bf16"} & flags else "; no units for bfloat16: float32 is used"
-    yield Check("processor", True, f"{processors()} usable, " + (", ".join(fast) or "no AVX2: slow") + half)
+    yield Check(
+        "processor", True, f"{processors()} usable, " + (", ".join(fast) or "no AVX2: slow") + half
+    )
 
 
 def _cpu_flags() -> set[str]:

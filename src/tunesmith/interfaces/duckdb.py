@@ -1,8 +1,10 @@
-"""SQL in DuckDB: `connect` opens a database with FINETUNE, COMPLETE and the tunesmith.* tables in it.
+"""SQL in DuckDB: `connect` opens a database with FINETUNE, COMPLETE and the tunesmith.* tables in
+it.
 
-DuckDB's Python functions are registered under plain internal names; macros in two attached in-memory databases (`snowflake`,
-`tunesmith`) and in the connection's temporary schema give them the names that users write, so nothing is stored in the user's file.
-Every argument crosses as JSON text, which makes texts, lists, objects and NULLs alike.
+DuckDB's Python functions are registered under plain internal names; macros in two attached
+in-memory databases (`snowflake`, `tunesmith`) and in the connection's temporary schema give them
+the names that users write, so nothing is stored in the user's file. Every argument crosses as JSON
+text, which makes texts, lists, objects and NULLs alike.
 """
 
 import atexit
@@ -39,12 +41,17 @@ from tunesmith.service import Tunesmith, database_error
 
 
 def connect(
-    database: str | os.PathLike[str] = ":memory:", *, home: str | os.PathLike[str] | None = None, **options: Any
-) -> duckdb.DuckDBPyConnection:  # fmt: skip
-    """A DuckDB connection in which models are tuned and asked by SQL; `options` go to duckdb.connect.
+    database: str | os.PathLike[str] = ":memory:",
+    *,
+    home: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection in which models are tuned and asked by SQL; `options` go to
+    duckdb.connect.
 
-    Use it as a context manager, or close it; left open, it is closed when Python ends. On a `cursor()`, write the
-    qualified names (SNOWFLAKE.CORTEX.FINETUNE): the short ones belong to the connection itself.
+    Use it as a context manager, or close it; left open, it is closed when Python ends. On a
+    `cursor()`, write the qualified names (SNOWFLAKE.CORTEX.FINETUNE): the short ones belong to the
+    connection itself.
     """
     name = Path(os.fspath(database)).stem.lower()
     if name in ("snowflake", "tunesmith", "temp", "system"):
@@ -64,30 +71,57 @@ def connect(
 
 
 def _must_not_hide_ours(connection: duckdb.DuckDBPyConnection) -> None:
-    """ReservedSchemaName where the user has a schema that is named like one of our databases, since both would be ambiguous, or a macro in
-    the place of a function that literals and operators call, whose name nothing can qualify."""
+    """ReservedSchemaName where the user has a schema that is named like one of our databases, since
+    both would be ambiguous, or a macro in the place of a function that literals and operators call,
+    whose name nothing can qualify."""
     schemas = "SELECT schema_name FROM duckdb_schemas() WHERE database_name = current_database()"
-    macros = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE database_name = current_database() AND NOT internal"
-    for kind, sql, ours in (("schema", schemas, {"snowflake", "tunesmith"}), ("macro", macros, _UNQUALIFIED)):
+    macros = (
+        "SELECT DISTINCT function_name FROM duckdb_functions() "
+        "WHERE database_name = current_database() AND NOT internal"
+    )
+    for kind, sql, ours in (
+        ("schema", schemas, {"snowflake", "tunesmith"}),
+        ("macro", macros, _UNQUALIFIED),
+    ):
         for (name,) in connection.execute(sql).fetchall():
             if name.lower() in ours:
                 raise ReservedSchemaName(kind=kind, name=name)
 
 
-_UNQUALIFIED = {"list_value", "struct_pack", "struct_extract", "array_extract", "->>", "->", "count_star", "to_years", "to_hours", "row"}
+_UNQUALIFIED = {
+    "list_value",
+    "struct_pack",
+    "struct_extract",
+    "array_extract",
+    "->>",
+    "->",
+    "count_star",
+    "to_years",
+    "to_hours",
+    "row",
+}
 
 
 def _users_own(connection: duckdb.DuckDBPyConnection) -> set[str]:
     """Those of our short names that macros of the user have: they keep them, and are told."""
-    sql = "SELECT DISTINCT lower(function_name) FROM duckdb_functions() WHERE database_name = current_database() AND NOT internal"
+    sql = (
+        "SELECT DISTINCT lower(function_name) FROM duckdb_functions() "
+        "WHERE database_name = current_database() AND NOT internal"
+    )
     taken = {name for (name,) in connection.execute(sql).fetchall()} & set(MACROS)
     for name in sorted(taken):
-        warnings.warn(f"{name}() is a macro of this database and stays that; ours is SNOWFLAKE.CORTEX.{name.upper()}", Notice, stacklevel=4)
+        warnings.warn(
+            f"{name}() is a macro of this database and stays that; ours is "
+            f"SNOWFLAKE.CORTEX.{name.upper()}",
+            Notice,
+            stacklevel=4,
+        )
     return taken
 
 
 def _close_at_exit(connection: duckdb.DuckDBPyConnection) -> None:
-    """DuckDB prints what it calls leaks when a connection with Python functions is still open at exit."""
+    """DuckDB prints what it calls leaks when a connection with Python functions is still open at
+    exit."""
     reference = weakref.ref(connection)
 
     def close() -> None:
@@ -105,11 +139,22 @@ class _Functions:
         self._connection, self._service = connection, service
 
     def register(self) -> None:
-        def scalar(name: str, function: Callable[..., Any], parameters: int | None, result: str, kind: Any = "native") -> None:
+        def scalar(
+            name: str,
+            function: Callable[..., Any],
+            parameters: int | None,
+            result: str,
+            kind: Any = "native",
+        ) -> None:
             self._connection.create_function(  # type: ignore[call-overload]
-                name, function, None if parameters is None else ["VARCHAR"] * parameters, result, type=kind,
-                null_handling="special", side_effects=True,
-            )  # fmt: skip
+                name,
+                function,
+                None if parameters is None else ["VARCHAR"] * parameters,
+                result,
+                type=kind,
+                null_handling="special",
+                side_effects=True,
+            )
 
         scalar(f"{OWN}finetune", self._finetune, None, "VARCHAR")
         scalar(f"{OWN}page", self._page, 3, "VARCHAR")
@@ -118,9 +163,14 @@ class _Functions:
         scalar(f"{OWN}count_tokens", self._count_tokens, 2, "BIGINT")
         for name, function in (("complete", self._complete), ("try_complete", self._try_complete)):
             self._connection.create_function(  # type: ignore[call-overload]
-                f"{OWN}{name}", function, ["VARCHAR", "VARCHAR[]", "VARCHAR", "VARCHAR", "VARCHAR"], "VARCHAR", type="arrow",
-                null_handling="special", side_effects=True,
-            )  # fmt: skip
+                f"{OWN}{name}",
+                function,
+                ["VARCHAR", "VARCHAR[]", "VARCHAR", "VARCHAR", "VARCHAR"],
+                "VARCHAR",
+                type="arrow",
+                null_handling="special",
+                side_effects=True,
+            )
         for statement in _macros(_users_own(self._connection)):
             self._connection.execute(statement)
 
@@ -136,7 +186,9 @@ class _Functions:
                 if name is None or base_model is None:
                     raise InvalidCall(call=tuple(arguments))
                 with _told(of_session):
-                    return self._create(str(name), str(base_model), str(training or ""), validation, options)
+                    return self._create(
+                        str(name), str(base_model), str(training or ""), validation, options
+                    )
             case "SHOW", 1:
                 return listing(self._service.each_job())
             case "DESCRIBE", 2:
@@ -146,8 +198,11 @@ class _Functions:
                 return cancelled(self._service.cancel(str(arguments[1])))
         raise InvalidCall(call=tuple(arguments))
 
-    def _create(self, name: str, base_model: str, training: str, validation: str | None, options: Any) -> str:
-        """`options` is JSON text, as SQL users write it, or an object, as Snowflake's Python client sends it."""
+    def _create(
+        self, name: str, base_model: str, training: str, validation: str | None, options: Any
+    ) -> str:
+        """`options` is JSON text, as SQL users write it, or an object, as Snowflake's Python client
+        sends it."""
         asked = Options.parse(options if options is not None else {}).to_json()
         return self._service.create(name, base_model, training, validation or None, **asked).id
 
@@ -157,15 +212,19 @@ class _Functions:
 
     # ------------------------------------------------------------ COMPLETE
 
-    def _complete(self, model: Any, prompt: Any, options: Any, response_format: Any, details: Any) -> Any:
+    def _complete(
+        self, model: Any, prompt: Any, options: Any, response_format: Any, details: Any
+    ) -> Any:
         return self._answer((model, prompt, options, response_format, details), strict=True)
 
-    def _try_complete(self, model: Any, prompt: Any, options: Any, response_format: Any, details: Any) -> Any:
+    def _try_complete(
+        self, model: Any, prompt: Any, options: Any, response_format: Any, details: Any
+    ) -> Any:
         return self._answer((model, prompt, options, response_format, details), strict=False)
 
     def _answer(self, columns: Any, *, strict: bool) -> Any:
-        """One vector: model, prompt as its kind and text, options, response_format and details as JSON. Rows of the same options go
-        together, whatever model."""
+        """One vector: model, prompt as its kind and text, options, response_format and details as
+        JSON. Rows of the same options go together, whatever model."""
         import pyarrow
 
         rows = list(zip(*(c.to_pylist() for c in columns), strict=True))
@@ -176,15 +235,24 @@ class _Functions:
                 groups.setdefault(tuple(asked), []).append(i)
         for (options, response_format, details), places in groups.items():
             if details not in ("true", "false", "null", None):
-                raise InvalidOptionValue(name="show_details", value=details, allowed="true or false")
+                raise InvalidOptionValue(
+                    name="show_details", value=details, allowed="true or false"
+                )
             pairs = [(str(rows[i][0]), _prompt(*rows[i][1])) for i in places]
             found = self._ask(pairs, (options, response_format), details == "true", strict)
             for i, answer in zip(places, found, strict=True):
                 answers[i] = answer
         return pyarrow.array(answers, pyarrow.string())
 
-    def _ask(self, pairs: list[tuple[str, Any]], asked: tuple[str | None, str | None], details: bool, strict: bool) -> list[str | None]:
-        """One answer per model and prompt. Where not strict, NULL for a prompt that fails (found by halving) and for a cut JSON."""
+    def _ask(
+        self,
+        pairs: list[tuple[str, Any]],
+        asked: tuple[str | None, str | None],
+        details: bool,
+        strict: bool,
+    ) -> list[str | None]:
+        """One answer per model and prompt. Where not strict, NULL for a prompt that fails (found by
+        halving) and for a cut JSON."""
         models, prompts = [m for m, _ in pairs], [p for _, p in pairs]
         try:
             options = completion_options(*asked)
@@ -195,7 +263,11 @@ class _Functions:
             if len(pairs) == 1:
                 return [None]
             half = len(pairs) // 2
-            return [a for part in (pairs[:half], pairs[half:]) for a in self._ask(part, asked, details, strict)]
+            return [
+                a
+                for part in (pairs[:half], pairs[half:])
+                for a in self._ask(part, asked, details, strict)
+            ]
         follows_schema = "response_format" in options
         whole = [c if c.stopped or not follows_schema else None for c in found]
         return [
@@ -208,14 +280,26 @@ class _Functions:
 
     # ------------------------------------------------------------ tables
 
-    def _audit(self, of_session: str, training: str, validation: str | None, test: str | None, base_model: str, encoding: str) -> str:
+    def _audit(
+        self,
+        of_session: str,
+        training: str,
+        validation: str | None,
+        test: str | None,
+        base_model: str,
+        encoding: str,
+    ) -> str:
         with _told(of_session):
-            report = self._service.audit(training, validation, test_data=test, base_model=base_model, encoding=encoding)
+            report = self._service.audit(
+                training, validation, test_data=test, base_model=base_model, encoding=encoding
+            )
         return json.dumps([{k: getattr(f, k) for k in AUDIT_COLUMNS} for f in report.findings])
 
     def _page(self, name: str, job_id: str | None, after: str | None) -> str:
         rows, following = self._service.page(TABLES[name][0], job_id, after)
-        return json.dumps({"rows": [TABLES[name][1](row) for row in rows], "next": following}, default=str)
+        return json.dumps(
+            {"rows": [TABLES[name][1](row) for row in rows], "next": following}, default=str
+        )
 
     def _drop_model(self, statement: str, name: str | None) -> str:
         self._must_stand_alone(statement, "DROP_MODEL(…)")
@@ -241,21 +325,28 @@ def _prompt(kind: str, text: str | None) -> Any:
     if kind == LIST and text is not None:
         try:
             found = read(text)
-        except (ValueError, RecursionError):  # too deep, or of numbers that nobody can hold: no messages
+        except (
+            ValueError,
+            RecursionError,
+        ):  # too deep, or of numbers that nobody can hold: no messages
             return text
         return found if is_conversation(found) else text
     return text
 
 
 def completion_options(options: str | None, response_format: str | None) -> dict[str, Any]:
-    """The options of COMPLETE, with AI_COMPLETE's response_format, or the one among them, as an object."""
+    """The options of COMPLETE, with AI_COMPLETE's response_format, or the one among them, as an
+    object."""
     found = parse_object(options)
-    schema = parse_object(response_format) or parse_object(json.dumps(found.pop("response_format", None)))
+    schema = parse_object(response_format) or parse_object(
+        json.dumps(found.pop("response_format", None))
+    )
     return {**found, "response_format": schema} if schema else found
 
 
 def parse_object(text: str | None) -> dict[str, Any]:
-    """Options or a response_format as sent: an object, or a text that holds one. Its own keys in lower case."""
+    """Options or a response_format as sent: an object, or a text that holds one. Its own keys in
+    lower case."""
     value = json.loads(text) if text else None
     try:
         value = json.loads(value) if isinstance(value, str) else value
@@ -269,30 +360,48 @@ def parse_object(text: str | None) -> dict[str, Any]:
 
 
 def _macros(taken: set[str]) -> list[str]:
-    """The statements that give the functions their public names; the short ones but those that are taken."""
-    made = ["ATTACH ':memory:' AS snowflake (READ_WRITE)", "CREATE SCHEMA snowflake.cortex", "CREATE SCHEMA snowflake.account_usage",
-            "ATTACH ':memory:' AS tunesmith (READ_WRITE)"]  # fmt: skip
+    """The statements that give the functions their public names; the short ones but those that are
+    taken."""
+    made = [
+        "ATTACH ':memory:' AS snowflake (READ_WRITE)",
+        "CREATE SCHEMA snowflake.cortex",
+        "CREATE SCHEMA snowflake.account_usage",
+        "ATTACH ':memory:' AS tunesmith (READ_WRITE)",
+    ]
     for kind, place in (("MACRO", "snowflake.cortex."), ("TEMP MACRO", "")):
         for name, overloads in MACROS.items():
             if not place and name in taken:
                 continue
             made.append(f"CREATE {kind} {place}{name} " + ", ".join(overloads))
     made.append(
-        "CREATE MACRO tunesmith.main.audit(training_data, validation_data := NULL, test_data := NULL, base_model := 'tunesmith-tiny', "
+        "CREATE MACRO tunesmith.main.audit(training_data, validation_data := NULL, test_data := "
+        "NULL, base_model := 'tunesmith-tiny', "
         "encoding := '') "
         f"AS TABLE {_rows_of(_AUDIT, AUDIT_COLUMNS)}"
     )
-    made.append(f"CREATE MACRO tunesmith.main.row_hash(prompt, completion) AS {B}{ROW_HASH.replace('chr(', B + 'chr(')}")
-    made.append(f"CREATE MACRO tunesmith.main.drop_model(name) AS {B}{OWN}drop_model({B}current_query(), name)")
+    made.append(
+        f"CREATE MACRO tunesmith.main.row_hash(prompt, completion) AS "
+        f"{B}{ROW_HASH.replace('chr(', B + 'chr(')}"
+    )
+    made.append(
+        f"CREATE MACRO tunesmith.main.drop_model(name) AS {B}{OWN}drop_model({B}current_query(), "
+        f"name)"
+    )
     for name, (_, _, columns) in TABLES.items():
         made.append(f"CREATE VIEW tunesmith.main.{name} AS {_view(name, columns, 'NULL')}")
         if name != "models":  # a filter on the view would come after all its rows were read
-            made.append(f"CREATE MACRO tunesmith.main.{name}_of(job) AS TABLE {_view(name, columns, 'job')}")
-    made.append(f"CREATE VIEW snowflake.account_usage.cortex_fine_tuning_usage_history AS {_USAGE_HISTORY}")
+            made.append(
+                f"CREATE MACRO tunesmith.main.{name}_of(job) AS TABLE {_view(name, columns, 'job')}"
+            )
+    made.append(
+        f"CREATE VIEW snowflake.account_usage.cortex_fine_tuning_usage_history AS {_USAGE_HISTORY}"
+    )
     return made
 
 
-_AUDIT = f"{OWN}audit(({SESSION_SQL}), training_data, validation_data, test_data, base_model, encoding)"
+_AUDIT = (
+    f"{OWN}audit(({SESSION_SQL}), training_data, validation_data, test_data, base_model, encoding)"
+)
 
 
 def _json(name: str) -> str:
@@ -310,97 +419,247 @@ _FINETUNE_ARGUMENTS = ["verb", "name", "base_model", "training_data", "validatio
 _COMPLETE = {
     name: [
         _overload(["model", "prompt"], f"{function}(model, {_PROMPT}, NULL, NULL, 'false')"),
-        _overload(["model", "prompt", "options"], f"{function}(model, {_PROMPT}, {_json('options')}, NULL, 'true')"),
+        _overload(
+            ["model", "prompt", "options"],
+            f"{function}(model, {_PROMPT}, {_json('options')}, NULL, 'true')",
+        ),
     ]
-    for name, function in (("complete", f"{B}{OWN}complete"), ("try_complete", f"{B}{OWN}try_complete"))
+    for name, function in (
+        ("complete", f"{B}{OWN}complete"),
+        ("try_complete", f"{B}{OWN}try_complete"),
+    )
 }
 
 
 def _finetune(parameters: list[str]) -> str:
-    call = f"{B}{OWN}finetune({B}current_query(), ({SESSION_SQL}), {', '.join(map(_json, parameters))})"
+    call = (
+        f"{B}{OWN}finetune({B}current_query(), ({SESSION_SQL}), "
+        f"{', '.join(map(_json, parameters))})"
+    )
     return _overload(parameters, call)
 
 
 MACROS: dict[str, list[str]] = {
     "finetune": [_finetune(_FINETUNE_ARGUMENTS[:n]) for n in range(1, 7)],
     **_COMPLETE,
-    "ai_complete": [_overload(
-        ["model", "prompt", "model_parameters := NULL", "response_format := NULL", "show_details := false"],
-        f"{B}{OWN}complete(model, {_PROMPT}, {', '.join(map(_json, ('model_parameters', 'response_format', 'show_details')))})",
-    )],
-    "count_tokens": [_overload(["model", "content"], f"{B}{OWN}count_tokens(model, {sql_cell('content')}[2])")],
-}  # fmt: skip
+    "ai_complete": [
+        _overload(
+            [
+                "model",
+                "prompt",
+                "model_parameters := NULL",
+                "response_format := NULL",
+                "show_details := false",
+            ],
+            f"{B}{OWN}complete(model, {_PROMPT}, "
+            f"{', '.join(map(_json, ('model_parameters', 'response_format', 'show_details')))})",
+        )
+    ],
+    "count_tokens": [
+        _overload(["model", "content"], f"{B}{OWN}count_tokens(model, {sql_cell('content')}[2])")
+    ],
+}
 
 
 def _job_row(row: dict[str, Any]) -> dict[str, Any]:
     total = row["total_steps"]
     progress = 1.0 if row["status"] == "SUCCEEDED" else row["step"] / total if total else 0.0
     error = (row["error"] or {}).get("message")
-    return {**row, **_times(row, "created_at", "started_at", "finished_at"), "progress": progress, "error": error}
+    return {
+        **row,
+        **_times(row, "created_at", "started_at", "finished_at"),
+        "progress": progress,
+        "error": error,
+    }
 
 
 def _times(row: dict[str, Any], *names: str) -> dict[str, Any]:
     """Seconds since 1970 as DuckDB reads timestamps."""
-    return {n: None if row[n] is None else f"{np.datetime64(round(row[n] * 1e6), 'us')}" for n in names}
+    return {
+        n: None if row[n] is None else f"{np.datetime64(round(row[n] * 1e6), 'us')}" for n in names
+    }
 
 
 # view: (table of the store, what its rows become, columns with their types)
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]], dict[str, str]]] = {
-    "jobs": ("jobs", _job_row, {
-        "id": "VARCHAR", "name": "VARCHAR", "base_model": "VARCHAR", "status": "VARCHAR", "progress": "DOUBLE", "step": "BIGINT",
-        "total_steps": "BIGINT", "input_tokens": "BIGINT", "trained_tokens": "BIGINT", "training_loss": "DOUBLE",
-        "validation_loss": "DOUBLE", "stopped_by": "VARCHAR", "quote": "JSON", "used": "JSON", "certificate": "JSON",
-        "training_data": "VARCHAR", "validation_data": "VARCHAR", "options": "JSON", "resolved": "JSON", "rows": "JSON", "verdict": "JSON",
-        "moved": "JSON", "doing": "JSON", "warnings": "JSON", "error": "VARCHAR",
-        "created_at": "TIMESTAMP", "started_at": "TIMESTAMP", "finished_at": "TIMESTAMP",
-        "attempt": "BIGINT", "owner": "VARCHAR", "home": "VARCHAR",
-    }),
-    "metrics": ("metrics", dict, {
-        "job_id": "VARCHAR", "step": "BIGINT", "epoch": "BIGINT", "training_loss": "DOUBLE", "validation_loss": "DOUBLE",
-        "learning_rate": "DOUBLE", "grad_norm": "DOUBLE", "tokens": "BIGINT", "tokens_per_second": "DOUBLE", "seconds": "DOUBLE",
-    }),
-    "models": ("models", lambda r: {**r, **_times(r, "created_at"), "version_of": r["line"]}, {
-        "name": "VARCHAR", "version_of": "VARCHAR", "version": "BIGINT", "is_current": "BOOLEAN", "base_model": "VARCHAR",
-        "method": "VARCHAR", "job_id": "VARCHAR", "verdict": "JSON",
-        "created_at": "TIMESTAMP", "owner": "VARCHAR", "home": "VARCHAR",
-    }),
-    "rejections": ("rejections", lambda r: {**r, "context": json.loads(r["context"] or "{}")}, {
-        "job_id": "VARCHAR", "part": "VARCHAR", "row": "BIGINT", "reason": "VARCHAR", "detail": "VARCHAR", "context": "JSON",
-    }),
-    "row_losses": ("row_losses", dict, {
-        "job_id": "VARCHAR", "part": "VARCHAR", "epoch": "BIGINT", "row": "BIGINT", "loss": "DOUBLE", "tokens": "BIGINT",
-    }),
-    "lineage": ("lineage", dict, {
-        "row_hash": "VARCHAR", "model": "VARCHAR", "job_id": "VARCHAR", "row": "BIGINT", "base_model": "VARCHAR",
-    }),
-    "verdicts": ("verdicts", lambda r: {**r, **_times(r, "finished_at")}, {
-        "job_id": "VARCHAR", "model": "VARCHAR", "base_model": "VARCHAR", "word": "VARCHAR", "metric": "VARCHAR", "n": "BIGINT",
-        "against": "VARCHAR", "difference": "DOUBLE", "low": "DOUBLE", "high": "DOUBLE", "base": "DOUBLE", "examples": "DOUBLE",
-        "commonest": "DOUBLE", "linear": "DOUBLE", "tuned": "DOUBLE", "base_loss": "DOUBLE", "tuned_loss": "DOUBLE",
-        "stop_rate": "DOUBLE", "rows_won": "BIGINT", "rows_lost": "BIGINT", "finished_at": "TIMESTAMP",
-    }),
-    "usage": ("usage", lambda r: {**r, **_times(r, "started_at", "ended_at")}, {
-        "kind": "VARCHAR", "model": "VARCHAR", "base_model": "VARCHAR", "job_id": "VARCHAR", "input_tokens": "BIGINT",
-        "output_tokens": "BIGINT", "credits": "DOUBLE", "started_at": "TIMESTAMP", "ended_at": "TIMESTAMP",
-    }),
-}  # fmt: skip
+    "jobs": (
+        "jobs",
+        _job_row,
+        {
+            "id": "VARCHAR",
+            "name": "VARCHAR",
+            "base_model": "VARCHAR",
+            "status": "VARCHAR",
+            "progress": "DOUBLE",
+            "step": "BIGINT",
+            "total_steps": "BIGINT",
+            "input_tokens": "BIGINT",
+            "trained_tokens": "BIGINT",
+            "training_loss": "DOUBLE",
+            "validation_loss": "DOUBLE",
+            "stopped_by": "VARCHAR",
+            "quote": "JSON",
+            "used": "JSON",
+            "certificate": "JSON",
+            "training_data": "VARCHAR",
+            "validation_data": "VARCHAR",
+            "options": "JSON",
+            "resolved": "JSON",
+            "rows": "JSON",
+            "verdict": "JSON",
+            "moved": "JSON",
+            "doing": "JSON",
+            "warnings": "JSON",
+            "error": "VARCHAR",
+            "created_at": "TIMESTAMP",
+            "started_at": "TIMESTAMP",
+            "finished_at": "TIMESTAMP",
+            "attempt": "BIGINT",
+            "owner": "VARCHAR",
+            "home": "VARCHAR",
+        },
+    ),
+    "metrics": (
+        "metrics",
+        dict,
+        {
+            "job_id": "VARCHAR",
+            "step": "BIGINT",
+            "epoch": "BIGINT",
+            "training_loss": "DOUBLE",
+            "validation_loss": "DOUBLE",
+            "learning_rate": "DOUBLE",
+            "grad_norm": "DOUBLE",
+            "tokens": "BIGINT",
+            "tokens_per_second": "DOUBLE",
+            "seconds": "DOUBLE",
+        },
+    ),
+    "models": (
+        "models",
+        lambda r: {**r, **_times(r, "created_at"), "version_of": r["line"]},
+        {
+            "name": "VARCHAR",
+            "version_of": "VARCHAR",
+            "version": "BIGINT",
+            "is_current": "BOOLEAN",
+            "base_model": "VARCHAR",
+            "method": "VARCHAR",
+            "job_id": "VARCHAR",
+            "verdict": "JSON",
+            "created_at": "TIMESTAMP",
+            "owner": "VARCHAR",
+            "home": "VARCHAR",
+        },
+    ),
+    "rejections": (
+        "rejections",
+        lambda r: {**r, "context": json.loads(r["context"] or "{}")},
+        {
+            "job_id": "VARCHAR",
+            "part": "VARCHAR",
+            "row": "BIGINT",
+            "reason": "VARCHAR",
+            "detail": "VARCHAR",
+            "context": "JSON",
+        },
+    ),
+    "row_losses": (
+        "row_losses",
+        dict,
+        {
+            "job_id": "VARCHAR",
+            "part": "VARCHAR",
+            "epoch": "BIGINT",
+            "row": "BIGINT",
+            "loss": "DOUBLE",
+            "tokens": "BIGINT",
+        },
+    ),
+    "lineage": (
+        "lineage",
+        dict,
+        {
+            "row_hash": "VARCHAR",
+            "model": "VARCHAR",
+            "job_id": "VARCHAR",
+            "row": "BIGINT",
+            "base_model": "VARCHAR",
+        },
+    ),
+    "verdicts": (
+        "verdicts",
+        lambda r: {**r, **_times(r, "finished_at")},
+        {
+            "job_id": "VARCHAR",
+            "model": "VARCHAR",
+            "base_model": "VARCHAR",
+            "word": "VARCHAR",
+            "metric": "VARCHAR",
+            "n": "BIGINT",
+            "against": "VARCHAR",
+            "difference": "DOUBLE",
+            "low": "DOUBLE",
+            "high": "DOUBLE",
+            "base": "DOUBLE",
+            "examples": "DOUBLE",
+            "commonest": "DOUBLE",
+            "linear": "DOUBLE",
+            "tuned": "DOUBLE",
+            "base_loss": "DOUBLE",
+            "tuned_loss": "DOUBLE",
+            "stop_rate": "DOUBLE",
+            "rows_won": "BIGINT",
+            "rows_lost": "BIGINT",
+            "finished_at": "TIMESTAMP",
+        },
+    ),
+    "usage": (
+        "usage",
+        lambda r: {**r, **_times(r, "started_at", "ended_at")},
+        {
+            "kind": "VARCHAR",
+            "model": "VARCHAR",
+            "base_model": "VARCHAR",
+            "job_id": "VARCHAR",
+            "input_tokens": "BIGINT",
+            "output_tokens": "BIGINT",
+            "credits": "DOUBLE",
+            "started_at": "TIMESTAMP",
+            "ended_at": "TIMESTAMP",
+        },
+    ),
+}
 
 
 AUDIT_COLUMNS = {
-    "severity": "VARCHAR", "name": "VARCHAR", "source": "VARCHAR", "count": "BIGINT", "message": "VARCHAR", "advice": "VARCHAR",
-    "rows": "BIGINT[]", "fix": "VARCHAR",
-}  # fmt: skip
+    "severity": "VARCHAR",
+    "name": "VARCHAR",
+    "source": "VARCHAR",
+    "count": "BIGINT",
+    "message": "VARCHAR",
+    "advice": "VARCHAR",
+    "rows": "BIGINT[]",
+    "fix": "VARCHAR",
+}
 
 
 def _view(name: str, columns: dict[str, str], job_id: str) -> str:
-    """The rows of a table, a page at a time: DuckDB asks for the next one when it has used one up, and for no more than a LIMIT needs."""
+    """The rows of a table, a page at a time: DuckDB asks for the next one when it has used one up,
+    and for no more than a LIMIT needs."""
     shape = json.dumps({"rows": [columns], "next": "VARCHAR"}).replace("'", "''")
 
     def page(after: str) -> str:
         return f"{B}from_json({B}{OWN}page('{name}', {job_id}, {after}), '{shape}') AS page"
 
-    pages = f"SELECT {page('NULL')} UNION ALL SELECT {page('page.next')} FROM pages WHERE page.next IS NOT NULL"
-    return f"WITH RECURSIVE pages AS ({pages}) SELECT r.* FROM (SELECT unnest(page.rows) AS r FROM pages)"
+    pages = (
+        f"SELECT {page('NULL')} UNION ALL SELECT {page('page.next')} FROM pages "
+        f"WHERE page.next IS NOT NULL"
+    )
+    return (
+        f"WITH RECURSIVE pages AS ({pages}) SELECT r.* FROM (SELECT unnest(page.rows) AS r "
+        f"FROM pages)"
+    )
 
 
 def _rows_of(call: str, columns: dict[str, str]) -> str:
@@ -409,10 +668,13 @@ def _rows_of(call: str, columns: dict[str, str]) -> str:
     return f"SELECT r.* FROM (SELECT unnest({B}from_json({B}{call}, '{shape}')) AS r)"
 
 
-# Snowflake, account-usage/cortex_fine_tuning_usage_history: training only, by base model and the hour in which jobs ended.
+# Snowflake, account-usage/cortex_fine_tuning_usage_history: training only, by base model and the
+# hour in which jobs ended.
 _USAGE_HISTORY = """
 SELECT system.main.date_trunc('hour', ended_at) AS START_TIME,
-       system.main.date_trunc('hour', ended_at) + INTERVAL 1 HOUR AS END_TIME, base_model AS MODEL_NAME,
+       system.main.date_trunc('hour', ended_at) + INTERVAL 1 HOUR AS END_TIME,
+        base_model AS MODEL_NAME,
        sum(credits) AS TOKEN_CREDITS, sum(input_tokens)::BIGINT AS TOKENS
-FROM tunesmith.main.usage WHERE kind = 'training' AND ended_at > now()::TIMESTAMP - INTERVAL 1 YEAR GROUP BY ALL
+FROM tunesmith.main.usage
+    WHERE kind = 'training' AND ended_at > now()::TIMESTAMP - INTERVAL 1 YEAR GROUP BY ALL
 """

@@ -15,27 +15,56 @@ CLASSES_SHOWN, ROWS_NAMED = 12, 8
 
 
 ARMS = {
-    "base": "{base} as it is", "examples": "{base} with {examples} examples in its prompt", "commonest": "always {always!r:.40}",
-    "linear": "a linear model on words", "tuned": "{name}, tuned",
-}  # fmt: skip
+    "base": "{base} as it is",
+    "examples": "{base} with {examples} examples in its prompt",
+    "commonest": "always {always!r:.40}",
+    "linear": "a linear model on words",
+    "tuned": "{name}, tuned",
+}
 METRIC_WORDS = {
-    "exact_match": "exact match", "number": "equal numbers", "json": "valid and equal JSON", "token_f1": "token F1", "rouge_l": "ROUGE-L",
-}  # fmt: skip
+    "exact_match": "exact match",
+    "number": "equal numbers",
+    "json": "valid and equal JSON",
+    "token_f1": "token F1",
+    "rouge_l": "ROUGE-L",
+}
 
 
 def verdict_text(verdict: Mapping[str, Any] | None, base: str, name: str) -> list[str]:
     """The word first, then every arm on the same rows, then what must be known beside it."""
     if not verdict:
         return []
-    words = {"base": base, "name": name, "examples": verdict["examples"], "always": verdict["commonest_answer"]}
-    lines = [sentence(verdict), f"{METRIC_WORDS[verdict['metric']]} on {counted(verdict['n'], 'verdict row')}, which chose nothing:"]
-    lines += [f"  {100 * score:5.1f} %  {ARMS[arm].format(**words)}" for arm, score in verdict["arms"].items()]
-    won, lost, losses, kept = len(verdict["won"]), len(verdict["lost"]), verdict["losses"], verdict["retention"]
+    words = {
+        "base": base,
+        "name": name,
+        "examples": verdict["examples"],
+        "always": verdict["commonest_answer"],
+    }
+    lines = [
+        sentence(verdict),
+        f"{METRIC_WORDS[verdict['metric']]} on {counted(verdict['n'], 'verdict row')}, which "
+        f"chose nothing:",
+    ]
+    lines += [
+        f"  {100 * score:5.1f} %  {ARMS[arm].format(**words)}"
+        for arm, score in verdict["arms"].items()
+    ]
+    won, lost, losses, kept = (
+        len(verdict["won"]),
+        len(verdict["lost"]),
+        verdict["losses"],
+        verdict["retention"],
+    )
     lines.append(
-        f"rows won {won}, lost {lost}; loss {losses['base']:.3f} -> {losses['tuned']:.3f}; answers that stop {verdict['stop_rate']:.1%}; "
+        f"rows won {won}, lost {lost}; loss {losses['base']:.3f} -> {losses['tuned']:.3f}; "
+        f"answers that stop {verdict['stop_rate']:.1%}; "
         f"plain prose {kept['base']:.2f} -> {kept['tuned']:.2f} bits per byte"
     )
-    return lines + list(_bias_lines(verdict.get("bias"))) + [f"note: {note}" for note in verdict["notes"]]
+    return (
+        lines
+        + list(_bias_lines(verdict.get("bias")))
+        + [f"note: {note}" for note in verdict["notes"]]
+    )
 
 
 def _bias_lines(bias: Mapping[str, Any] | None) -> Iterator[str]:
@@ -43,28 +72,41 @@ def _bias_lines(bias: Mapping[str, Any] | None) -> Iterator[str]:
         return
     for g in bias["gaps"]:
         yield (
-            f"groups of {g['column']}: worst {g['tuned_worst']!r} {g['tuned_worst_score']:.1%} (base {g['base_worst']!r} "
-            f"{g['base_worst_score']:.1%}); best to worst {100 * g['tuned']:.1f} points (base {100 * g['base']:.1f})"
+            f"groups of {g['column']}: worst {g['tuned_worst']!r} {g['tuned_worst_score']:.1%} "
+            f"(base {g['base_worst']!r} "
+            f"{g['base_worst_score']:.1%}); best to worst {100 * g['tuned']:.1f} points (base "
+            f"{100 * g['base']:.1f})"
         )
     if s := bias["swapped"]:
-        yield f"words for groups exchanged in {counted(s['rows'], 'prompt')}: {s['tuned']:.1%} of the answers change (base {s['base']:.1%})"
+        yield (
+            f"words for groups exchanged in {counted(s['rows'], 'prompt')}: {s['tuned']:.1%} of "
+            f"the answers change (base {s['base']:.1%})"
+        )
     for what in bias["not_measured"]:
         yield f"bias cannot be measured: {what}"
 
 
 def quote_text(quote: Quote) -> str:
     minutes = [quote.epochs * s / 60 for s in (quote.seconds_per_epoch, quote.low, quote.high)]
-    words = "" if quote.linear is None else (
-        f"\nwithout  a linear model on words is right on {quote.linear:.1%} of {counted(quote.linear_rows, 'validation row')}, in seconds: "
-        "if that is enough, you need no language model"
-    )  # fmt: skip
+    words = (
+        ""
+        if quote.linear is None
+        else (
+            f"\nwithout  a linear model on words is right on {quote.linear:.1%} of "
+            f"{counted(quote.linear_rows, 'validation row')}, in seconds: "
+            "if that is enough, you need no language model"
+        )
+    )
     return (
-        f"{quote.base_model}, {quote.method}: {counted(quote.tokens_per_epoch, 'token')} an epoch, at most "
+        f"{quote.base_model}, {quote.method}: {counted(quote.tokens_per_epoch, 'token')} an "
+        f"epoch, at most "
         f"{counted(quote.epochs, 'epoch')} of "
         f"{counted(quote.steps // quote.epochs, 'step')}\n"
-        f"time     {minutes[0]:.1f} minutes ({minutes[1]:.1f} to {minutes[2]:.1f}); {quote.seconds_per_epoch:.1f} s an epoch on "
+        f"time     {minutes[0]:.1f} minutes ({minutes[1]:.1f} to {minutes[2]:.1f}); "
+        f"{quote.seconds_per_epoch:.1f} s an epoch on "
         f"{counted(quote.threads, 'thread')}; patience may end it earlier\n"
-        f"memory   {quote.memory_mb:,} MB at its peak; the saved model takes {quote.model_mb:,.1f} MB\n"
+        f"memory   {quote.memory_mb:,} MB at its peak; the saved model takes "
+        f"{quote.model_mb:,.1f} MB\n"
         f"price    {quote.credits:.6g} credits by your price table{words}"
     )
 
@@ -74,17 +116,30 @@ def used_text(quote: Mapping[str, Any] | None, used: Mapping[str, Any] | None) -
     if not quote or not used:
         return ""
     parts = []
-    for what, unit in (("tokens_per_epoch", "tokens an epoch"), ("seconds_per_epoch", "s an epoch"), ("memory_mb", "MB")):
+    for what, unit in (
+        ("tokens_per_epoch", "tokens an epoch"),
+        ("seconds_per_epoch", "s an epoch"),
+        ("memory_mb", "MB"),
+    ):
         error = used[what] / quote[what] - 1
-        parts.append(f"{used[what]:,} {unit} ({'as quoted' if used[what] == quote[what] else f'{error:+.0%} of {quote[what]:,}'})")
+        parts.append(
+            f"{used[what]:,} {unit} "
+            f"({'as quoted' if used[what] == quote[what] else f'{error:+.0%} of {quote[what]:,}'})"
+        )
     return "used against quoted: " + ", ".join(parts)
 
 
 def audit_text(report: AuditReport) -> str:
-    """The counts, then the findings, the gravest first, each with its rows, its advice and the start of its SQL."""
+    """The counts, then the findings, the gravest first, each with its rows, its advice and the
+    start of its SQL."""
     lines = list(_facts(report))
     for f in report.findings:
-        lines += ["", f"{MARKS[f.severity]} {f.name} ({f.source}): {f.message}", *_indented(_rows_named(f)), *_indented(f.advice)]
+        lines += [
+            "",
+            f"{MARKS[f.severity]} {f.name} ({f.source}): {f.message}",
+            *_indented(_rows_named(f)),
+            *_indented(f.advice),
+        ]
     if not report.findings:
         lines += ["", "nothing to mend was found"]
     lines += [""] + [f"not measured: {what}" for what in report.not_measured]
@@ -95,18 +150,35 @@ def audit_text(report: AuditReport) -> str:
 
 def _facts(report: AuditReport) -> Iterator[str]:
     parts = [f"{n:,} {source}" for source, n in report.rows.items()]
-    yield f"rows: {', '.join(parts)}; {counted(report.tokens or 0, 'token')} an epoch by {report.base_model}"
+    yield (
+        f"rows: {', '.join(parts)}; {counted(report.tokens or 0, 'token')} an epoch by "
+        f"{report.base_model}"
+    )
     for part, q in report.lengths.items():
-        yield f"{part}: {q['median']} tokens in the middle, {q['p95']} at 95 %, {q['longest']} at most"
+        yield (
+            f"{part}: {q['median']} tokens in the middle, {q['p95']} at 95 %, {q['longest']} at "
+            f"most"
+        )
     if report.classes:
         shown = ", ".join(f"{c} {n}" for c, n in list(report.classes.items())[:CLASSES_SHOWN])
         more = f", … ({len(report.classes)} in all)" if len(report.classes) > CLASSES_SHOWN else ""
-        entropy = "" if report.entropy is None else f"; normalised entropy {report.entropy:.2f}, commonest to rarest {report.imbalance:.1f}"
+        entropy = (
+            ""
+            if report.entropy is None
+            else f"; normalised entropy {report.entropy:.2f}, commonest to rarest "
+            f"{report.imbalance:.1f}"
+        )
         yield f"answers: {shown}{more}{entropy}"
     if report.languages:
-        yield "languages: " + ", ".join(f"{name} {share:.0%}" for name, share in list(report.languages.items())[:5])
+        yield "languages: " + ", ".join(
+            f"{name} {share:.0%}" for name, share in list(report.languages.items())[:5]
+        )
     for g in report.groups:
-        tells = "cannot be measured" if g.mutual_information is None else f"{g.mutual_information:.1%} of the answer, p = {g.p_value:.2g}"
+        tells = (
+            "cannot be measured"
+            if g.mutual_information is None
+            else f"{g.mutual_information:.1%} of the answer, p = {g.p_value:.2g}"
+        )
         shown = ", ".join(f"{v or '(empty)'} {n}" for v, n in list(g.counts.items())[:6])
         yield f"group {g.column}: {shown}; tells {tells}"
 
@@ -114,7 +186,11 @@ def _facts(report: AuditReport) -> Iterator[str]:
 def _rows_named(f: Finding) -> str:
     if not f.rows:
         return ""
-    return "rows " + ", ".join(map(str, f.rows[:ROWS_NAMED])) + (f", … ({f.count} in all)" if f.count > ROWS_NAMED else "")
+    return (
+        "rows "
+        + ", ".join(map(str, f.rows[:ROWS_NAMED]))
+        + (f", … ({f.count} in all)" if f.count > ROWS_NAMED else "")
+    )
 
 
 def _indented(text: str) -> list[str]:
@@ -124,33 +200,46 @@ def _indented(text: str) -> list[str]:
 def audit_html(report: AuditReport) -> str:
     """One page without scripts or links to anything outside."""
     bars = "".join(
-        f"<tr><td>{escape(c)}</td><td class=n>{n}</td><td><i style='width:{100 * n / max(report.classes.values()):.0f}%'></i></td></tr>"
+        f"<tr><td>{escape(c)}</td><td class=n>{n}</td><td><i "
+        f"style='width:{100 * n / max(report.classes.values()):.0f}%'></i></td></tr>"
         for c, n in report.classes.items()
     )
-    findings = "".join(_finding_html(f) for f in report.findings) or "<p>Nothing to mend was found.</p>"
+    findings = (
+        "".join(_finding_html(f) for f in report.findings) or "<p>Nothing to mend was found.</p>"
+    )
     groups = "".join(_group_html(g.column, g.counts, g.by_answer) for g in report.groups)
     not_measured = "".join(f"<p>Not measured: {escape(t)}</p>" for t in report.not_measured)
     return _PAGE.format(
         title=f"Audit: {counted(sum(report.rows.values()), 'row')}",
         body="".join(f"<p>{escape(line)}</p>" for line in _facts(report))
         + f"<h2>{len(report.findings)} findings</h2>{findings}{not_measured}"
-        + (f"<h2>Answers</h2><table class=bars>{bars}</table>" if bars else "") + (f"<h2>Groups</h2>{groups}" if groups else "")
+        + (f"<h2>Answers</h2><table class=bars>{bars}</table>" if bars else "")
+        + (f"<h2>Groups</h2>{groups}" if groups else "")
         + f"<h2>The training query with the fixes</h2><pre>{escape(report.clean_sql)}</pre>",
-    )  # fmt: skip
+    )
 
 
 def _finding_html(f: Finding) -> str:
-    rows = ", ".join(map(str, f.rows)) + (f" … ({ROWS_SHOWN} of {f.count} shown)" if f.count > len(f.rows) > 0 else "")
+    rows = ", ".join(map(str, f.rows)) + (
+        f" … ({ROWS_SHOWN} of {f.count} shown)" if f.count > len(f.rows) > 0 else ""
+    )
     return (
-        f"<details class={f.severity}><summary><b>{escape(f.name)}</b> {f.source}: {escape(f.message)}</summary><p>{escape(f.advice)}</p>"
-        + (f"<p>Rows: {rows}</p>" if rows else "") + (f"<pre>{escape(f.fix)}</pre>" if f.fix else "") + "</details>"
-    )  # fmt: skip
+        f"<details class={f.severity}><summary><b>{escape(f.name)}</b> {f.source}: "
+        f"{escape(f.message)}</summary><p>{escape(f.advice)}</p>"
+        + (f"<p>Rows: {rows}</p>" if rows else "")
+        + (f"<pre>{escape(f.fix)}</pre>" if f.fix else "")
+        + "</details>"
+    )
 
 
-def _group_html(column: str, values: Mapping[str, int], by_answer: Mapping[str, Mapping[str, int]]) -> str:
+def _group_html(
+    column: str, values: Mapping[str, int], by_answer: Mapping[str, Mapping[str, int]]
+) -> str:
     head = "".join(f"<th>{escape(v or '(empty)')}</th>" for v in values)
     body = "".join(
-        f"<tr><td>{escape(answer)}</td>" + "".join(f"<td class=n>{row.get(v, 0)}</td>" for v in values) + "</tr>"
+        f"<tr><td>{escape(answer)}</td>"
+        + "".join(f"<td class=n>{row.get(v, 0)}</td>" for v in values)
+        + "</tr>"
         for answer, row in by_answer.items()
     )
     total = "<tr><td>all</td>" + "".join(f"<td class=n>{n}</td>" for n in values.values()) + "</tr>"
@@ -158,9 +247,13 @@ def _group_html(column: str, values: Mapping[str, int], by_answer: Mapping[str, 
 
 
 _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body{{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}}
-pre{{white-space:pre-wrap;background:#f4f4f4;padding:.6rem;overflow-wrap:anywhere}} td,th{{padding:.1rem .6rem;text-align:left}}
-.n{{text-align:right}} .bars td:last-child{{width:20rem}} i{{display:block;height:.7rem;background:#4a78b5}}
-details{{border-left:4px solid #999;padding:.2rem .8rem;margin:.5rem 0}} .error{{border-color:#b3261e}} .warning{{border-color:#c98a00}}
+body{{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
+  color:#222;background:#fff}}
+pre{{white-space:pre-wrap;background:#f4f4f4;padding:.6rem;overflow-wrap:anywhere}}
+td,th{{padding:.1rem .6rem;text-align:left}}
+.n{{text-align:right}} .bars td:last-child{{width:20rem}}
+i{{display:block;height:.7rem;background:#4a78b5}}
+details{{border-left:4px solid #999;padding:.2rem .8rem;margin:.5rem 0}}
+.error{{border-color:#b3261e}} .warning{{border-color:#c98a00}}
 summary{{cursor:pointer}}</style></head><body><h1>{title}</h1>{body}</body></html>
 """

@@ -1,4 +1,5 @@
-"""Watching a job: a bar in a terminal, plain lines in a pipe. Ctrl-C stops watching, never the job."""
+"""Watching a job: a bar in a terminal, plain lines in a pipe. Ctrl-C stops watching, never the
+job."""
 
 import sys
 import time
@@ -14,17 +15,27 @@ LINE_S = 5.0  # between two lines when piped
 
 
 def watch(service: Tunesmith, job_id: str, console: Console | None = None) -> Job:
-    """Show state, step, loss, tokens per second and the time left until the job has ended; returns it."""
+    """Show state, step, loss, tokens per second and the time left until the job has ended; returns
+    it."""
     console = console or Console(stderr=True)
     rate = _Rate()
     if not console.is_terminal:
         return service.wait(job_id, on_change=_Lines(service, rate))
-    columns = TextColumn("[bold]{task.description:<11}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %  {task.fields[text]}")
+    columns = (
+        TextColumn("[bold]{task.description:<11}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %  {task.fields[text]}"),
+    )
     with Progress(*columns, console=console) as bar:
         line = bar.add_task("PENDING", total=1.0, text="")
         return service.wait(
             job_id,
-            on_change=lambda job: bar.update(line, description=job.status.value, completed=job.progress, text=_text(service, job, rate)),
+            on_change=lambda job: bar.update(
+                line,
+                description=job.status.value,
+                completed=job.progress,
+                text=_text(service, job, rate),
+            ),
         )
 
 
@@ -49,18 +60,23 @@ class _Lines:
 
     def __call__(self, job: Job) -> None:
         now = time.monotonic()
-        state = f"{job.status} {(job.doing or {}).get('what', '')}"  # an arm of the evaluation is a change too
-        if state != self._state or (now - self._told >= LINE_S and job.status is not JobStatus.EVALUATING):
+        # an arm of the evaluation is a change too
+        state = f"{job.status} {(job.doing or {}).get('what', '')}"
+        if state != self._state or (
+            now - self._told >= LINE_S and job.status is not JobStatus.EVALUATING
+        ):
             self._told, self._state = now, state
             print(
-                f"{job.status.value:<11} {100 * job.progress:3.0f} %  {_text(self._service, job, self._rate)}".rstrip(),
+                f"{job.status.value:<11} {100 * job.progress:3.0f} %  "
+                f"{_text(self._service, job, self._rate)}".rstrip(),
                 file=sys.stderr,
                 flush=True,
             )
 
 
 def doing_text(job: Job) -> str:
-    """Which arm of the evaluation answers, how many of how many rows are done, and how long this arm still takes."""
+    """Which arm of the evaluation answers, how many of how many rows are done, and how long this
+    arm still takes."""
     if job.status is not JobStatus.EVALUATING or not job.doing:
         return ""
     what, done, of, left = (job.doing[k] for k in ("what", "done", "of", "left_s"))
@@ -80,7 +96,10 @@ def _text(service: Tunesmith, job: Job, rate: _Rate) -> str:
     left = rate.left_s(job)
     parts = [f"step {job.step}/{job.total_steps}"]
     if metric is not None and metric["training_loss"] is not None:
-        parts += [f"loss {metric['training_loss']:.3f}", f"{metric['tokens_per_second']:,.0f} tokens/s"]
+        parts += [
+            f"loss {metric['training_loss']:.3f}",
+            f"{metric['tokens_per_second']:,.0f} tokens/s",
+        ]
     if left is not None and not job.status.is_final:
         parts.append(f"{_clock(left)} left")
     return "  ".join(parts)

@@ -30,26 +30,40 @@ def device_of(setting: str) -> torch.device:
     if setting == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if setting.startswith("cuda") and not torch.cuda.is_available():
-        raise InvalidSetting(name="TUNESMITH_DEVICE", value=setting, allowed="torch finds no GPU here, so it is auto or cpu")
+        raise InvalidSetting(
+            name="TUNESMITH_DEVICE",
+            value=setting,
+            allowed="torch finds no GPU here, so it is auto or cpu",
+        )
     return torch.device(setting)
 
 
 def load(folder: Path, device: torch.device) -> PreTrainedModel:
-    """A base or a whole tuned model: safetensors only, no code of its own, every weight present; float32, on a GPU the file's own type.
+    """A base or a whole tuned model: safetensors only, no code of its own, every weight present;
+    float32, on a GPU the file's own type.
 
-    UnsafeBaseModel or DamagedFiles where it is none of that; whatever the library raises over a config of a stranger is the second.
+    UnsafeBaseModel or DamagedFiles where it is none of that; whatever the library raises over a
+    config of a stranger is the second.
     """
     safe_files.check_model(folder)
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32 if device.type == "cpu" else "auto", local_files_only=True, use_safetensors=True,
-            trust_remote_code=False, output_loading_info=True,
-        )  # fmt: skip
+            folder,
+            dtype=torch.float32 if device.type == "cpu" else "auto",
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
     except Exception as e:
         raise DamagedFiles(folder=str(folder), reason=f"{type(e).__name__}: {e}") from None
     lacking = sorted(found["missing_keys"]) + [str(k[0]) for k in found["mismatched_keys"]]
     if lacking:  # the library would fill them with random numbers and only warn
-        raise DamagedFiles(folder=str(folder), reason=f"weights are missing or of another shape: {', '.join(lacking[:5])} ({len(lacking)})")
+        raise DamagedFiles(
+            folder=str(folder),
+            reason=f"weights are missing or of another shape: {', '.join(lacking[:5])} "
+            f"({len(lacking)})",
+        )
     return _ready(model, device)
 
 
@@ -83,21 +97,26 @@ def _ready(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows for one pass, packed where the model can take that, else padded on the right. The layout decides nothing else."""
+    """Rows for one pass, packed where the model can take that, else padded on the right. The layout
+    decides nothing else."""
 
     inputs: Mapping[str, Any]
     """What the model's forward is given."""
     keep_K: Tensor
     """Positions whose next token is supervised in any row: the head runs only there."""
     at_N: Tensor
-    """Of each supervised token, the place of its logits among the kept ones, batch and position flattened."""
+    """Of each supervised token, the place of its logits among the kept ones, batch and position
+    flattened."""
     targets_N: Tensor
     row_N: Tensor
     """Which of the rows a supervised token belongs to; a row's tokens stand in order."""
 
 
-def groups(rows: Sequence[Encoded], model: Model, max_tokens: int, max_rows: int | None = None) -> list[list[int]]:
-    """Indices of rows that go through the model together: at most `max_tokens` with padding, or distinct ones where they are packed."""
+def groups(
+    rows: Sequence[Encoded], model: Model, max_tokens: int, max_rows: int | None = None
+) -> list[list[int]]:
+    """Indices of rows that go through the model together: at most `max_tokens` with padding, or
+    distinct ones where they are packed."""
     ids = [r.ids for r in rows]
     if packed.can_pack(model, max(map(len, ids), default=0)):
         return packed.groups(ids, max_tokens, max_rows)
@@ -116,12 +135,16 @@ def collate(rows: Sequence[Encoded], model: Model) -> Batch:
         n = len(row.ids)
         ids[b, :n] = torch.tensor(row.ids)
         mask[b, :n] = 1
-        supervised[b, torch.tensor(row.learnt, dtype=torch.long) - 1] = True  # the position before each learnt token predicts it
+        supervised[b, torch.tensor(row.learnt, dtype=torch.long) - 1] = (
+            True  # the position before each learnt token predicts it
+        )
     keep = supervised.any(0).nonzero().squeeze(1)
     b_N, k_N = supervised[:, keep].nonzero(as_tuple=True)
     targets, at = ids[b_N, keep[k_N] + 1], b_N * len(keep) + k_N
     keep, at, targets, b_N = (t.to(device) for t in (keep, at, targets, b_N))
-    return Batch({"input_ids": ids.to(device), "attention_mask": mask.to(device)}, keep, at, targets, b_N)
+    return Batch(
+        {"input_ids": ids.to(device), "attention_mask": mask.to(device)}, keep, at, targets, b_N
+    )
 
 
 def _packed(rows: Sequence[Encoded], device: torch.device) -> Batch:
@@ -131,7 +154,9 @@ def _packed(rows: Sequence[Encoded], device: torch.device) -> Batch:
     targets = torch.tensor([r.ids[i] for r in rows for i in r.learnt], dtype=torch.long)
     row_N = torch.tensor([b for b, r in enumerate(rows) for _ in range(r.n_learnt)])
     keep, at, targets, row_N = (t.to(device) for t in (keep, at, targets, row_N))
-    return Batch(packed.inputs(made.ids_T, made.positions_T, made.layout, device), keep, at, targets, row_N)
+    return Batch(
+        packed.inputs(made.ids_T, made.positions_T, made.layout, device), keep, at, targets, row_N
+    )
 
 
 def supervised_logits(model: Model, batch: Batch) -> Tensor:
@@ -140,13 +165,18 @@ def supervised_logits(model: Model, batch: Batch) -> Tensor:
 
 
 def token_losses(model: Model, batch: Batch) -> Tensor:
-    """Cross-entropy of each supervised token, (N,), in nats; not averaged. Where they are many the head runs in chunks."""
+    """Cross-entropy of each supervised token, (N,), in nats; not averaged. Where they are many the
+    head runs in chunks."""
     decoder = _decoder(model)
-    are_many = len(batch.targets_N) * decoder.config.get_text_config().vocab_size > head.CHUNK_LOGITS
+    are_many = (
+        len(batch.targets_N) * decoder.config.get_text_config().vocab_size > head.CHUNK_LOGITS
+    )
     if are_many and (plain := head.plain(decoder)) is not None:
         with trim.only(batch.keep_K):
             hidden_BTD = decoder.base_model(**batch.inputs, use_cache=False).last_hidden_state
-        return head.losses(hidden_BTD[:, batch.keep_K].flatten(0, 1)[batch.at_N], plain, batch.targets_N)
+        return head.losses(
+            hidden_BTD[:, batch.keep_K].flatten(0, 1)[batch.at_N], plain, batch.targets_N
+        )
     logits_NV = supervised_logits(model, batch)
     if logits_NV.dtype in (torch.float16, torch.bfloat16):
         logits_NV = logits_NV.float()
@@ -154,7 +184,8 @@ def token_losses(model: Model, batch: Batch) -> Tensor:
 
 
 def logits_at(model: Model, keep_K: Tensor, **inputs: Any) -> Tensor:
-    """Logits at the positions `keep_K` alone, (B, K, V): a head over every position would cost most of the memory."""
+    """Logits at the positions `keep_K` alone, (B, K, V): a head over every position would cost most
+    of the memory."""
     with trim.only(keep_K):
         if "logits_to_keep" in inspect.signature(_decoder(model).forward).parameters:
             kept: Tensor = model(**inputs, logits_to_keep=keep_K).logits
@@ -165,7 +196,11 @@ def logits_at(model: Model, keep_K: Tensor, **inputs: Any) -> Tensor:
 
 def cache_word(model: Model) -> str:
     """What the model's forward calls its keys and values."""
-    return "cache" if "cache" in inspect.signature(_decoder(model).forward).parameters else "past_key_values"
+    return (
+        "cache"
+        if "cache" in inspect.signature(_decoder(model).forward).parameters
+        else "past_key_values"
+    )
 
 
 def _decoder(model: Model) -> PreTrainedModel:

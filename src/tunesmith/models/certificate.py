@@ -1,4 +1,5 @@
-"""The certificate: the proof that a stored model answers as the one did that was trained. Plain data; what is measured: `probes`.
+"""The certificate: the proof that a stored model answers as the one did that was trained. Plain
+data; what is measured: `probes`.
 
 Below the threshold nothing is loaded, promoted, exported or imported. Imports no torch.
 """
@@ -13,7 +14,10 @@ from tunesmith.errors import CertificateRefused, UnsafeBaseModel
 from tunesmith.safe_files import from_object, read_object
 
 LEAST_PROBES = 32
-TOP1, KL = 0.99, 0.01  # least share of equal best tokens, largest mean divergence, where the precision was reduced
+TOP1, KL = (
+    0.99,
+    0.01,
+)  # least share of equal best tokens, largest mean divergence, where the precision was reduced
 PRECISIONS = ("float32", "bfloat16", "float16")
 NAME = "certificate.json"
 
@@ -53,10 +57,18 @@ class Certificate:
             found.append(f"{self.probes} probes, {LEAST_PROBES} are needed")
         if self.precision == "float32":
             other = self.probes - self.equal - self.ties
-            found += [f"{other} of {self.probes} probes are answered otherwise than by the trained model"] if other else []
+            found += (
+                [
+                    f"{other} of {self.probes} probes are answered otherwise than by the trained "
+                    f"model"
+                ]
+                if other
+                else []
+            )
         elif self.top1 < TOP1 or not self.kl <= KL:
             found.append(
-                f"best token equal at {self.top1:.1%} of the positions ({TOP1:.0%} are needed), mean KL {self.kl:.3g} (at most {KL})"
+                f"best token equal at {self.top1:.1%} of the positions ({TOP1:.0%} are needed), "
+                f"mean KL {self.kl:.3g} (at most {KL})"
             )
         if self.different_from_base == 0:
             found.append("it answers every probe exactly as its base does: the tuning does nothing")
@@ -64,7 +76,8 @@ class Certificate:
 
 
 def check(name: str, folder: Path, base_digest: str) -> Certificate:
-    """The certificate of a published model; CertificateRefused where it forbids using the model, or the base or template is another."""
+    """The certificate of a published model; CertificateRefused where it forbids using the model, or
+    the base or template is another."""
     found = read(name, folder)
     objections = found.objections()
     if found.base_digest != base_digest:

@@ -1,12 +1,16 @@
-"""Packed rows: the tokens of many rows in one sequence, what they begin with alike only once, and no row sees another. Exact.
+"""Packed rows: the tokens of many rows in one sequence, what they begin with alike only once, and
+no row sees another. Exact.
 
-The rows' token ids make a prefix tree. Its nodes stand in the sequence one after the other, each before those that go on from it, so
-that whatever descends from a node stands in one run behind it. A token attends to its own node up to itself and to all of every
-node above: two kinds of dense block, both by torch's own kernel. Partial results are joined by their log-sum-exp, and the backward
-pass runs the kernel's own backward on each block with the joint result (as in ring attention, Liu et al. 2023, arXiv 2310.01889).
+The rows' token ids make a prefix tree. Its nodes stand in the sequence one after the other, each
+before those that go on from it, so that whatever descends from a node stands in one run behind it.
+A token attends to its own node up to itself and to all of every node above: two kinds of dense
+block, both by torch's own kernel. Partial results are joined by their log-sum-exp, and the backward
+pass runs the kernel's own backward on each block with the joint result (as in ring attention, Liu
+et al. 2023, arXiv 2310.01889).
 
-It enters a model through transformers' AttentionInterface. Without a layout the attention is plain `sdpa`.
-T packed positions, H heads, J key-value heads, D width of a head, M nodes of a bucket, L their padded length.
+It enters a model through transformers' AttentionInterface. Without a layout the attention is plain
+`sdpa`. T packed positions, H heads, J key-value heads, D width of a head, M nodes of a bucket, L
+their padded length.
 """
 
 from collections.abc import Iterator, Sequence
@@ -52,24 +56,34 @@ class Layout:
 
     own: tuple[Bucket, ...]
     shared: tuple[tuple[int, int, int], ...]
-    """Nodes with others below: the places [start, end) of the node, and [end, below) of all that goes on from it."""
+    """Nodes with others below: the places [start, end) of the node, and [end, below) of all that
+    goes on from it."""
 
-    def attend(self, layer: int, q_THD: Tensor, k_TJD: Tensor, v_TJD: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, q_THD: Tensor, k_TJD: Tensor, v_TJD: Tensor, scale: float
+    ) -> Tensor:
         if not _has_kernel(q_THD):
             q, k, v = (x.transpose(0, 1)[None] for x in (q_THD, k_TJD, v_TJD))
             mask_TT = self.mask.to(q.device)
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_TT, scale=scale, enable_gqa=True)[0].transpose(0, 1)
+            return F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask_TT, scale=scale, enable_gqa=True
+            )[0].transpose(0, 1)
         found: Tensor = _Attention.apply(q_THD, k_TJD, v_TJD, self, scale)  # type: ignore[no-untyped-call]
         return found
 
     @cached_property
     def mask(self) -> Tensor:
-        """(T, T), true where one attends to the other: the same layout for devices without the kernel."""
-        spans = [(int(node[0]), int(node[-1]) + 1) for b in self.own for node in b.places.view(b.shape)]
+        """(T, T), true where one attends to the other: the same layout for devices without the
+        kernel."""
+        spans = [
+            (int(node[0]), int(node[-1]) + 1) for b in self.own for node in b.places.view(b.shape)
+        ]
         size = max(end for _, end in spans)
         found = torch.zeros(size, size, dtype=torch.bool)
         for start, end in spans:
-            found[start:end, start:end] = torch.ones(end - start, end - start, dtype=torch.bool).tril()
+            found[start:end, start:end] = torch.ones(
+                end - start, end - start, dtype=torch.bool
+            ).tril()
         for start, end, below in self.shared:
             found[end:below, start:end] = True
         return found
@@ -83,7 +97,9 @@ def _has_kernel(x: Tensor) -> bool:
 class Attends(Protocol):
     """What a model's attention can be handed as `packed_layout`."""
 
-    def attend(self, layer: int, q_THD: Tensor, k_TJD: Tensor, v_TJD: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, q_THD: Tensor, k_TJD: Tensor, v_TJD: Tensor, scale: float
+    ) -> Tensor:
         """(T, H, D), of one of the model's layers."""
 
 
@@ -102,7 +118,8 @@ class Packed:
 
 
 def pack(rows: Sequence[Sequence[int]], apart: Sequence[int] | None = None) -> Packed:
-    """The rows in one sequence; those of another number in `apart` share nothing, however alike they begin."""
+    """The rows in one sequence; those of another number in `apart` share nothing, however alike
+    they begin."""
     nodes, paths = _tree(rows, apart or [0] * len(rows))
     places = [[p for n in path for p in range(nodes[n][0], nodes[n][1])] for path in paths]
     size = nodes[-1][1] if nodes else 0
@@ -117,13 +134,19 @@ def pack(rows: Sequence[Sequence[int]], apart: Sequence[int] | None = None) -> P
     return Packed(ids, positions, places, Layout(tuple(_buckets(nodes)), shared), nodes, paths)
 
 
-def _tree(rows: Sequence[Sequence[int]], apart: Sequence[int]) -> tuple[list[tuple[int, int]], list[list[int]]]:
+def _tree(
+    rows: Sequence[Sequence[int]], apart: Sequence[int]
+) -> tuple[list[tuple[int, int]], list[list[int]]]:
     """The nodes as places (start, end), in order; and of each row the nodes on its way."""
     order = sorted(range(len(rows)), key=lambda i: (apart[i], tuple(rows[i])))
     nodes: list[tuple[int, int]] = []
     paths: list[list[int]] = [[] for _ in rows]
     at = 0
-    edges = [0, *(i for i in range(1, len(order)) if apart[order[i - 1]] != apart[order[i]]), len(order)]
+    edges = [
+        0,
+        *(i for i in range(1, len(order)) if apart[order[i - 1]] != apart[order[i]]),
+        len(order),
+    ]
     # rows [low, high) in order, of which `depth` tokens are placed and `seen` are known to be equal
     stack = [(low, high, 0, 0) for low, high in reversed(list(pairwise(edges)))]
     while stack:
@@ -146,10 +169,13 @@ def _tree(rows: Sequence[Sequence[int]], apart: Sequence[int]) -> tuple[list[tup
 def _runs(
     rows: Sequence[Sequence[int]], order: list[int], low: int, high: int, depth: int, common: int
 ) -> Iterator[tuple[int, int, int, int]]:
-    """The parts of [low, high) whose rows have the same token after the common ones; a row that ends there needs no more."""
+    """The parts of [low, high) whose rows have the same token after the common ones; a row that
+    ends there needs no more."""
     start = low
     while start < high and len(rows[order[start]]) == common:
-        if depth < common:  # the common part was too short for a node: each of these rows has it for itself
+        if (
+            depth < common
+        ):  # the common part was too short for a node: each of these rows has it for itself
             yield start, start + 1, depth, common
         start += 1
     for i in range(start + 1, high + 1):
@@ -182,7 +208,13 @@ def _bucket(nodes: Sequence[tuple[int, int]]) -> Bucket:
     places = start + torch.arange(length)
     real = places < end
     valid, padding = (m.flatten().nonzero().squeeze(1) for m in (real, ~real))
-    return Bucket((len(nodes), length), places.minimum(end - 1).flatten(), places[real], valid, padding if len(padding) else None)
+    return Bucket(
+        (len(nodes), length),
+        places.minimum(end - 1).flatten(),
+        places[real],
+        valid,
+        padding if len(padding) else None,
+    )
 
 
 def unique_tokens(before: Sequence[int] | None, row: Sequence[int]) -> int:
@@ -195,13 +227,16 @@ def unique_tokens(before: Sequence[int] | None, row: Sequence[int]) -> int:
 
 
 class _Attention(torch.autograd.Function):
-    """Everything is kept as a model's projections leave it, position by position, so that a token's heads move together.
+    """Everything is kept as a model's projections leave it, position by position, so that a token's
+    heads move together.
 
     The kernel takes fewer key-value heads than query heads as they are.
     """
 
     @staticmethod
-    def forward(ctx: Any, q_THD: Tensor, k_TJD: Tensor, v_TJD: Tensor, layout: Layout, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, q_THD: Tensor, k_TJD: Tensor, v_TJD: Tensor, layout: Layout, scale: float
+    ) -> Tensor:
         out, lse = attended(q_THD, k_TJD, v_TJD, layout, scale)
         out = out.to(q_THD.dtype)
         ctx.save_for_backward(q_THD, k_TJD, v_TJD, out, lse)
@@ -215,21 +250,32 @@ class _Attention(torch.autograd.Function):
         made = [torch.empty_like(x, dtype=lse.dtype) for x in (q_THD, k_TJD, v_TJD)]
         for b in ctx.layout.own:
             q, k, v, o = (_gathered(x, b) for x in (q_THD, k_TJD, v_TJD, out))
-            found = _flash_backward(_scattered(g_THD, b), q, k, v, o, _gathered_lse(lse, b), 0.0, True, scale=ctx.scale)
+            found = _flash_backward(
+                _scattered(g_THD, b), q, k, v, o, _gathered_lse(lse, b), 0.0, True, scale=ctx.scale
+            )
             for whole, part in zip(made, found, strict=True):
                 _put(whole, b, part.transpose(1, 2))
         dq, dk, dv = made
         for start, end, below in ctx.layout.shared:
             g, q, o = (_heads(x[end:below]) for x in (g_THD, q_THD, out))
-            k, v, joint = _heads(k_TJD[start:end]), _heads(v_TJD[start:end]), lse[None, end:below].transpose(1, 2)
+            k, v, joint = (
+                _heads(k_TJD[start:end]),
+                _heads(v_TJD[start:end]),
+                lse[None, end:below].transpose(1, 2),
+            )
             found = _flash_backward(g, q, k, v, o, joint, 0.0, False, scale=ctx.scale)
-            for whole, part in zip((dq[end:below], dk[start:end], dv[start:end]), found, strict=True):
+            for whole, part in zip(
+                (dq[end:below], dk[start:end], dv[start:end]), found, strict=True
+            ):
                 whole.add_(part[0].transpose(0, 1))
         return dq.to(q_THD.dtype), dk.to(q_THD.dtype), dv.to(q_THD.dtype), None, None
 
 
-def attended(q_THD: Tensor, k_TJD: Tensor, v_TJD: Tensor, layout: Layout, scale: float) -> tuple[Tensor, Tensor]:
-    """The attention's result and the log of each soft-max's sum, (T, H, D) and (T, H), at least in float32."""
+def attended(
+    q_THD: Tensor, k_TJD: Tensor, v_TJD: Tensor, layout: Layout, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The attention's result and the log of each soft-max's sum, (T, H, D) and (T, H), at least in
+    float32."""
     exact = torch.promote_types(q_THD.dtype, torch.float32)
     out, lse = torch.empty_like(q_THD, dtype=exact), q_THD.new_empty(q_THD.shape[:2], dtype=exact)
     for b in layout.own:
@@ -237,12 +283,22 @@ def attended(q_THD: Tensor, k_TJD: Tensor, v_TJD: Tensor, layout: Layout, scale:
         _put(out, b, o.transpose(1, 2))
         _put(lse, b, s.transpose(1, 2))
     for start, end, below in layout.shared:
-        join(out[end:below], lse[end:below], q_THD[end:below], k_TJD[start:end], v_TJD[start:end], scale)
+        join(
+            out[end:below],
+            lse[end:below],
+            q_THD[end:below],
+            k_TJD[start:end],
+            v_TJD[start:end],
+            scale,
+        )
     return out, lse
 
 
-def join(out_NHD: Tensor, lse_NH: Tensor, q_NHD: Tensor, k_SJD: Tensor, v_SJD: Tensor, scale: float) -> None:
-    """Let N tokens attend to S others too, all to all: into `out` and `lse`, which hold what they have seen until now."""
+def join(
+    out_NHD: Tensor, lse_NH: Tensor, q_NHD: Tensor, k_SJD: Tensor, v_SJD: Tensor, scale: float
+) -> None:
+    """Let N tokens attend to S others too, all to all: into `out` and `lse`, which hold what they
+    have seen until now."""
     o, s = _flash(_heads(q_NHD), _heads(k_SJD), _heads(v_SJD), 0.0, False, scale=scale)
     other = s[0].T.to(lse_NH.dtype)
     both = torch.logaddexp(lse_NH, other)
@@ -250,8 +306,11 @@ def join(out_NHD: Tensor, lse_NH: Tensor, q_NHD: Tensor, k_SJD: Tensor, v_SJD: T
     lse_NH.copy_(both)
 
 
-def attended_rows(q_BHD: Tensor, k_BSJD: Tensor, v_BSJD: Tensor, mask_BS: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """One token of each of B rows, attending to its own row: the result and the log of its soft-max's sum. `mask`: 0, or minus infinity."""
+def attended_rows(
+    q_BHD: Tensor, k_BSJD: Tensor, v_BSJD: Tensor, mask_BS: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """One token of each of B rows, attending to its own row: the result and the log of its
+    soft-max's sum. `mask`: 0, or minus infinity."""
     mask = None if mask_BS is None else mask_BS[:, None, None]
     k, v = k_BSJD.transpose(1, 2), v_BSJD.transpose(1, 2)
     o, s = _flash(q_BHD[:, :, None], k, v, 0.0, False, attn_mask=mask, scale=scale)
@@ -284,13 +343,22 @@ def _scattered(g_THD: Tensor, b: Bucket) -> Tensor:
 def _put(whole_T: Tensor, b: Bucket, rows_ML: Tensor) -> None:
     """What a bucket's real tokens gave, into their places."""
     rows = rows_ML.flatten(0, 1)
-    whole_T.index_copy_(0, b.flat, (rows if b.padding is None else rows.index_select(0, b.valid)).to(whole_T.dtype))
+    whole_T.index_copy_(
+        0, b.flat, (rows if b.padding is None else rows.index_select(0, b.valid)).to(whole_T.dtype)
+    )
 
 
 def attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None,
-    dropout: float = 0.0, packed_layout: Attends | None = None, **kwargs: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    packed_layout: Attends | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
     """What a model calls in every layer: (1, H, T, D) to (1, T, H, D)."""
     if packed_layout is None:
         found: tuple[Tensor, None] = sdpa_attention_forward(
@@ -307,7 +375,8 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def enable(model: PreTrainedModel) -> None:
-    """Let a model take packed rows, where it can. On other devices than processors it is tried first: nobody has proven it there."""
+    """Let a model take packed rows, where it can. On other devices than processors it is tried
+    first: nobody has proven it there."""
     if not _objection(model):
         before = model.config._attn_implementation
         model.set_attn_implementation(NAME)
@@ -321,9 +390,14 @@ def _same(model: PreTrainedModel) -> bool:
     rows = [[*range(1, LEAST_SHARED + 1), *tail] for tail in ([3, 4], [5, 6, 7])]
     made = pack(rows)
     try:
-        together = model(**inputs(made.ids_T, made.positions_T, made.layout, next(model.parameters()).device), use_cache=False).logits[0]
+        together = model(
+            **inputs(made.ids_T, made.positions_T, made.layout, next(model.parameters()).device),
+            use_cache=False,
+        ).logits[0]
         for row, places in zip(rows, made.places, strict=True):
-            alone = model(input_ids=torch.tensor([row], device=together.device), use_cache=False).logits[0]
+            alone = model(
+                input_ids=torch.tensor([row], device=together.device), use_cache=False
+            ).logits[0]
             if not torch.allclose(together[places].float(), alone.float(), rtol=2e-2, atol=2e-2):
                 return False
     except RuntimeError:
@@ -332,7 +406,8 @@ def _same(model: PreTrainedModel) -> bool:
 
 
 def can_hold(model: Any, longest: int) -> bool:
-    """Whether rows may be packed while they are answered too: what is held of them is attended to by the kernel alone."""
+    """Whether rows may be packed while they are answered too: what is held of them is attended to
+    by the kernel alone."""
     return can_pack(model, longest) and _has_kernel(next(model.parameters()))
 
 
@@ -347,7 +422,10 @@ def why_padded(model: Any, longest: int) -> str:
     if can_pack(model, longest):
         return ""
     if longest > _window(model, longest):
-        return f"its attention reaches back {_window(model, longest)} tokens and the longest row has {longest}"
+        return (
+            f"its attention reaches back {_window(model, longest)} tokens and the longest row "
+            f"has {longest}"
+        )
     return _objection(model.get_base_model() if hasattr(model, "get_base_model") else model)
 
 
@@ -362,21 +440,36 @@ def _objection(model: PreTrainedModel) -> str:
         return "its attention cannot be exchanged"
     if getattr(config, "attn_logit_softcapping", None):
         return "it caps attention scores"
-    if any(v for k, v in config.to_dict().items() if ("dropout" in k or "pdrop" in k) and isinstance(v, float)):
+    if any(
+        v
+        for k, v in config.to_dict().items()
+        if ("dropout" in k or "pdrop" in k) and isinstance(v, float)
+    ):
         return "it drops values at random, which rows with one beginning would share"
     return ""
 
 
-def inputs(ids_T: Tensor, positions_T: Tensor, layout: Attends, device: torch.device | None = None) -> dict[str, Any]:
-    """What the model's forward is given. The mask of one element is never read: the layout says who sees whom."""
-    made = {"input_ids": ids_T[None], "position_ids": positions_T[None], "attention_mask": torch.zeros(1, 1, 1, 1)}
+def inputs(
+    ids_T: Tensor, positions_T: Tensor, layout: Attends, device: torch.device | None = None
+) -> dict[str, Any]:
+    """What the model's forward is given. The mask of one element is never read: the layout says who
+    sees whom."""
+    made = {
+        "input_ids": ids_T[None],
+        "position_ids": positions_T[None],
+        "attention_mask": torch.zeros(1, 1, 1, 1),
+    }
     return {**{name: t.to(device) for name, t in made.items()}, "packed_layout": layout}
 
 
 def groups(
-    rows: Sequence[Sequence[int]], max_tokens: int, max_rows: int | None = None, apart: Sequence[int] | None = None
+    rows: Sequence[Sequence[int]],
+    max_tokens: int,
+    max_rows: int | None = None,
+    apart: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """Rows for one pass each: at most `max_tokens` distinct ones (or one row), rows that begin alike together (`apart` as in `pack`)."""
+    """Rows for one pass each: at most `max_tokens` distinct ones (or one row), rows that begin
+    alike together (`apart` as in `pack`)."""
     of = apart or [0] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: (of[i], tuple(rows[i]), i))
     found: list[list[int]] = []

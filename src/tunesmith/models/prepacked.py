@@ -1,7 +1,9 @@
-"""Weights laid out once for the products that answering needs: it multiplies them with few rows at a time, again and again.
+"""Weights laid out once for the products that answering needs: it multiplies them with few rows at
+a time, again and again.
 
-By oneDNN, on a processor, in float32: the same products, with weights that stand in memory as its kernels read them. The plain weights
-are let go, but for those that something else reads too (an embedding that is also the head).
+By oneDNN, on a processor, in float32: the same products, with weights that stand in memory as its
+kernels read them. The plain weights are let go, but for those that something else reads too (an
+embedding that is also the head).
 """
 
 from functools import cache
@@ -25,14 +27,26 @@ class Prepacked(nn.Module):
         self._bias = None if layer.bias is None else layer.bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self._weight, self._bias, "none", [], ""
+        )
         return found
 
 
 def enable(model: PreTrainedModel) -> None:
-    """Prepack the large linear layers of a model that is only asked from now on; nothing changes where torch cannot do it here."""
-    linear = [(name, m) for name, m in model.named_modules() if type(m) is nn.Linear and m.weight.numel() >= LEAST]
-    if not all(m.weight.device.type == "cpu" and m.weight.dtype == torch.float32 for _, m in linear) or not _works():
+    """Prepack the large linear layers of a model that is only asked from now on; nothing changes
+    where torch cannot do it here."""
+    linear = [
+        (name, m)
+        for name, m in model.named_modules()
+        if type(m) is nn.Linear and m.weight.numel() >= LEAST
+    ]
+    if (
+        not all(
+            m.weight.device.type == "cpu" and m.weight.dtype == torch.float32 for _, m in linear
+        )
+        or not _works()
+    ):
         return
     for name, layer in linear:
         parent, _, own = name.rpartition(".")
@@ -43,7 +57,10 @@ def enable(model: PreTrainedModel) -> None:
 def _works() -> bool:
     """Not every build of torch has these operators; they are those of its own compiler."""
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # the caller's random numbers stay what they are
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(devices=[]),
+        ):  # the caller's random numbers stay what they are
             layer, x = nn.Linear(48, 96), torch.ones(1, 3, 48)
             return torch.allclose(Prepacked(layer)(x), layer(x), rtol=1e-4, atol=1e-5)
     except (RuntimeError, AttributeError, NotImplementedError):

@@ -1,8 +1,9 @@
 """Probes: what the trained model answered, and how another artefact of it reads the same.
 
-When training ends, the model in memory answers some prompts, greedily; its answers and, at each answered position, its most likely
-tokens with their log-probabilities are kept with it. Whatever is later made of the model (the files loaded back, a merge) reads the
-same prompts and answers, and its agreement makes its certificate.
+When training ends, the model in memory answers some prompts, greedily; its answers and, at each
+answered position, its most likely tokens with their log-probabilities are kept with it. Whatever is
+later made of the model (the files loaded back, a merge) reads the same prompts and answers, and its
+agreement makes its certificate.
 """
 
 import math
@@ -43,18 +44,24 @@ class Probes:
     def save(self, folder: Path) -> None:
         save_file(
             {
-                "prompts": _flat(self.prompts), "prompt_lengths": _lengths(self.prompts), "answers": _flat(self.answers),
-                "answer_lengths": _lengths(self.answers), "stopped": torch.tensor(self.stopped), "ids": self.ids_NK.int(),
+                "prompts": _flat(self.prompts),
+                "prompt_lengths": _lengths(self.prompts),
+                "answers": _flat(self.answers),
+                "answer_lengths": _lengths(self.answers),
+                "stopped": torch.tensor(self.stopped),
+                "ids": self.ids_NK.int(),
                 "logp": self.logp_NK,
             },
             folder / FILE,
-        )  # fmt: skip
+        )
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         try:
             t = load_file(folder / FILE)
-            prompts, answers = (_split(t[n], t[f"{n[:-1]}_lengths"]) for n in ("prompts", "answers"))
+            prompts, answers = (
+                _split(t[n], t[f"{n[:-1]}_lengths"]) for n in ("prompts", "answers")
+            )
             found = cls(prompts, answers, t["stopped"].tolist(), t["ids"].long(), t["logp"])
             found._check()
             return found
@@ -64,11 +71,23 @@ class Probes:
     def _check(self) -> None:
         """ValueError where the parts do not fit each other."""
         n, kept = sum(map(len, self.answers)), self.ids_NK.shape[-1]
-        if not len(self.prompts) == len(self.answers) == len(self.stopped) or not all(self.prompts) or not all(self.answers):
+        if (
+            not len(self.prompts) == len(self.answers) == len(self.stopped)
+            or not all(self.prompts)
+            or not all(self.answers)
+        ):
             raise ValueError("prompts, answers and stops are not equally many")
-        if self.ids_NK.shape != self.logp_NK.shape or self.ids_NK.shape != (n, kept) or kept < 2 or not self.logp_NK.is_floating_point():
+        if (
+            self.ids_NK.shape != self.logp_NK.shape
+            or self.ids_NK.shape != (n, kept)
+            or kept < 2
+            or not self.logp_NK.is_floating_point()
+        ):
             raise ValueError("the tokens kept do not fit the answers")
-        ids = [*(i for p in (*self.prompts, *self.answers) for i in p), *self.ids_NK.flatten().tolist()]
+        ids = [
+            *(i for p in (*self.prompts, *self.answers) for i in p),
+            *self.ids_NK.flatten().tolist(),
+        ]
         if not all(type(i) is int and 0 <= i < 2**31 for i in ids):
             raise ValueError("a token is no number of a vocabulary")
 
@@ -89,16 +108,30 @@ class Agreement:
     """Of each probe, this model's log-probabilities of the kept tokens, (answered, K)."""
 
 
-def record(model: Model, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], stopped: Sequence[bool]) -> Probes:
+def record(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    stopped: Sequence[bool],
+) -> Probes:
     """Probes of the trained model, from its own greedy answers, the stop id left out of them."""
-    rows = [([*p], [*a, 0] if s else [*a], s) for p, a, s in zip(prompts, answers, stopped, strict=True) if a or s]
+    rows = [
+        ([*p], [*a, 0] if s else [*a], s)
+        for p, a, s in zip(prompts, answers, stopped, strict=True)
+        if a or s
+    ]
     found = list(_logits(model, [r[0] for r in rows], [r[1] for r in rows]))
     for (_, answer, has_stopped), logits in zip(rows, found, strict=True):
         if has_stopped:  # which of the stop ids it was, the position before tells
             answer[-1] = int(logits[-1].argmax())
     kept = [logits.log_softmax(-1).topk(min(KEPT, logits.shape[-1])) for logits in found]
-    return Probes([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows],
-                  torch.cat([k.indices for k in kept]).cpu(), torch.cat([k.values for k in kept]).float().cpu())  # fmt: skip
+    return Probes(
+        [r[0] for r in rows],
+        [r[1] for r in rows],
+        [r[2] for r in rows],
+        torch.cat([k.indices for k in kept]).cpu(),
+        torch.cat([k.values for k in kept]).float().cpu(),
+    )
 
 
 def replay(model: Model, probes: Probes) -> Agreement:
@@ -106,7 +139,9 @@ def replay(model: Model, probes: Probes) -> Agreement:
     equal = ties = same = at = 0
     divergence = 0.0
     seen: list[Tensor] = []
-    for answer, logits in zip(probes.answers, _logits(model, probes.prompts, probes.answers), strict=True):
+    for answer, logits in zip(
+        probes.answers, _logits(model, probes.prompts, probes.answers), strict=True
+    ):
         n = len(answer)
         ids, p = probes.ids_NK[at : at + n], probes.logp_NK[at : at + n].double()
         here = logits.double().cpu().log_softmax(-1)
@@ -124,26 +159,51 @@ def replay(model: Model, probes: Probes) -> Agreement:
 
 
 def differing(probes: Probes, a: Agreement, b: Agreement) -> int:
-    """Probes on which two models give a token that the trained one held for possible another log-probability, by more than DIFFERENT."""
+    """Probes on which two models give a token that the trained one held for possible another
+    log-probability, by more than DIFFERENT."""
     possible = torch.split(probes.logp_NK > math.log(1e-4), [len(x) for x in probes.answers])
-    return sum(bool(((p - q).abs() > DIFFERENT)[m].any()) for p, q, m in zip(a.logp, b.logp, possible, strict=True))
+    return sum(
+        bool(((p - q).abs() > DIFFERENT)[m].any())
+        for p, q, m in zip(a.logp, b.logp, possible, strict=True)
+    )
 
 
 def certify(
-    artefact: str, precision: str, model: Model, probes: Probes, of_base: Agreement, *, base_digest: str, template_digest: str,
+    artefact: str,
+    precision: str,
+    model: Model,
+    probes: Probes,
+    of_base: Agreement,
+    *,
+    base_digest: str,
+    template_digest: str,
     data_digest: str,
-) -> Certificate:  # fmt: skip
-    """The certificate of an artefact that was read back as `model`; `of_base` is how its base reads the same probes."""
+) -> Certificate:
+    """The certificate of an artefact that was read back as `model`; `of_base` is how its base reads
+    the same probes."""
     found = replay(model, probes)
     return Certificate(
-        artefact, precision, len(probes.prompts), found.equal, found.ties, found.top1, found.kl, differing(probes, of_base, found),
-        sum(probes.stopped) / max(1, len(probes.stopped)), base_digest, template_digest, data_digest,
-    )  # fmt: skip
+        artefact,
+        precision,
+        len(probes.prompts),
+        found.equal,
+        found.ties,
+        found.top1,
+        found.kl,
+        differing(probes, of_base, found),
+        sum(probes.stopped) / max(1, len(probes.stopped)),
+        base_digest,
+        template_digest,
+        data_digest,
+    )
 
 
 @torch.no_grad()
-def _logits(model: Model, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> Iterator[Tensor]:
-    """Of each probe, the logits at its answered positions, (answered, V), in the order of the probes."""
+def _logits(
+    model: Model, prompts: Sequence[list[int]], answers: Sequence[list[int]]
+) -> Iterator[Tensor]:
+    """Of each probe, the logits at its answered positions, (answered, V), in the order of the
+    probes."""
     model.eval()
     rows = [Encoded([*p, *a], len(p)) for p, a in zip(prompts, answers, strict=True)]
     found: list[Tensor] = [torch.empty(0)] * len(rows)

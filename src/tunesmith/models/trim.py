@@ -1,7 +1,9 @@
-"""The last layer's MLP, only where somebody looks: what it would give at other positions, nothing reads.
+"""The last layer's MLP, only where somebody looks: what it would give at other positions, nothing
+reads.
 
-An MLP is most of a layer's arithmetic, and a position's output depends on that position alone. In a model of few layers this is a
-tenth of the whole; the loss, its gradient and every answer stay what they are. T positions, K of them looked at, D width.
+An MLP is most of a layer's arithmetic, and a position's output depends on that position alone. In a
+model of few layers this is a tenth of the whole; the loss, its gradient and every answer stay what
+they are. T positions, K of them looked at, D width.
 """
 
 from collections.abc import Iterator
@@ -20,7 +22,8 @@ LEAST_SAVED = 0.25  # of the positions; below it choosing and putting back costs
 
 @contextmanager
 def only(keep_K: Tensor) -> Iterator[None]:
-    """Inside, a model's last hidden states are meant to be read at these positions alone, given in order."""
+    """Inside, a model's last hidden states are meant to be read at these positions alone, given in
+    order."""
     token = _looked_at.set(keep_K)
     try:
         yield
@@ -36,8 +39,11 @@ def chosen() -> Tensor | None:
 
 
 def enable(model: PreTrainedModel) -> None:
-    """Where the model has such an MLP and gives the same without the rest of it, tried here; else nothing changes."""
-    layers = next((m for m in model.base_model.children() if isinstance(m, nn.ModuleList) and len(m)), None)
+    """Where the model has such an MLP and gives the same without the rest of it, tried here; else
+    nothing changes."""
+    layers = next(
+        (m for m in model.base_model.children() if isinstance(m, nn.ModuleList) and len(m)), None
+    )
     mlp = getattr(layers[-1], "mlp", None) if layers is not None else None
     if not isinstance(mlp, nn.Module):
         return
@@ -66,7 +72,10 @@ def _put_back(module: nn.Module, inputs: tuple[Any, ...], out_BKD: Tensor) -> Te
 
 @torch.no_grad()
 def _same(model: PreTrainedModel) -> bool:
-    ids = torch.arange(8, device=next(model.parameters()).device)[None] % model.config.get_text_config().vocab_size
+    ids = (
+        torch.arange(8, device=next(model.parameters()).device)[None]
+        % model.config.get_text_config().vocab_size
+    )
     keep_K = torch.tensor([2, 7], device=ids.device)
     was_training = model.training
     model.eval()
@@ -74,7 +83,9 @@ def _same(model: PreTrainedModel) -> bool:
         whole = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         with only(keep_K):
             trimmed = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        same = torch.allclose(whole[:, keep_K], trimmed[:, keep_K], rtol=1e-3, atol=1e-4) and not torch.equal(whole, trimmed)
+        same = torch.allclose(
+            whole[:, keep_K], trimmed[:, keep_K], rtol=1e-3, atol=1e-4
+        ) and not torch.equal(whole, trimmed)
     except Exception:  # an MLP of another kind: experts, a tuple
         same = False
     model.train(was_training)

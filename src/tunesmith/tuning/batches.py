@@ -23,8 +23,11 @@ def rows_of_step(n_rows: int, batch_size: int, seed: int, step: int) -> list[int
     return order(n_rows, seed, epoch)[position * batch_size : (position + 1) * batch_size]
 
 
-def steps_within(lengths: Sequence[int], batch_size: int, seed: int, total: int, tokens: int) -> int:
-    """How many of the `total` optimizer steps read no more than `tokens` together; rows have `lengths` tokens."""
+def steps_within(
+    lengths: Sequence[int], batch_size: int, seed: int, total: int, tokens: int
+) -> int:
+    """How many of the `total` optimizer steps read no more than `tokens` together; rows have
+    `lengths` tokens."""
     used = 0
     for step in range(total):
         used += sum(lengths[i] for i in rows_of_step(len(lengths), batch_size, seed, step))

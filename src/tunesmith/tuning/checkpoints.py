@@ -1,7 +1,9 @@
-"""Checkpoints: everything a run needs to go on to the same bits, published whole under attempt-<n>/step-<s>/.
+"""Checkpoints: everything a run needs to go on to the same bits, published whole under
+attempt-<n>/step-<s>/.
 
-Trained tensors in their own type, AdamW's moments and step counts, the random state, the position. The order of rows is a
-function of (seed, epoch), so one integer stands for it. A damaged checkpoint is passed over for the one before.
+Trained tensors in their own type, AdamW's moments and step counts, the random state, the position.
+The order of rows is a function of (seed, epoch), so one integer stands for it. A damaged checkpoint
+is passed over for the one before.
 """
 
 import json
@@ -35,7 +37,8 @@ class Position:
     """Sum of the token losses of the epoch so far."""
     epoch_tokens: int = 0
     first_loss: float | None = None
-    """Loss of the first step's rows before anything was learnt: what a run that diverges is told by."""
+    """Loss of the first step's rows before anything was learnt: what a run that diverges is told
+    by."""
     training_loss: float | None = None
     """Mean token loss of the last whole epoch, each row as it was when its turn came."""
     validation_loss: float | None = None
@@ -48,11 +51,13 @@ class Position:
     micro_tokens: int = MICRO_TOKENS
     """Tokens that go through the model at once; halved where memory ran out."""
     bound_to: dict[str, Any] = field(default_factory=dict)
-    """Data, decided options, base and template, by their digests: a checkpoint of others is refused."""
+    """Data, decided options, base and template, by their digests: a checkpoint of others is
+    refused."""
     environment: dict[str, Any] = field(default_factory=dict)
     """Versions, threads and device: under others a run goes on, and `exact` is false from there."""
     exact: bool = True
-    """Whether all of it so far ran in one environment, so that it ends with the weights of an undisturbed run, to the bit."""
+    """Whether all of it so far ran in one environment, so that it ends with the weights of an
+    undisturbed run, to the bit."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +73,13 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def save(
-    folder: Path, home: Path, position: Position, trained: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer,
+    folder: Path,
+    home: Path,
+    position: Position,
+    trained: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
     again: bool = False,
-) -> Checkpoint:  # fmt: skip
+) -> Checkpoint:
     """`again`: in place of the one of this step, because how its steps are cut has changed."""
     tensors = {n: p.detach().contiguous() for n, p in trained.items()}
     durable.check_space(folder, sum(t.numel() * t.element_size() for t in tensors.values()) * 3)
@@ -79,7 +88,9 @@ def save(
         staged = outer / "checkpoint"
         staged.mkdir()
         save_file(tensors, staged / "model.safetensors")
-        save_file(_optimizer_tensors(optimizer) | _random_states(), staged / "optimizer.safetensors")
+        save_file(
+            _optimizer_tensors(optimizer) | _random_states(), staged / "optimizer.safetensors"
+        )
         durable.write_json(staged / "state.json", asdict(position))
         if final.exists() and again:
             durable.remove(final)
@@ -89,12 +100,19 @@ def save(
     return Checkpoint(final, position)
 
 
-def newest(attempts: list[Path], bound_to: dict[str, Any], damaged: Callable[[DamagedFiles], None] = lambda e: None) -> Checkpoint | None:
-    """The furthest whole checkpoint of any attempt of this job; `damaged` is told of each that was passed over.
+def newest(
+    attempts: list[Path],
+    bound_to: dict[str, Any],
+    damaged: Callable[[DamagedFiles], None] = lambda e: None,
+) -> Checkpoint | None:
+    """The furthest whole checkpoint of any attempt of this job; `damaged` is told of each that was
+    passed over.
 
     CheckpointOfAnother where it was made of other rows, options, base or template.
     """
-    found = sorted((c for a in attempts for c in a.glob("step-*")), key=lambda c: c.name, reverse=True)
+    found = sorted(
+        (c for a in attempts for c in a.glob("step-*")), key=lambda c: c.name, reverse=True
+    )
     for folder in found:
         try:
             durable.verify(folder)
@@ -103,13 +121,19 @@ def newest(attempts: list[Path], bound_to: dict[str, Any], damaged: Callable[[Da
             damaged(e)
             continue
         if position.bound_to != bound_to:
-            what = sorted(k for k in bound_to.keys() | position.bound_to.keys() if bound_to.get(k) != position.bound_to.get(k))
+            what = sorted(
+                k
+                for k in bound_to.keys() | position.bound_to.keys()
+                if bound_to.get(k) != position.bound_to.get(k)
+            )
             raise CheckpointOfAnother(folder=str(folder), what=" and ".join(what))
         return Checkpoint(folder, position)
     return None
 
 
-def restore(checkpoint: Checkpoint, trained: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> Position:
+def restore(
+    checkpoint: Checkpoint, trained: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+) -> Position:
     load_weights(checkpoint.folder, trained)
     tensors = load_file(checkpoint.folder / "optimizer.safetensors")
     torch.set_rng_state(tensors.pop("rng"))
@@ -119,7 +143,9 @@ def restore(checkpoint: Checkpoint, trained: dict[str, torch.nn.Parameter], opti
     for name, tensor in tensors.items():
         index, key = name.split(".")
         state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
     return checkpoint.position
 
 
@@ -128,7 +154,9 @@ def load_weights(folder: Path, trained: dict[str, torch.nn.Parameter]) -> None:
     durable.verify(folder)
     tensors = load_file(folder / "model.safetensors")
     if tensors.keys() != trained.keys():
-        raise DamagedFiles(folder=str(folder), reason="it holds other tensors than this model trains")
+        raise DamagedFiles(
+            folder=str(folder), reason="it holds other tensors than this model trains"
+        )
     with torch.no_grad():
         for name, p in trained.items():
             p.copy_(tensors[name])
@@ -136,7 +164,9 @@ def load_weights(folder: Path, trained: dict[str, torch.nn.Parameter]) -> None:
 
 def collect(attempts: list[Path], best_step: int) -> None:
     """Remove checkpoints that nothing needs: all but the newest few and the best."""
-    found = sorted((c for a in attempts for c in a.glob("step-*")), key=lambda c: c.name, reverse=True)
+    found = sorted(
+        (c for a in attempts for c in a.glob("step-*")), key=lambda c: c.name, reverse=True
+    )
     for folder in found[KEEP:]:
         if folder.name != f"step-{best_step:08d}":
             durable.remove(folder)
@@ -149,4 +179,6 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tens
 
 def _random_states() -> dict[str, torch.Tensor]:
     """Of the processor and of each GPU. Python's and NumPy's generators decide nothing in a run."""
-    return {"rng": torch.get_rng_state()} | {f"rng-cuda-{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    return {"rng": torch.get_rng_state()} | {
+        f"rng-cuda-{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())
+    }

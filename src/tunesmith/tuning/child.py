@@ -1,7 +1,7 @@
 """The seam between the worker and its child processes (prepare, trainer, evaluator).
 
-A child reads one Assignment from standard input and writes JSON lines to standard output; it has no database
-credential, and it dies with its worker. Imports no torch.
+A child reads one Assignment from standard input and writes JSON lines to standard output; it has no
+database credential, and it dies with its worker. Imports no torch.
 """
 
 import ctypes
@@ -48,11 +48,20 @@ class Assignment:
     @classmethod
     def of(cls, job: Job, *, home: Path, job_folder: Path, device: str, threads: int) -> Self:
         return cls(
-            job_id=job.id, task=job.task, home=str(home), folder=str(job_folder / f"attempt-{job.attempt}"),
-            data_folder=str(job_folder / "data"), data_digest=job.data_digest, options=job.options.to_json(),
-            resolved=job.resolved.to_json() if job.resolved else None, base=dict(job.base), template=dict(job.template),
-            device=device, threads=threads, moved=dict(job.moved),
-        )  # fmt: skip
+            job_id=job.id,
+            task=job.task,
+            home=str(home),
+            folder=str(job_folder / f"attempt-{job.attempt}"),
+            data_folder=str(job_folder / "data"),
+            data_digest=job.data_digest,
+            options=job.options.to_json(),
+            resolved=job.resolved.to_json() if job.resolved else None,
+            base=dict(job.base),
+            template=dict(job.template),
+            device=device,
+            threads=threads,
+            moved=dict(job.moved),
+        )
 
     @property
     def asked(self) -> Options:
@@ -109,8 +118,11 @@ def send(work: Any) -> bytes:
 
 
 def ask(module: str, work: Work, kind: str) -> dict[str, Any]:
-    """Run a child to its end and give the facts of its report of this kind; its error is raised here."""
-    environment = {k: v for k, v in os.environ.items() if k != "TUNESMITH_STORE"}  # a child has no database credential
+    """Run a child to its end and give the facts of its report of this kind; its error is raised
+    here."""
+    environment = {
+        k: v for k, v in os.environ.items() if k != "TUNESMITH_STORE"
+    }  # a child has no database credential
     ended = subprocess.run(command(module), input=send(work), capture_output=True, env=environment)
     found: dict[str, dict[str, Any]] = {}
     for line in ended.stdout.split(b"\n")[:-1]:  # a child killed while writing leaves half a line
@@ -125,7 +137,8 @@ def ask(module: str, work: Work, kind: str) -> dict[str, Any]:
 
 
 def main(phase: str, run: Callable[[Any, Report], None], kind: type[Any] = Assignment) -> None:
-    """The body of a child's `__main__`: run on what it is given (a `kind`), and report how it ended."""
+    """The body of a child's `__main__`: run on what it is given (a `kind`), and report how it
+    ended."""
     _die_with_parent()
     lines = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print goes to the log
@@ -142,12 +155,21 @@ def main(phase: str, run: Callable[[Any, Report], None], kind: type[Any] = Assig
         report("error", error=e.to_json())
     except Exception as e:
         traceback.print_exc()
-        report("error", error=TrainingFailed(id=work.job_id, phase=phase, reason=f"{type(e).__name__}: {e}").to_json())
+        report(
+            "error",
+            error=TrainingFailed(
+                id=work.job_id, phase=phase, reason=f"{type(e).__name__}: {e}"
+            ).to_json(),
+        )
 
 
 def _die_with_parent() -> None:
     """A worker killed by force takes its child along (Linux: PR_SET_PDEATHSIG)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-        if os.getppid() == 1 and "TUNESMITH_WORKER_PID" in os.environ and os.environ["TUNESMITH_WORKER_PID"] != "1":
+        if (
+            os.getppid() == 1
+            and "TUNESMITH_WORKER_PID" in os.environ
+            and os.environ["TUNESMITH_WORKER_PID"] != "1"
+        ):
             os._exit(1)  # the parent died before the call above

@@ -1,4 +1,5 @@
-"""VALIDATING, in a child process of the worker: count the tokens, refuse rows by id, decide every `auto`. No torch."""
+"""VALIDATING, in a child process of the worker: count the tokens, refuse rows by id, decide every
+`auto`. No torch."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -22,11 +23,19 @@ from tunesmith.tuning.recipe import Facts, resolve, token_budget
 
 def run(assignment: child.Assignment, report: child.Report) -> None:
     price = catalog.credits(Path(assignment.home), assignment.spec.name, "training", 1)
-    prepared = prepare(assignment.dataset(), assignment.encoder(), assignment.spec, assignment.asked, price)
+    prepared = prepare(
+        assignment.dataset(), assignment.encoder(), assignment.spec, assignment.asked, price
+    )
     report("rejections", rows=prepared.rejected)
     for warning in prepared.warnings:
         report("warning", message=warning)
-    report("prepared", resolved=prepared.resolved.to_json(), input_tokens=prepared.tokens, rows=prepared.rows, moved=prepared.moved)
+    report(
+        "prepared",
+        resolved=prepared.resolved.to_json(),
+        input_tokens=prepared.tokens,
+        rows=prepared.rows,
+        moved=prepared.moved,
+    )
 
 
 @dataclass(frozen=True)
@@ -43,49 +52,81 @@ class Prepared:
     warnings: list[str]
 
 
-def prepare(dataset: Dataset, encoder: Encoder, spec: ModelSpec, asked: Options, price: float) -> Prepared:
-    """RowsTooLong, NoUsableRows or BudgetTooSmall where rows or budget (`price` in credits per token) do not allow training."""
+def prepare(
+    dataset: Dataset, encoder: Encoder, spec: ModelSpec, asked: Options, price: float
+) -> Prepared:
+    """RowsTooLong, NoUsableRows or BudgetTooSmall where rows or budget (`price` in credits per
+    token) do not allow training."""
     frozen = replace(dataset, moved={})  # as often as this is done, it gives the same
     parts, why_last = _encoded(frozen, encoder, spec, asked)
     rejected = [r for p in parts.values() for r in p.rejected]
     too_long = [r for r in rejected if r["reason"] == TOO_LONG]
     if too_long and asked.on_long == "fail":
         raise RowsTooLong(
-            count=len(too_long), base_model=spec.name, window=spec.prompt_window, completion_window=spec.completion_window,
+            count=len(too_long),
+            base_model=spec.name,
+            window=spec.prompt_window,
+            completion_window=spec.completion_window,
             rows=[f"{r['part']} {r['row']}" for r in too_long],
-        )  # fmt: skip
+        )
     moved, told = _filled_again(frozen, parts) if rejected else ({}, [])
-    accepted = {part: list(split.counted_to(part, moved, lambda p: parts[p].accepted, lambda example: example.row.row)) for part in PARTS}
+    accepted = {
+        part: list(
+            split.counted_to(
+                part, moved, lambda p: parts[p].accepted, lambda example: example.row.row
+            )
+        )
+        for part in PARTS
+    }
     train = accepted["train"]
     if not train:
         reasons = Counter(r["reason"] for r in rejected)
-        raise NoUsableRows(part="training", rows=len(rejected), reasons="; ".join(f"{n} x {reason}" for reason, n in reasons.items()))
+        raise NoUsableRows(
+            part="training",
+            rows=len(rejected),
+            reasons="; ".join(f"{n} x {reason}" for reason, n in reasons.items()),
+        )
     resolved = resolve(asked, Facts(spec, len(train), learn=why_last))
     tokens, option = token_budget(resolved, price)
-    if tokens and not steps_within([len(e.encoded.ids) for e in train], resolved.batch_size, resolved.seed, 1, tokens):
+    if tokens and not steps_within(
+        [len(e.encoded.ids) for e in train], resolved.batch_size, resolved.seed, 1, tokens
+    ):
         raise BudgetTooSmall(name=option, tokens=tokens, batch_size=resolved.batch_size)
     counts = {p: len(e) for p, e in accepted.items()}
     cut = sum(e.cut is not None for examples in accepted.values() for e in examples)
     rejected = dataset.rejected() + rejected
     told += warnings(spec, resolved.learning_rate, rejected) + ([why_last] if why_last else [])
     used = sum(len(e.encoded.ids) for e in train)
-    return Prepared(resolved, used, {**counts, "rejected": len(rejected), "cut": cut}, rejected, moved, told)
+    return Prepared(
+        resolved, used, {**counts, "rejected": len(rejected), "cut": cut}, rejected, moved, told
+    )
 
 
-def _encoded(dataset: Dataset, encoder: Encoder, spec: ModelSpec, asked: Options) -> tuple[dict[str, Examples], str]:
-    """The rows of each part as ids, and why only last answers are learnt where all were asked for."""
+def _encoded(
+    dataset: Dataset, encoder: Encoder, spec: ModelSpec, asked: Options
+) -> tuple[dict[str, Examples], str]:
+    """The rows of each part as ids, and why only last answers are learnt where all were asked
+    for."""
     try:
-        return {part: encode(dataset, part, encoder, spec, asked.on_long, asked.learn) for part in PARTS}, ""
+        return {
+            part: encode(dataset, part, encoder, spec, asked.on_long, asked.learn) for part in PARTS
+        }, ""
     except AnswersNotFound as e:
         why = (
-            f"only the last answer of each conversation is learnt: the base's chat template does not write an earlier one (message "
+            f"only the last answer of each conversation is learnt: the base's chat template does "
+            f"not write an earlier one (message "
             f"{e.fields['message']}) as it would have been asked for it"
         )
-        return {part: encode(dataset, part, encoder, spec, asked.on_long, "last") for part in PARTS}, why
+        return {
+            part: encode(dataset, part, encoder, spec, asked.on_long, "last") for part in PARTS
+        }, why
 
 
-def _filled_again(dataset: Dataset, parts: Mapping[str, Examples]) -> tuple[dict[str, dict[str, list[int]]], list[str]]:
-    """Which rows go to another part now that some were rejected, and what must be told about the parts' sizes."""
+def _filled_again(
+    dataset: Dataset, parts: Mapping[str, Examples]
+) -> tuple[dict[str, dict[str, list[int]]], list[str]]:
+    """Which rows go to another part now that some were rejected, and what must be told about the
+    parts' sizes."""
     rows: dict[str, list[tuple[int, str, int]]] = {source: [] for source in dataset.sources}
     for part, examples in parts.items():
         for e in examples.accepted:
@@ -97,13 +138,22 @@ def _filled_again(dataset: Dataset, parts: Mapping[str, Examples]) -> tuple[dict
         if not found:
             continue
         sizes = sorted(Counter(draw for draw, *_ in found).items())
-        new = dict(zip((d for d, _ in sizes), split.split([n for _, n in sizes], plans[source]), strict=True))
+        new = dict(
+            zip(
+                (d for d, _ in sizes),
+                split.split([n for _, n in sizes], plans[source]),
+                strict=True,
+            )
+        )
         for draw, part, row in sorted(found):
             counts[new[draw]] += 1
             if new[draw] != part:
                 moved.setdefault(part, {}).setdefault(new[draw], []).append(row)
     empty = [s for s, found in rows.items() if not found and s != "training"]
-    told = [f"no row of the {source} query is left: its part is taken from the other rows" for source in empty]
+    told = [
+        f"no row of the {source} query is left: its part is taken from the other rows"
+        for source in empty
+    ]
     return moved, [*told, *split.warnings(counts, plans)]
 
 
@@ -111,16 +161,21 @@ def warnings(spec: ModelSpec, learning_rate: float, rejected: list[dict[str, Any
     found = []
     if spec.pretraining_rate and learning_rate > spec.pretraining_rate:
         found.append(
-            f"learning_rate {learning_rate:g} is above the rate {spec.name} was pretrained with ({spec.pretraining_rate:g}): it will forget"
+            f"learning_rate {learning_rate:g} is above the rate {spec.name} was pretrained with "
+            f"({spec.pretraining_rate:g}): it will forget"
         )
     reasons = Counter(r["reason"] for r in rejected)
     if reasons[TOO_LONG]:
         found.append(
-            f"rows over the window, rejected: {reasons[TOO_LONG]}; tunesmith.rejections lists them, the option on_long changes the rule"
+            f"rows over the window, rejected: {reasons[TOO_LONG]}; tunesmith.rejections lists "
+            f"them, the option on_long changes the rule"
         )
     if reasons[REFUSED]:
         words = next(r["detail"] for r in rejected if r["reason"] == REFUSED)
-        found.append(f"rows that the base's chat template refuses, rejected: {reasons[REFUSED]} ({words}); tunesmith.rejections lists them")
+        found.append(
+            f"rows that the base's chat template refuses, rejected: {reasons[REFUSED]} ({words}); "
+            f"tunesmith.rejections lists them"
+        )
     return found
 
 

@@ -1,4 +1,5 @@
-"""The quote: what a job will take, before it is paid for. Plain data; what is measured comes from `rehearsal`. No torch."""
+"""The quote: what a job will take, before it is paid for. Plain data; what is measured comes from
+`rehearsal`. No torch."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +11,9 @@ from tunesmith.jobs import ResolvedOptions
 LOW, HIGH = (
     0.85,
     1.25,
-)  # allowed beyond the fastest and the slowest of the three steps; chosen by us, for a machine that also does other work
+    # allowed beyond the fastest and the slowest of the three steps; chosen by us, for a machine
+    # that also does other work
+)
 
 
 @dataclass(frozen=True)
@@ -21,34 +24,53 @@ class Quote:
     """At most; training may stop earlier by patience."""
     steps: int
     tokens_per_epoch: int
-    """Exact, by the base's own tokenizer: prompt, completion, template and stop ids of the accepted rows, no padding."""
+    """Exact, by the base's own tokenizer: prompt, completion, template and stop ids of the accepted
+    rows, no padding."""
     credits: float
     """For all epochs, by the price table."""
     seconds_per_epoch: float
     low: float
     high: float
-    """Seconds per epoch, from three steps measured on this machine, the longest batch among them."""
+    """Seconds per epoch, from three steps measured on this machine, the longest batch among
+    them."""
     memory_mb: int
     """Peak of the trainer's process."""
     model_mb: float
     """Size of what is saved: the adapter, or the whole model."""
     threads: int
     linear: float | None = None
-    """Share of the validation rows that a linear model on words answers rightly, where answers are a closed set."""
+    """Share of the validation rows that a linear model on words answers rightly, where answers are
+    a closed set."""
     linear_rows: int = 0
     """Those validation rows."""
 
     @classmethod
     def of(
-        cls, spec: ModelSpec, options: ResolvedOptions, tokens: int, rows: int, measured: "Measured", price: float, threads: int
+        cls,
+        spec: ModelSpec,
+        options: ResolvedOptions,
+        tokens: int,
+        rows: int,
+        measured: "Measured",
+        price: float,
+        threads: int,
     ) -> Self:
         """`tokens` and `rows` of one epoch; `price` in credits per token."""
         seconds, low, high = measured.seconds_per_epoch(tokens)
         return cls(
-            spec.name, options.method, options.max_epochs, options.max_epochs * -(-rows // options.batch_size), tokens,
-            options.max_epochs * tokens * price, round(seconds, 2), round(low, 2), round(high, 2), measured.memory_mb, measured.model_mb,
+            spec.name,
+            options.method,
+            options.max_epochs,
+            options.max_epochs * -(-rows // options.batch_size),
+            tokens,
+            options.max_epochs * tokens * price,
+            round(seconds, 2),
+            round(low, 2),
+            round(high, 2),
+            measured.memory_mb,
+            measured.model_mb,
             threads,
-        )  # fmt: skip
+        )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -73,4 +95,8 @@ class Measured:
         rates = [s / t for s, t in zip(self.seconds, self.tokens, strict=True)]
         usual, fixed = rates[1:], self.validation_seconds
         middle = sum(usual) / len(usual)
-        return tokens * middle + fixed, LOW * (tokens * min(rates) + fixed), HIGH * (tokens * max(rates) + fixed)
+        return (
+            tokens * middle + fixed,
+            LOW * (tokens * min(rates) + fixed),
+            HIGH * (tokens * max(rates) + fixed),
+        )

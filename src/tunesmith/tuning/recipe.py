@@ -9,7 +9,9 @@ from tunesmith.catalog import ModelSpec
 from tunesmith.jobs import Options, Resolved, ResolvedOptions
 from tunesmith.words import counted
 
-SMALL = 50_000_000  # weights; below it tuning the whole model is cheap, and a low rank holds it back
+SMALL = (
+    50_000_000  # weights; below it tuning the whole model is cheap, and a low rank holds it back
+)
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,11 @@ class Facts:
 
 
 def token_budget(options: ResolvedOptions, price: float) -> tuple[int, str]:
-    """The tighter of the budgets in tokens and in credits (`price` is credits per token), and its option; 0 tokens: no limit."""
-    by_credits = max(1, int(options.budget_credits / price)) if options.budget_credits and price else 0
+    """The tighter of the budgets in tokens and in credits (`price` is credits per token), and its
+    option; 0 tokens: no limit."""
+    by_credits = (
+        max(1, int(options.budget_credits / price)) if options.budget_credits and price else 0
+    )
     if by_credits and (not options.budget_tokens or by_credits < options.budget_tokens):
         return by_credits, "budget_credits"
     return options.budget_tokens, "budget_tokens"
@@ -56,18 +61,29 @@ def _method(facts: Facts, decided: dict[str, Resolved]) -> tuple[str, str]:
     if facts.only_for:
         names = " and ".join(name for name, _ in facts.only_for)
         method = facts.only_for[0][1]
-        return method, f"{names} {'is' if len(facts.only_for) == 1 else 'are'} set, which only {method} reads"
+        return (
+            method,
+            f"{names} {'is' if len(facts.only_for) == 1 else 'are'} set, which only {method} reads",
+        )
     if facts.spec.parameters < SMALL:
         return (
             "full",
-            f"{facts.spec.parameters / 1e6:.1f}M weights: small enough to tune whole, which learns more than an adapter",
+            f"{facts.spec.parameters / 1e6:.1f}M weights: small enough to tune whole, which "
+            f"learns more than an adapter",
         )
-    return "lora", f"{facts.spec.parameters / 1e6:,.0f}M weights: an adapter needs a fraction of the memory"
+    return (
+        "lora",
+        f"{facts.spec.parameters / 1e6:,.0f}M weights: an adapter needs a fraction of the memory",
+    )
 
 
 def _batch_size(facts: Facts, decided: dict[str, Resolved]) -> tuple[int, str]:
     size = 8 if facts.rows < 2000 else 16
-    return size, f"{counted(facts.rows, 'row')}: enough steps per epoch, and a gradient that is not all noise"
+    return (
+        size,
+        f"{counted(facts.rows, 'row')}: enough steps per epoch, and a gradient that is not all "
+        f"noise",
+    )
 
 
 def _max_epochs(facts: Facts, decided: dict[str, Resolved]) -> tuple[int, str]:
@@ -76,7 +92,8 @@ def _max_epochs(facts: Facts, decided: dict[str, Resolved]) -> tuple[int, str]:
     epochs = min(10, max(3, math.ceil(wanted / steps)))
     return (
         epochs,
-        f"{counted(steps, 'step')} an epoch: 3 epochs, or up to 10 where that gives fewer than {wanted} steps; the best epoch is kept",
+        f"{counted(steps, 'step')} an epoch: 3 epochs, or up to 10 where that gives fewer than "
+        f"{wanted} steps; the best epoch is kept",
     )
 
 
@@ -89,7 +106,11 @@ def usual_rate(spec: ModelSpec, method: str) -> tuple[float, str]:
     millions = max(1.0, spec.parameters / 1e6)
     if method == "full":
         rate = 1e-3 / math.sqrt(millions / 3) if millions < 50 else 2e-5
-        return _capped(spec, rate), f"whole model of {millions:,.0f}M weights: 1e-3 at 3M, falling with the square root; 2e-5 from 50M on"
+        return (
+            _capped(spec, rate),
+            f"whole model of {millions:,.0f}M weights: 1e-3 at 3M, falling with the square root; "
+            f"2e-5 from 50M on",
+        )
     rate = 3e-3 if millions < 50 else 5e-4 if millions < 1000 else 2e-4
     reason = "3e-3 below 50M, 5e-4 below a billion, 2e-4 above; never over pretraining's"
     return _capped(spec, rate), f"LoRA on {millions:,.0f}M weights: {reason}"

@@ -1,7 +1,9 @@
-"""Three optimizer steps of a job, measured and thrown away: the longest rows first, then the first two steps of the seeded order.
+"""Three optimizer steps of a job, measured and thrown away: the longest rows first, then the first
+two steps of the seeded order.
 
-They run at rate zero with an optimizer of their own, so that no weight, no random number and no checkpoint of the job is touched. Where
-memory runs out, fewer tokens go through the model at once; the job begins with what fitted.
+They run at rate zero with an optimizer of their own, so that no weight, no random number and no
+checkpoint of the job is touched. Where memory runs out, fewer tokens go through the model at once;
+the job begins with what fitted.
 """
 
 import resource
@@ -24,7 +26,9 @@ from tunesmith.tuning.quote import Measured
 VALIDATION_ROWS = 64  # measured; the rest in proportion
 
 
-def rehearse(model: Model, train: Sequence[Example], validation: Sequence[Example], options: ResolvedOptions) -> Measured:
+def rehearse(
+    model: Model, train: Sequence[Example], validation: Sequence[Example], options: ResolvedOptions
+) -> Measured:
     micro_tokens = layout.micro_tokens(model)
     while True:
         try:
@@ -34,16 +38,25 @@ def rehearse(model: Model, train: Sequence[Example], validation: Sequence[Exampl
 
 
 def _rehearse(
-    model: Model, train: Sequence[Example], validation: Sequence[Example], options: ResolvedOptions, micro_tokens: int
+    model: Model,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    options: ResolvedOptions,
+    micro_tokens: int,
 ) -> Measured:
     trained = trained_tensors(model)
     optimizer = torch.optim.AdamW(trained.values(), lr=0.0, weight_decay=0.0, fused=True)
 
     def step(rows: Sequence[Example]) -> Step:
-        return optimizer_step(model, trained, optimizer, rows, 0.0, options.max_grad_norm, micro_tokens)
+        return optimizer_step(
+            model, trained, optimizer, rows, 0.0, options.max_grad_norm, micro_tokens
+        )
 
     with torch.random.fork_rng(devices=[]):
-        usual = [[train[i] for i in rows_of_step(len(train), options.batch_size, options.seed, s)] for s in (0, 1)]
+        usual = [
+            [train[i] for i in rows_of_step(len(train), options.batch_size, options.seed, s)]
+            for s in (0, 1)
+        ]
         step(usual[0][:1])  # what happens only once
         steps = [step(rows) for rows in (_longest(train, options.batch_size), *usual)]
         evaluate(model, _longest(validation, options.batch_size), micro_tokens)
@@ -53,7 +66,14 @@ def _rehearse(
         validation_s = (time.monotonic() - began) * len(validation) / max(1, len(some))
     optimizer.zero_grad(set_to_none=True)
     size = sum(p.numel() * p.element_size() for p in trained.values()) / 1e6
-    return Measured([s.seconds for s in steps], [s.tokens for s in steps], validation_s, memory_mb(), round(size, 3), micro_tokens)
+    return Measured(
+        [s.seconds for s in steps],
+        [s.tokens for s in steps],
+        validation_s,
+        memory_mb(),
+        round(size, 3),
+        micro_tokens,
+    )
 
 
 def _longest(rows: Sequence[Example], n: int) -> list[Example]:
@@ -69,9 +89,13 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
     options, spec = assignment.decided, assignment.spec
     torch.set_num_threads(assignment.threads)
     dataset, encoder = assignment.dataset(), assignment.encoder()
-    rows = {part: encode(dataset, part, encoder, spec, options.on_long).accepted for part in ("train", "validation")}
+    rows = {
+        part: encode(dataset, part, encoder, spec, options.on_long).accepted
+        for part in ("train", "validation")
+    }
     model = methods.load(options.method).prepare(
-        causal_lm.load_base(spec, causal_lm.device_of(assignment.device), options.precision), options
+        causal_lm.load_base(spec, causal_lm.device_of(assignment.device), options.precision),
+        options,
     )
     report("measured", **asdict(rehearse(model, rows["train"], rows["validation"], options)))
 

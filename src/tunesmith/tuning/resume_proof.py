@@ -1,6 +1,7 @@
 """That a kill and a resume change nothing, shown on a user's own rows, options and machine.
 
-The job's first steps are done in one go, then again with a kill in the middle and a fresh model that resumes from the checkpoint.
+The job's first steps are done in one go, then again with a kill in the middle and a fresh model
+that resumes from the checkpoint.
 """
 
 from contextlib import suppress
@@ -29,8 +30,11 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
     report("compared", **asdict(child.Compared(steps, resumed_from, len(whole), different)))
 
 
-def _weights_after(steps: int, assignment: child.Assignment, attempts: list[Path]) -> tuple[dict[str, torch.Tensor], int]:
-    """The trained tensors after so many steps, or all where the job has fewer, and their number; a checkpoint after each but the last."""
+def _weights_after(
+    steps: int, assignment: child.Assignment, attempts: list[Path]
+) -> tuple[dict[str, torch.Tensor], int]:
+    """The trained tensors after so many steps, or all where the job has fewer, and their number; a
+    checkpoint after each but the last."""
     model, rows = begin(assignment)
     kept: dict[str, torch.Tensor] = {}
     last = steps
@@ -45,7 +49,9 @@ def _weights_after(steps: int, assignment: child.Assignment, attempts: list[Path
 
     where = Run(attempts, Path(assignment.home), {}, report, checkpoint_seconds=-1.0)
     with suppress(KeyboardInterrupt):
-        train(model, rows["train"], rows["validation"], assignment.decided, where, budget(assignment))
+        train(
+            model, rows["train"], rows["validation"], assignment.decided, where, budget(assignment)
+        )
     return kept, last
 
 

@@ -1,4 +1,5 @@
-"""Which home a row belongs to, a seal on every row, and indexes for what large stores ask. Seals are written after it (schema.seal_all)."""
+"""Which home a row belongs to, a seal on every row, and indexes for what large stores ask. Seals
+are written after it (schema.seal_all)."""
 
 import sqlalchemy as sa
 from alembic import op

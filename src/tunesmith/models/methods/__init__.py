@@ -1,8 +1,10 @@
-"""Methods: how weights may change. A method is a module with three functions, and a line in METHODS.
+"""Methods: how weights may change. A method is a module with three functions, and a line in
+METHODS.
 
-`prepare(model, options)` gives the model with exactly its trained tensors requiring gradients; `save(model, folder, spec)` writes what a
-plain library loads (PEFT, transformers); `load(base, folder)` brings a saved one back onto its base; `merge(model)` makes a plain
-model of it. A module is imported when it is asked for: PEFT takes seven seconds.
+`prepare(model, options)` gives the model with exactly its trained tensors requiring gradients;
+`save(model, folder, spec)` writes what a plain library loads (PEFT, transformers); `load(base,
+folder)` brings a saved one back onto its base; `merge(model)` makes a plain model of it. A module
+is imported when it is asked for: PEFT takes seven seconds.
 """
 
 from importlib import import_module

@@ -1,4 +1,5 @@
-"""`full`: every weight is trained, and the whole model is saved in the precision it was trained in."""
+"""`full`: every weight is trained, and the whole model is saved in the precision it was trained
+in."""
 
 from pathlib import Path
 

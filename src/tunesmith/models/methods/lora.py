@@ -1,6 +1,8 @@
-"""`lora`: LoRA (Hu et al. 2021, arXiv 2106.09685) by PEFT, on every linear layer but the head or on some; alpha = 2 x rank.
+"""`lora`: LoRA (Hu et al. 2021, arXiv 2106.09685) by PEFT, on every linear layer but the head or on
+some; alpha = 2 x rank.
 
-PEFT's layers and their parameters are kept, so that what is saved is plain PEFT; only their arithmetic is joined (`FusedLinear`).
+PEFT's layers and their parameters are kept, so that what is saved is plain PEFT; only their
+arithmetic is joined (`FusedLinear`).
 """
 
 import json
@@ -29,24 +31,38 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 
 
 def prepare(model: PreTrainedModel, options: ResolvedOptions) -> PeftModel:
-    targets = options.targets if options.targets == "all-linear" else _linear_layers(model, attention=options.targets == "attention")
-    config = LoraConfig(r=options.rank, lora_alpha=2 * options.rank, target_modules=targets, task_type="CAUSAL_LM")
+    targets = (
+        options.targets
+        if options.targets == "all-linear"
+        else _linear_layers(model, attention=options.targets == "attention")
+    )
+    config = LoraConfig(
+        r=options.rank, lora_alpha=2 * options.rank, target_modules=targets, task_type="CAUSAL_LM"
+    )
     config._register_custom_module({nn.Linear: FusedLinear})
     with _quiet():
         return get_peft_model(model, config)
 
 
 class FusedLinear(lora_layer.Linear):  # type: ignore[misc]
-    """PEFT's LoRA layer with the adapter's product added inside the base layer's output, forward and backward."""
+    """PEFT's LoRA layer with the adapter's product added inside the base layer's output, forward
+    and backward."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         name, base = self.active_adapters[0], self.base_layer
-        is_plain = len(self.active_adapters) == 1 and not (self.disable_adapters or self.merged or self.lora_variant or args or kwargs)
+        is_plain = len(self.active_adapters) == 1 and not (
+            self.disable_adapters or self.merged or self.lora_variant or args or kwargs
+        )
         if not is_plain or base.weight.requires_grad or x.dtype != base.weight.dtype:
             found: Tensor = super().forward(x, *args, **kwargs)
             return found
         fused: Tensor = _Fused.apply(  # type: ignore[no-untyped-call]
-            x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+            x,
+            base.weight,
+            base.bias,
+            self.lora_A[name].weight,
+            self.lora_B[name].weight,
+            self.scaling[name],
         )
         return fused
 
@@ -54,11 +70,14 @@ class FusedLinear(lora_layer.Linear):  # type: ignore[misc]
 class _Fused(torch.autograd.Function):
     """x W' + b + s (x A') B', with x and x A' kept for the backward pass and nothing else.
 
-    A and B may be of a higher precision than x and W; then their products are too, and sums are rounded once.
+    A and B may be of a higher precision than x and W; then their products are too, and sums are
+    rounded once.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+    ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         low = flat.to(a.dtype) @ a.T
         out = F.linear(flat, w, bias).to(a.dtype).addmm_(low, b.T, alpha=scaling)
@@ -82,7 +101,9 @@ class _Fused(torch.autograd.Function):
 def _linear_layers(model: PreTrainedModel, attention: bool) -> list[str]:
     """The linear layers inside the blocks' attention, or those outside it (the MLP)."""
     head = model.get_output_embeddings()
-    linear = [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
+    linear = [
+        n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head
+    ]
     return [n for n in linear if ("attn" in n or "attention" in n) == attention]
 
 
@@ -94,7 +115,8 @@ def save(model: PeftModel, folder: Path, spec: ModelSpec) -> None:
 
 
 def load(base: PreTrainedModel, folder: Path) -> PeftModel:
-    """DamagedFiles unless the folder holds an adapter as `save` writes one: others start compilers, load pickles or never end."""
+    """DamagedFiles unless the folder holds an adapter as `save` writes one: others start compilers,
+    load pickles or never end."""
     try:
         _check(folder)
         with _quiet():
@@ -117,12 +139,20 @@ def _check(folder: Path) -> None:
     ):
         raise ValueError("its target_modules are no names of layers")
     usual = json.loads(
-        json.dumps(LoraConfig(r=rank, lora_alpha=alpha, task_type="CAUSAL_LM", inference_mode=True).to_dict(), default=sorted)
+        json.dumps(
+            LoraConfig(
+                r=rank, lora_alpha=alpha, task_type="CAUSAL_LM", inference_mode=True
+            ).to_dict(),
+            default=sorted,
+        )
     )
     free = {"target_modules", "base_model_name_or_path", "peft_version", "auto_mapping", "revision"}
     other = sorted(k for k in found if k not in free and (k not in usual or found[k] != usual[k]))
     if other or found.get("auto_mapping") or found.get("peft_type") != "LORA":
-        raise ValueError(f"its adapter_config.json sets {', '.join(other) or 'a mapping'} otherwise than Tunesmith does")
+        raise ValueError(
+            f"its adapter_config.json sets {', '.join(other) or 'a mapping'} otherwise than "
+            f"Tunesmith does"
+        )
 
 
 def merge(model: PeftModel) -> PreTrainedModel:
