@@ -158,8 +158,9 @@ def tune(run: Run, data: str) -> dict[str, Any]:
     from tunesmith.data.examples import encode
     from tunesmith.evaluation.metrics import exact_match
     from tunesmith.inference.engine import Engine, Sampling
+    from tunesmith.phases import train
+    from tunesmith.phases.messages import Trained
     from tunesmith.registry import TunedModel
-    from tunesmith.tuning import trainer
     from tunesmith.tuning.loop import evaluate, mean_loss
 
     table, began = tables(data)[run.table], time.monotonic()
@@ -178,11 +179,11 @@ def tune(run: Run, data: str) -> dict[str, Any]:
         "test": table.test,
     }
     with tempfile.TemporaryDirectory() as home:
-        assignment, told = run_job(Path(home), parts, run.base, asked, phases=[trainer.run])
+        assignment, told = run_job(Path(home), parts, run.base, asked, phases=[train.run])
         trained_s, spec = time.monotonic() - began, assignment.spec
         engine = Engine.load(
             TunedModel(
-                "tuned", spec, method=run.method, folder=f"{assignment.folder}/{trainer.RESULT}"
+                "tuned", spec, method=run.method, folder=f"{assignment.folder}/{train.RESULT}"
             ),
             "cpu",
         )
@@ -200,7 +201,7 @@ def tune(run: Run, data: str) -> dict[str, Any]:
         "exact_match": exact_match(answers, [e.row.completion for e in verdict]),
         "loss": loss,
         "n": len(verdict),
-        **{k: told["trained"][k] for k in ("validation_loss", "step", "stopped_by")},
+        **{k: getattr(told[Trained], k) for k in ("validation_loss", "step", "stopped_by")},
         "trained_seconds": round(trained_s, 1),
         "seconds": round(time.monotonic() - began, 1),
         "samples": [

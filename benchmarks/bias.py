@@ -26,10 +26,11 @@ import marked
 from in_process import run_job
 
 from tunesmith import catalog
-from tunesmith.evaluation.exporter import TOKENIZER_FILES
 from tunesmith.inference.engine import Engine, Sampling
+from tunesmith.phases.export import TOKENIZER_FILES
+from tunesmith.phases.messages import Judged
+from tunesmith.phases.train import RESULT
 from tunesmith.registry import TunedModel
-from tunesmith.tuning.trainer import RESULT
 
 RESULTS = Path(__file__).parent / "results" / "bias.json"
 TINY = "tunesmith-tiny"
@@ -96,7 +97,7 @@ def tune(
         source = Path(assignment.spec.folder) / name
         if source.exists() and not (folder / name).exists():
             shutil.copy(source, folder / name)
-    return folder, told["verdict"]["verdict"]
+    return folder, told[Judged].verdict
 
 
 def figures(verdict: dict[str, Any]) -> dict[str, Any]:

@@ -24,8 +24,10 @@ from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "proofs"))
 import duckdb
 import marked
+from forks import phases_of
 from offtheshelf import Peer, Setting
 from train import RANK, config_of
 
@@ -113,7 +115,10 @@ def many_rows() -> dict[str, Any]:
             and service.describe(job.id).status.value == "RUNNING"
         ):
             time.sleep(0.2)
-        peak = max((_memory(p) for p in _children_of("tunesmith.tuning.trainer")), default=0.0)
+        peak = max(
+            (_memory(p) for p in phases_of(Path(os.environ["TUNESMITH_HOME"]), "train")),
+            default=0.0,
+        )
         service.cancel(job.id)
         service.wait(job.id)
         return {"rows": MANY, "create_s": created, "validating_s": planned, "trainer_mb": peak}
@@ -146,7 +151,6 @@ def frozen() -> dict[str, float]:
 def stored() -> dict[str, dict[str, tuple[float, float]]]:
     """What each door takes in a home of very many jobs, and in one with one job: seconds and MB, in
     new processes, the best of three."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "proofs"))
     import large
 
     with tempfile.TemporaryDirectory() as folder:
@@ -165,11 +169,6 @@ ALONE: dict[str, Callable[[], Any]] = {"frozen": frozen, "stored": stored}
 
 def _frozen(service: Any, data: str) -> None:
     service.cancel(service.create("m", "tunesmith-tiny", data, max_epochs=1).id)
-
-
-def _children_of(module: str) -> list[int]:
-    found = subprocess.run(["pgrep", "-f", module], capture_output=True, text=True).stdout.split()
-    return [int(p) for p in found]
 
 
 def _memory(pid: int) -> float:

@@ -27,22 +27,16 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 sys.path.insert(0, str(Path(__file__).parent))
 import torch
-from forks import at_once, forked, moved, room
+from forks import InThisProcess, at_once, forked, moved, room
 from record import Proof, show_and_save
 
 from tunesmith import Tunesmith, durable, worker
-from tunesmith.errors import TunesmithError
+from tunesmith.executors import preloaded
 from tunesmith.home import open_store
 from tunesmith.settings import Settings
-from tunesmith.tuning import checkpoints, child, loop
+from tunesmith.tuning import checkpoints, loop
 
-for name in (
-    "tunesmith.tuning.prepare",
-    "tunesmith.tuning.trainer",
-    "tunesmith.evaluation.evaluator",
-    "tunesmith.models.methods.lora",
-    "transformers.models.llama.modeling_llama",
-):
+for name in preloaded.MODULES:
     import_module(name)  # before the first fork, so that a life costs seconds
 
 OPTIONS = {
@@ -56,37 +50,11 @@ OPTIONS = {
 }
 
 
-class InProcess(worker.Worker):
-    """The real worker, its phases in this process instead of children of their own: a kill takes
-    both."""
-
-    def _run_child(self, phase: tuple[str, str], job: Any) -> TunesmithError | str | None:
-        folder = self._settings.job_folder(job.id) / f"attempt-{job.attempt}"
-        folder.mkdir(parents=True, exist_ok=True)
-        assignment = child.Assignment.of(
-            self._store.get(job.id),
-            home=self._settings.home,
-            job_folder=folder.parent,
-            device="cpu",
-            threads=1,
-        )
-        scribe = worker._Scribe(self._store, job)
-
-        def report(kind: str, **facts: Any) -> None:
-            scribe.hear(json.loads(json.dumps({"kind": kind, **facts}, allow_nan=False)))
-
-        try:
-            import_module(phase[1]).run(assignment, report)
-        except TunesmithError as e:
-            return e
-        return None
-
-
 def work(home: Path) -> None:
     """Do all that waits in a home, then return."""
     settings = Settings.read(home)
     loop.RECORD_SECONDS = 0.0
-    InProcess(settings, open_store(settings)).work_all()
+    worker.Worker(settings, open_store(settings), InThisProcess()).work_all()
 
 
 def dying_at(n: int, home: Path) -> Callable[[], None]:

@@ -210,7 +210,7 @@ def faults_of_create(
             n, kind = case
             home = folder / f"create-{n}-{kind}"
             service = Tunesmith(home=home)
-            worker.ensure = lambda settings, store: None
+            worker.ensure = lambda *a, **k: None
             service.create("first", str(base), rows, **crash.OPTIONS)
             before = {p for p in home.rglob("*") if "tmp" not in p.parts}
             faulty = durable.observer = Faulty(n, FAULTS[kind], 1)
@@ -386,7 +386,7 @@ def record(base: Path, rows: list[dict[str, str]], folder: Path) -> list[Moment]
     """A whole job from the first CREATE on, before each of its operations."""
     home = folder / "home"
     cache = durable.observer = Cache(home)
-    worker.ensure = lambda settings, store: None
+    worker.ensure = lambda *a, **k: None
     service = Tunesmith(home=home)
     service.create("m", str(base), rows, **crash.OPTIONS)
     crash.work(home)

@@ -3,14 +3,21 @@ none of it, so that a life costs no import."""
 
 import json
 import os
+import queue
 import shutil
 import signal
-import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
+
+from tunesmith.executors import Exited, Running, preloaded
+from tunesmith.phases.child import Phase, Work, perform, to_text
+from tunesmith.phases.messages import Message, from_line, to_line
 
 
 def room() -> "tempfile.TemporaryDirectory[str]":
@@ -81,45 +88,65 @@ def at_once(cases: Iterable[Any], judge: Callable[[Any], Any], processes: int = 
         return [c for file in files for c in json.loads(file.read_text())]
 
 
-class ForkedChild:
-    """A child with what the worker needs of subprocess.Popen: pid, pipes, poll and wait. `body`
-    reads 0, writes 1 and 2."""
+class InThisProcess:
+    """An executor whose phases run in this process, so that a kill takes both. A phase goes on only
+    while its worker waits for what it says, so that their operations come in one order."""
 
-    def __init__(self, body: Callable[[], Any], stderr: BinaryIO) -> None:
-        to_child, from_child = os.pipe(), os.pipe()
-        self.returncode: int | None = None
-        sys.stdout.flush()
-        self.pid = os.fork()
-        if self.pid == 0:
-            code = 1
-            try:
-                os.setsid()
-                for end, place in ((to_child[0], 0), (from_child[1], 1), (stderr.fileno(), 2)):
-                    os.dup2(end, place)
-                os.closerange(3, 256)
-                sys.stdin = os.fdopen(0, "r", closefd=False)
-                body()
-                code = 0
-            finally:
-                os._exit(code)
-        os.close(to_child[0]), os.close(from_child[1])
-        self.stdin, self.stdout = (
-            cast(BinaryIO, os.fdopen(to_child[1], "wb")),
-            cast(BinaryIO, os.fdopen(from_child[0], "rb")),
-        )
+    def start(self, phase: Phase, work: Work, log: BinaryIO) -> Running:
+        return _Turns(phase, work)
 
-    def poll(self) -> int | None:
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
+    def warm(self) -> None:
+        pass
 
-    def wait(self, timeout: float | None = None) -> int:
-        from subprocess import TimeoutExpired
+    def close(self) -> None:
+        pass
 
-        end = None if timeout is None else time.monotonic() + timeout
-        while self.poll() is None:
-            if end is not None and time.monotonic() > end:
-                raise TimeoutExpired("forked", timeout or 0.0)
-            time.sleep(0.01)
-        return cast(int, self.returncode)
+
+class _Turns:
+    def __init__(self, phase: Phase, work: Work) -> None:
+        self._turn, self._said = threading.Semaphore(0), queue.Queue[Message | Exited]()
+        body = partial(self._run, phase, to_text(work))
+        threading.Thread(target=body, daemon=True).start()
+
+    def hear(self, timeout_s: float) -> Message | Exited | None:
+        self._turn.release()
+        return self._said.get()
+
+    def stop(self) -> None:
+        """Where it has not ended, its turn does not come again."""
+
+    def _run(self, phase: Phase, work: str) -> None:
+        self._turn.acquire()
+        perform(phase, work, self._say)
+        self._said.put(Exited(0))
+
+    def _say(self, message: Message) -> None:
+        self._said.put(from_line(to_line(message)))
+        self._turn.acquire()
+
+
+def preload() -> Path:
+    """A socket on which a process forked from this one listens, from which executors fork their
+    phases: it has what this one has imported. It ends with this one."""
+    place = Path(tempfile.mkdtemp()) / "preloaded"
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            preloaded.main(["--socket", str(place), "--parent", str(parent)])
+        finally:
+            os._exit(1)
+    while not place.exists():
+        time.sleep(0.01)
+    return place
+
+
+def phases_of(home: Path, name: str = "") -> list[int]:
+    """Processes that run a phase (of this name) for jobs of this home."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            is_one = (folder / "comm").read_text().startswith(f"tunesmith-{name}"[:15])
+            if is_one and str(home) in str((folder / "fd/2").readlink()):
+                found.append(int(folder.name))
+    return found

@@ -254,7 +254,7 @@ FAULTS = [
     ),
     Fault(
         "parts are not filled again",
-        "tuning/prepare.py",
+        "phases/prepare.py",
         "            if new[draw] != part:",
         "            if False:",
         "tests/tuning/test_prepare.py -k filled_again",
@@ -499,7 +499,7 @@ FAULTS = [
     ),
     Fault(
         "a child outlives its worker",
-        "tuning/child.py",
+        "phases/child.py",
         "prctl(1, signal.SIGKILL)",
         "getpid()",
         "tests/test_worker.py -k worker_is_gone",

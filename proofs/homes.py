@@ -43,7 +43,7 @@ def shared(base: Path, folder: Path, homes: int, each: int, seed: int) -> Iterat
     places = [folder / f"home-{i}" for i in range(homes)]
 
     def create(place: Path) -> None:
-        worker.ensure = lambda settings, store: None
+        worker.ensure = lambda *a, **k: None
         service = Tunesmith(home=place)
         for n in range(each):
             rows = [{"prompt": f"say {i}", "completion": "red"} for i in range(12)]
@@ -152,7 +152,6 @@ def kills(folder: Path, n: int, seed: int) -> Iterator[Proof]:
     def killed(case: int) -> str:
         chance, home = random.Random(f"{seed} {case}"), folder / f"killed-{case}"
         step, at = chance.choice(["create", "delete", "drop"]), chance.randint(1, 34)
-        worker.ensure = lambda settings, store: None
         service = Tunesmith(home=home)
         if step != "create":
             job = service.create("m", "tunesmith-tiny", test_homes.ROWS)
@@ -175,8 +174,12 @@ def kills(folder: Path, n: int, seed: int) -> Iterator[Proof]:
         shutil.rmtree(home)
         return f"{step} at {at}: {sorted(left)}, {size} bytes" if left else ""
 
-    with ThreadPoolExecutor(2) as pool:
-        wrong = [said for said in pool.map(killed, range(n)) if said]
+    ensure, worker.ensure = worker.ensure, lambda *a, **k: None
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            wrong = [said for said in pool.map(killed, range(n)) if said]
+    finally:
+        worker.ensure = ensure
     for w in wrong[:10]:
         print(f"  {w}")
     yield Proof(
@@ -204,7 +207,7 @@ def cancels(base: Path, folder: Path, n: int, seed: int) -> Iterator[Proof]:
         if job.status is JobStatus.RUNNING and chance.random() < 0.5:
             store.request_pause(job.id)
         if not job.status.is_final:
-            worker.ensure = lambda settings, store: None
+            worker.ensure = lambda *a, **k: None
             Tunesmith(home=home).cancel(job.id)
         forked(lambda: crash.work(home))
         worker.sweep(settings, store)

@@ -3,8 +3,8 @@ grows.
 
     python proofs/jobs.py [--cancels 50] [--kinds 20] [--minutes 3] [--seed 0]
 
-The real worker with real children, each in a process group of its own; they are forked, not
-started, so that none costs an import.
+The real worker with real phases, each in a process group of its own, all forked from one process
+that has imported what they need.
 """
 
 import argparse
@@ -13,38 +13,31 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib import import_module
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import crash
 import duckdb
-from forks import ForkedChild, at_once, forked, room, start
+from forks import at_once, forked, phases_of, preload, room, start
 from record import Proof, show_and_save
 
 from tunesmith import Tunesmith, worker
+from tunesmith.executors.local import LocalExecutor
 from tunesmith.home import open_store
 from tunesmith.jobs import JobStatus
 from tunesmith.settings import Settings
-from tunesmith.tuning import child
 
 TOLD_S, GONE_S = 10.0, 20.0  # what is promised of a cancel
 
 
-def fork_children() -> None:
-    """Let this process's worker fork its children instead of starting them."""
-
-    def begin(module: str, errors: Any, environment: dict[str, str]) -> Any:
-        return ForkedChild(
-            lambda: child.main(module.rpartition(".")[2], import_module(module).run), errors
-        )
-
-    worker.start_child = begin
+def work_all(home: Path) -> None:
+    settings = Settings.read(home)
+    worker.Worker(settings, open_store(settings), LocalExecutor(settings)).work_all()
 
 
 def without_workers(home: Path) -> Tunesmith:
-    worker.ensure = lambda settings, store: None
+    worker.ensure = lambda *a, **k: None
     return Tunesmith(home=home)
 
 
@@ -58,20 +51,17 @@ def cancels(base: Path, folder: Path, n: int, seed: int) -> Iterator[Proof]:
 
     def cancelled(case: int) -> list[float]:
         chance, home = random.Random(f"{seed} {case}"), folder / f"cancel-{case}"
-        fork_children()
         service = without_workers(home)
         many = crash.rows() * 20
         job = service.create(
             "m", str(base), many, **{**crash.OPTIONS, "max_epochs": 10, "batch_size": 2}
         )
-        at_work = start(
-            lambda: worker.Worker(Settings.read(home), open_store(Settings.read(home))).work_all()
-        )
+        at_work = start(lambda: work_all(home))
         store = open_store(Settings.read(home))
         until = time.monotonic() + chance.uniform(0.1, 3.0)
         while time.monotonic() < until and not store.get(job.id).status.is_final:
             time.sleep(0.01)
-        asked, groups = time.monotonic(), _children_of(at_work)
+        asked, groups = time.monotonic(), phases_of(home)
         with suppress(Exception):
             store.request_cancel(job.id)
         while not store.get(job.id).status.is_final and time.monotonic() - asked < 60:
@@ -95,16 +85,6 @@ def cancels(base: Path, folder: Path, n: int, seed: int) -> Iterator[Proof]:
         not wrong and told[-1] <= TOLD_S and gone[-1] <= GONE_S,
         time.monotonic() - began,
     )
-
-
-def _children_of(pid: int) -> list[int]:
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError, ValueError):
-            fields = stat.read_text().rpartition(")")[2].split()
-            if int(fields[1]) == pid:
-                found.append(int(stat.parent.name))
-    return found
 
 
 def _is_alive(pid: int) -> bool:
@@ -159,7 +139,7 @@ def snapshots(base: Path, folder: Path, n: int) -> Iterator[Proof]:
             connection.execute(
                 "CREATE VIEW shown AS SELECT prompt, completion FROM pairs ORDER BY n"
             )
-            worker.ensure = lambda settings, store: None
+            worker.ensure = lambda *a, **k: None
             Tunesmith(connection, home=place / "home").create(
                 "m", str(base), "SELECT * FROM shown", **crash.OPTIONS
             )
@@ -194,9 +174,9 @@ def growth(base: Path, folder: Path, seconds: float) -> Iterator[Proof]:
     report = folder / "growth.txt"
 
     def at_work() -> None:
-        fork_children()
         settings = Settings.read(home)
-        mine, measured = worker.Worker(settings, open_store(settings), lease_s=0.3 * 100), []
+        store, executor, measured = open_store(settings), LocalExecutor(settings), []
+        mine = worker.Worker(settings, store, executor, lease_s=0.3 * 100)
         while time.monotonic() - began < seconds + 2:
             mine.work_all()
             measured.append(f"{_memory_kb()} {len(os.listdir('/proc/self/fd'))}")
@@ -265,6 +245,7 @@ def main() -> None:
     args = parser.parse_args()
     with room() as temporary:
         folder = Path(temporary)
+        os.environ["TUNESMITH_PRELOADED"] = str(preload())
         base = folder / "base"
         if forked(lambda: crash.make_base(base)) != 0:
             raise SystemExit("no base")

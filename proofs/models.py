@@ -40,17 +40,17 @@ os.environ |= {
 os.environ.pop("HF_HUB_OFFLINE", None)  # a user has not set it
 
 sys.path.insert(0, str(Path(__file__).parent))
+from forks import InThisProcess
 from record import Proof, show_and_save
 
 import tunesmith
 from tunesmith import catalog, durable
 from tunesmith.data.template import Encoder, PromptTemplate
 from tunesmith.errors import TunesmithError
-from tunesmith.tuning import child
 
 for name in (
     "tunesmith.service",
-    "tunesmith.evaluation.exporter",
+    "tunesmith.phases.export",
     "tunesmith.models.methods.lora",
     "tunesmith.models.methods.full",
     "transformers.models.llama.modeling_llama",
@@ -1782,21 +1782,9 @@ def take_template(folder: Path, home: Path) -> catalog.ModelSpec:
 
 
 def take_import(folder: Path, home: Path) -> None:
-    """As `model import` does it, the exporter in this process instead of a child of its own: what
-    it raises is seen as it is."""
-
-    def ask(module: str, work: Any, kind: str) -> dict[str, Any]:
-        told: dict[str, Any] = {}
-        import_module(module).run(
-            work,
-            lambda kind, **facts: told.update(
-                {kind: json.loads(json.dumps(facts, allow_nan=False))}
-            ),
-        )
-        return dict(told[kind])
-
-    child.ask = ask
-    service = tunesmith.Tunesmith(home=home)
+    """As `model import` does it, the phase in this process instead of one of its own: what it
+    raises is seen as it is."""
+    service = tunesmith.Tunesmith(home=home, executor=InThisProcess())
     try:
         model = service.import_model(folder, base_model=str(home.parent / "good" / "base"))
     except TunesmithError:
@@ -1807,11 +1795,11 @@ def take_import(folder: Path, home: Path) -> None:
 
 
 def take_start(folder: Path, home: Path) -> None:
-    """A child of the product, started from where the user is; it stops at once for want of an
-    assignment."""
+    """What phases are forked from, started from where the user is; it ends for want of somebody who
+    asks."""
     run(
-        child.command("tunesmith.tuning.prepare"),
-        input=b"null",
+        [sys.executable, "-P", "-m", "tunesmith.executors.preloaded"],
+        input=b"",
         cwd=folder,
         capture_output=True,
         timeout=DEADLINE,
@@ -1854,23 +1842,21 @@ def prepared(folder: Path) -> Path:
 
 
 def _good(folder: Path) -> None:
-    sys.path[:0] = [
-        str(Path(__file__).parents[1] / "tests" / place) for place in ("", "evaluation")
-    ]
-    from test_exporter import adapter, noise
+    sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / place) for place in ("", "phases")]
+    from test_export_artefacts import adapter, noise
 
     from conftest import make_base
-    from tunesmith.evaluation import exporter
-    from tunesmith.evaluation.transfer import Transfer
+    from tunesmith.phases import export
+    from tunesmith.phases.child import Transfer
 
     base = make_base(folder / "good/base")
     spec = catalog.find(str(base), folder)
     made = adapter(spec, noise, folder / "adapter")
     for merged in (False, True):
         target = folder / "good" / ("merged" if merged else "adapter")
-        exporter.run(
+        export.run(
             Transfer("m", spec.to_json(), "lora", str(made), str(target), merged, None, "cpu", 1),
-            lambda kind, **facts: None,
+            lambda message: None,
         )
 
 

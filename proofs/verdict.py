@@ -23,6 +23,7 @@ from record import Proof, show_and_save
 from tunesmith.data import linear
 from tunesmith.demo import tickets
 from tunesmith.evaluation.verdict import Word, interval, judge
+from tunesmith.phases.messages import Judged
 
 NULLS, PLANTED, COVERAGES, TUNINGS = 2000, 1000, 2000, 30
 PROCESSES = 2  # tunings at a time, one thread each
@@ -129,7 +130,7 @@ def shuffled_tuning(seed: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         parts = {"training": shuffled, "validation": validation, "test": test}
         _, told = run_job(Path(folder), parts, "tunesmith-tiny", {"max_epochs": 2, "seed": seed})
-    return str(told["verdict"]["verdict"]["word"])
+    return str(told[Judged].verdict["word"])
 
 
 def main() -> None:

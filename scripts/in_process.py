@@ -11,13 +11,14 @@ from tunesmith import catalog
 from tunesmith.data.dataset import Dataset, snapshot
 from tunesmith.data.given import sources_of
 from tunesmith.data.template import Encoder, PromptTemplate
-from tunesmith.evaluation import evaluator
 from tunesmith.jobs import Options
-from tunesmith.tuning import child, trainer
-from tunesmith.tuning.prepare import prepare
+from tunesmith.phases import evaluate, train
+from tunesmith.phases.child import Assignment
+from tunesmith.phases.messages import Message, Report, from_line, to_line
+from tunesmith.phases.prepare import plan_of
 
 Row = tuple[str, ...]
-Phase = Callable[[child.Assignment, child.Report], None]
+Phase = Callable[[Assignment, Report], None]
 
 
 def run_job(
@@ -26,9 +27,9 @@ def run_job(
     base: str,
     asked: Mapping[str, Any],
     threads: int = 1,
-    phases: Sequence[Phase] = (trainer.run, evaluator.run),
+    phases: Sequence[Phase] = (train.run, evaluate.run),
     columns: Sequence[str] = ("prompt", "completion"),
-) -> tuple[child.Assignment, dict[str, dict[str, Any]]]:
+) -> tuple[Assignment, dict[type[Message], Any]]:
     """The assignment, and everything its phases report, by kind (the last of each): trained,
     verdict, quoted, …
 
@@ -47,7 +48,7 @@ def run_job(
     spec = catalog.find(base, home)
     template = PromptTemplate.of_base(Path(spec.folder))
     encoder = Encoder(template, Path(spec.folder))
-    prepared = prepare(
+    plan = plan_of(
         Dataset.open(home / "data", frozen.digest),
         encoder,
         spec,
@@ -55,7 +56,7 @@ def run_job(
         catalog.credits(home, spec.name, "training", 1),
     )
     (home / "attempt-1").mkdir()
-    assignment = child.Assignment(
+    assignment = Assignment(
         job_id="in-process",
         task="causal_lm",
         home=str(home),
@@ -63,14 +64,14 @@ def run_job(
         data_folder=str(home / "data"),
         data_digest=frozen.digest,
         options=dict(asked),
-        resolved=prepared.resolved.to_json(),
+        resolved=plan.resolved.to_json(),
         base=spec.to_json(),
         template=template.to_json(),
         device="cpu",
         threads=threads,
-        moved=prepared.moved,
+        moved=plan.moved,
     )
-    told: dict[str, dict[str, Any]] = {}
+    told: dict[type[Message], Any] = {}
     for phase in phases:
-        phase(assignment, lambda kind, **facts: told.__setitem__(kind, facts))
+        phase(assignment, lambda m: told.__setitem__(type(m), from_line(to_line(m))))
     return assignment, told

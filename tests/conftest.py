@@ -6,10 +6,13 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -23,8 +26,20 @@ os.environ |= {
     "TUNESMITH_IDLE_S": "5",
     "TOKENIZERS_PARALLELISM": "false",
 }
+T = TypeVar("T")
 CI = bool(os.environ.get("CI"))
 DATA = Path(os.environ.get("TUNESMITH_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One process that has torch imported serves all workers of a test run: a phase costs no
+    import."""
+    if hasattr(config, "workerinput") or "TUNESMITH_PRELOADED" in os.environ:
+        return
+    place = Path(tempfile.mkdtemp()) / "preloaded"
+    words = ["--socket", str(place), "--parent", str(os.getpid())]
+    subprocess.Popen([sys.executable, "-m", "tunesmith.executors.preloaded", *words])
+    os.environ["TUNESMITH_PRELOADED"] = str(place)
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -59,6 +74,24 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.delenv("TUNESMITH_STORE", raising=False)
     yield folder
     kill_worker(folder)
+
+
+def until(condition: Callable[[], T], seconds: float = 60) -> T:
+    """Wait for something; its value."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise AssertionError("it did not happen in time")
+
+
+def in_process_worker(service: Any) -> Any:
+    """A worker of this process, with real phases."""
+    from tunesmith.executors.local import LocalExecutor
+    from tunesmith.worker import Worker
+
+    return Worker(service.settings, service.store, LocalExecutor(service.settings))
 
 
 def kill_worker(home: Path) -> int | None:

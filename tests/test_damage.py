@@ -48,7 +48,7 @@ DOCUMENT = Verdict(
 
 @pytest.fixture(autouse=True)
 def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
+    monkeypatch.setattr(worker, "ensure", lambda *a, **k: None)
 
 
 def fill(store: JobStore, n: int = 8) -> None:
@@ -226,7 +226,7 @@ def test_a_damaged_row_is_named_and_left_out_and_the_rest_answers(home: Path, ki
         assert service.store.claim("w2") is not None, "the others' jobs go on"
     checks = {c.name: c for c in doctor.examine()}
     assert not checks["rows"].ok and lost.id in checks["rows"].found and checks["store"].ok
-    program = "from tunesmith import worker; worker.ensure = lambda *a: None; from tunesmith.interfaces.cli import main; main()"
+    program = "from tunesmith import worker; worker.ensure = lambda *a, **k: None; from tunesmith.interfaces.cli import main; main()"
     said = subprocess.run(
         [sys.executable, "-c", program, "job", "list"], capture_output=True, text=True
     )

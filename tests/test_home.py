@@ -6,16 +6,18 @@ import stat
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import duckdb
 import pytest
+from forks import phases_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tunesmith
-from conftest import next_word_rows
+from conftest import in_process_worker, next_word_rows, until
 from tunesmith import Tunesmith, catalog, durable, worker
 from tunesmith.errors import (
     HomeTooNew,
@@ -25,8 +27,11 @@ from tunesmith.errors import (
     TooManyRows,
     UnreadableSettings,
 )
+from tunesmith.executors import Running
+from tunesmith.executors.local import LocalExecutor
 from tunesmith.interfaces.doctor import examine
 from tunesmith.jobs import JobStatus, model_key, with_suffix
+from tunesmith.phases.child import Phase, Work
 from tunesmith.settings import Settings
 
 ROWS = "SELECT 'q' || i AS prompt, 'a' AS completion FROM range(20) r(i)"
@@ -38,7 +43,7 @@ PROPERTY = settings(
 @pytest.fixture
 def service(home: Path, monkeypatch: pytest.MonkeyPatch) -> Tunesmith:
     """A service whose jobs stay PENDING: no worker is started."""
-    monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
+    monkeypatch.setattr(worker, "ensure", lambda *a, **k: None)
     return Tunesmith()
 
 
@@ -86,7 +91,7 @@ def test_an_error_that_is_none_of_ours_ends_the_job_by_name_and_not_the_worker(
     other = service.create(
         "n", str(tuned_base), next_word_rows(1), learning_rate=1e-2, max_epochs=1
     )
-    mine, tries = worker.Worker(Settings.read(), service.store), []
+    mine, tries = in_process_worker(service), []
 
     def broken(found: Any) -> Any:
         tries.append(found.id)
@@ -151,7 +156,7 @@ WRITES = {
 def test_what_a_query_may_not_do_is_decided_by_what_is_bound(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
+    monkeypatch.setattr(worker, "ensure", lambda *a, **k: None)
     with duckdb.connect(str(tmp_path / "d.duckdb")) as c:
         c.execute(
             "CREATE SEQUENCE s; CREATE VIEW hidden AS SELECT 'a' || nextval('s') AS prompt, 'b' AS completion; CREATE MACRO next() AS nextval('s')"
@@ -247,7 +252,7 @@ def test_what_is_accepted_answers_everywhere(tmp_path_factory: Any, name: str) -
     catalogue."""
     home = tmp_path_factory.mktemp("names") / "home"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "ensure", lambda settings, store: None)
+        patch.setattr(worker, "ensure", lambda *a, **k: None)
         service = Tunesmith(home=home)
         try:
             first, second = (
@@ -457,48 +462,62 @@ def test_a_child_that_is_killed_from_outside_is_started_again_however_often(
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as under nohup
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
     job = service.create("m", str(tuned_base), next_word_rows(1), learning_rate=1e-2, max_epochs=1)
-    start, killed = worker.start_child, []
+    killed: list[int] = []
 
-    def started(*arguments: Any) -> Any:
-        process = start(*arguments)
-        if len(killed) < 2 * worker.DEATHS_LIMIT:
-            os.kill(process.pid, number)
-            killed.append(process.pid)
-        return process
+    class Deadly(LocalExecutor):
+        def start(self, phase: Phase, work: Work, log: BinaryIO) -> Running:
+            running = super().start(phase, work, log)
+            if len(killed) < 2 * worker.DEATHS_LIMIT:
+                [pid] = until(lambda: phases_of(service.settings.home), 20)
+                os.kill(pid, number)
+                killed.append(pid)
+            return running
 
-    monkeypatch.setattr(worker, "start_child", started)
-    worker.Worker(Settings.read(), service.store).work_all()
+    worker.Worker(service.settings, service.store, Deadly(service.settings)).work_all()
     done = service.describe(job.id)
     assert done.status is JobStatus.SUCCEEDED and len(killed) == 6 and done.attempt == 7, done.error
 
 
+@dataclass(frozen=True)
+class _NoAssignment:
+    """With which a phase ends before it can say anything."""
+
+    job_id: str
+
+
+class SelfEnding(LocalExecutor):
+    """Phases that crash, or end without a word."""
+
+    def __init__(self, settings: Settings, crash: bool) -> None:
+        super().__init__(settings)
+        self._crash = crash
+
+    def start(self, phase: Phase, work: Work, log: BinaryIO) -> Running:
+        if not self._crash:
+            return super().start(phase, _NoAssignment(work.job_id), log)
+        running = super().start(phase, work, log)
+        [pid] = until(lambda: phases_of(self._settings.home), 20)
+        os.kill(pid, signal.SIGSEGV)
+        return running
+
+
 @pytest.mark.parametrize(
-    ("code", "words"),
-    [
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "killed by signal 11"),
-        ("os._exit(3)", "exit code 3"),
-    ],
+    ("crash", "words"), [(True, "killed by signal 11"), (False, "exit code 1")]
 )
 def test_a_child_that_ends_itself_fails_the_job_after_three_times(
-    service: Tunesmith,
-    tuned_base: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    code: str,
-    words: str,
+    service: Tunesmith, tuned_base: Path, crash: bool, words: str
 ) -> None:
-    (tmp_path / "ends_itself.py").write_text(f"import os, signal\n{code}\n")
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.setattr(worker, "VALIDATE", ("validating", "ends_itself"))
     job = service.create("m", str(tuned_base), next_word_rows(1))
-    worker.Worker(Settings.read(), service.store).work_all()
+    worker.Worker(service.settings, service.store, SelfEnding(service.settings, crash)).work_all()
     done = service.describe(job.id)
     assert (
         done.status is JobStatus.FAILED
         and done.error is not None
         and done.attempt == worker.DEATHS_LIMIT
     )
-    assert f"died 3 times without getting further (last: {words})" in done.error["message"]
+    said = done.error["message"]
+    assert f"died 3 times without getting further (last: {words})" in said
+    assert crash or "missing 1" in said, "the end of its log is told"
 
 
 def test_a_want_of_memory_is_the_jobs_own_doing() -> None:

@@ -43,7 +43,7 @@ ROWS = [{"prompt": f"say {i}", "completion": "red"} for i in range(12)]
 
 @pytest.fixture(autouse=True)
 def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
+    monkeypatch.setattr(worker, "ensure", lambda *a, **k: None)
 
 
 @pytest.fixture
@@ -629,7 +629,7 @@ def test_tables_are_read_a_page_at_a_time_and_whole(
 KILLED = """
 import os, sys
 from tunesmith import Tunesmith, durable, worker
-worker.ensure = lambda settings, store: None
+worker.ensure = lambda *a, **k: None
 service, n, left = Tunesmith(), int(sys.argv[2]), [0]
 def die(operation, path):
     left[0] += 1

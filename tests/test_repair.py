@@ -17,7 +17,7 @@ from tunesmith.settings import Settings
 
 @pytest.fixture
 def service(home: Path, monkeypatch: pytest.MonkeyPatch) -> Tunesmith:
-    monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
+    monkeypatch.setattr(worker, "ensure", lambda *a, **k: None)
     return Tunesmith()
 
 

@@ -36,7 +36,7 @@ ROWS = "SELECT 'q' || i AS prompt, 'a' AS completion FROM range(20) r(i)"
 @pytest.fixture
 def service(home: Path, monkeypatch: pytest.MonkeyPatch) -> Tunesmith:
     """A service whose jobs stay PENDING: no worker is started."""
-    monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
+    monkeypatch.setattr(worker, "ensure", lambda *a, **k: None)
     return Tunesmith()
 
 
@@ -241,7 +241,7 @@ def test_a_database_that_is_not_there_or_is_none_is_named(
 def test_a_database_that_this_process_has_open_is_shared(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
+    monkeypatch.setattr(worker, "ensure", lambda *a, **k: None)
     with duckdb.connect(tmp_path / "shop.duckdb") as connection:
         connection.execute("CREATE TABLE t AS SELECT 'q' AS prompt, 'a' AS completion")
         assert (
@@ -308,7 +308,7 @@ def test_waiting_can_give_up(service: Tunesmith) -> None:
 def test_a_users_own_connection_is_left_as_it_was(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
+    monkeypatch.setattr(worker, "ensure", lambda *a, **k: None)
     with duckdb.connect() as connection:
         connection.execute("CREATE TABLE t AS SELECT 'q' AS prompt, 'a' AS completion")
         Tunesmith(connection).create("m", "tunesmith-tiny", "SELECT * FROM t")

@@ -135,7 +135,7 @@ def test_a_sqlite_source_is_found_whatever_its_path(tmp_path_factory: Any, name:
 def test_a_fresh_home_is_safe_from_the_threads_of_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
+    monkeypatch.setattr(worker, "ensure", lambda *a, **k: None)
     for turn in range(5):
         for shared in (True, False):
             home, errors, start = tmp_path / f"{turn}-{shared}", [], threading.Barrier(6)

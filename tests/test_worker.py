@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import kill_worker
+from conftest import in_process_worker, kill_worker
 from tunesmith import Tunesmith, worker
 from tunesmith.jobs import JobStatus
-from tunesmith.settings import Settings
-from tunesmith.worker import ATTEMPTS_LIMIT, Worker
+from tunesmith.worker import ATTEMPTS_LIMIT
 
 ROWS = "SELECT 'q' || i AS prompt, 'a' AS completion FROM range(20) r(i)"
 
@@ -89,7 +88,7 @@ def test_each_home_has_a_worker_of_its_own(home: Path, tmp_path: Path) -> None:
 
 
 def test_the_worker_never_imports_torch() -> None:
-    code = "import sys, tunesmith.worker, tunesmith.tuning.prepare; print('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = "import sys, tunesmith.worker, tunesmith.phases.prepare; print('torch' in sys.modules or 'transformers' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
         == "False"
@@ -99,10 +98,10 @@ def test_the_worker_never_imports_torch() -> None:
 def test_a_job_that_ends_every_worker_is_given_up(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
+    monkeypatch.setattr(worker, "ensure", lambda *a, **k: None)
     service = Tunesmith()
     job = service.create("m", "tunesmith-tiny", ROWS)
-    mine = Worker(Settings.read(), service.store)
+    mine = in_process_worker(service)
     for _ in range(ATTEMPTS_LIMIT):
         assert service.store.claim(mine._holder) is not None
     claimed = service.store.claim(mine._holder)
@@ -121,7 +120,7 @@ def test_a_child_whose_worker_is_gone_does_not_go_on(home: Path) -> None:
     force."""
     code = """
 import os, subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", "from tunesmith.tuning.child import _die_with_parent; _die_with_parent(); print(1, flush=True); import time; time.sleep(60)"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+child = subprocess.Popen([sys.executable, "-c", "import os; from tunesmith.phases.child import die_with_parent; die_with_parent(os.getppid()); print(1, flush=True); import time; time.sleep(60)"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 child.stdout.readline()
 print(child.pid, flush=True)
 os.kill(os.getpid(), 9)

@@ -4,6 +4,7 @@ his own connection."""
 import json
 import os
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
 
@@ -54,18 +55,20 @@ from tunesmith.errors import (
     closest,
 )
 from tunesmith.evaluation.card import Facts
-from tunesmith.evaluation.transfer import Transfer
 from tunesmith.evaluation.verdict import Verdict, Word, objection, sentence
+from tunesmith.executors import Executor, ask
+from tunesmith.executors.local import LocalExecutor
 from tunesmith.home import open_store
 from tunesmith.jobs import Job, JobStatus, Options, model_key
 from tunesmith.models import certificate
 from tunesmith.models.certificate import Certificate
+from tunesmith.phases.child import EXPORT, PROVE_RESUME, REHEARSE, Assignment, Phase, Transfer, Work
+from tunesmith.phases.messages import Compared, Measured, Written
+from tunesmith.phases.prepare import plan_of
 from tunesmith.registry import TunedModel
 from tunesmith.settings import Settings
 from tunesmith.store import JobStore
-from tunesmith.tuning import child
-from tunesmith.tuning.prepare import prepare
-from tunesmith.tuning.quote import Measured, Quote
+from tunesmith.tuning.quote import Quote
 from tunesmith.words import counted
 
 if TYPE_CHECKING:
@@ -73,6 +76,7 @@ if TYPE_CHECKING:
 
     from tunesmith.inference.engine import Completion
 
+M = TypeVar("M")
 MOST_TOGETHER = 16  # models that are loaded and answer together
 POLL_S = 0.5  # between two looks of a waiter
 PRIVATE_OPTIONS = ("test_data", "swap_terms", "new_version_of")  # never in a model card
@@ -94,8 +98,11 @@ class Tunesmith:
         database: str | os.PathLike[str] | duckdb.DuckDBPyConnection = ":memory:",
         *,
         home: str | os.PathLike[str] | None = None,
+        executor: Executor | None = None,
     ) -> None:
+        """`executor` runs what a verb needs torch for in a process of its own."""
         self.settings = Settings.read(home)
+        self._executor = executor or LocalExecutor(self.settings)
         self._database = database
         self._store: JobStore | None = None
         self._process, self._opening = os.getpid(), threading.Lock()
@@ -152,6 +159,7 @@ class Tunesmith:
             base=spec.to_json(),
         )
         folder = self.settings.job_folder(job.id)
+        worker.ensure(self.settings, store, expecting=True)  # it starts while the rows are frozen
         with durable.making(folder):
             frozen = self._snapshot(training_data, validation_data, parsed, folder / "data", spec)
             self._check_row_limit(spec, parsed, sum(frozen.rows[p] for p in PARTS))
@@ -241,7 +249,7 @@ class Tunesmith:
             self.delete_job(job.id)
         return old
 
-    def verify_resume(self, job_id: str) -> child.Compared:
+    def verify_resume(self, job_id: str) -> Compared:
         """Do the job's first steps in one go and again with a kill and a resume in between, and
         compare the weights to the bit.
 
@@ -253,14 +261,7 @@ class Tunesmith:
         if job.resolved is None:
             raise JobNotInState(id=job.id, status=job.status.value, needed="past VALIDATING")
         _must_be_able_to_train()
-        assignment = child.Assignment.of(
-            job,
-            home=self.settings.home,
-            job_folder=self.settings.job_folder(job.id),
-            device=self.settings.device,
-            threads=self.settings.threads,
-        )
-        return child.Compared(**child.ask("tunesmith.tuning.resume_proof", assignment, "compared"))
+        return self._run(PROVE_RESUME, Assignment.of(job, self.settings), Compared)
 
     def wait(
         self,
@@ -343,8 +344,8 @@ class Tunesmith:
             frozen = self._snapshot(training_data, validation_data, parsed, folder / "data", spec)
             dataset = Dataset.open(folder / "data", frozen.digest)
             price = catalog.credits(self.settings.home, spec.name, "training", 1)
-            prepared = prepare(dataset, self._encoder_of(Path(spec.folder)), spec, parsed, price)
-            assignment = child.Assignment(
+            plan = plan_of(dataset, self._encoder_of(Path(spec.folder)), spec, parsed, price)
+            assignment = Assignment(
                 job_id="quote",
                 task=spec.task,
                 home=str(self.settings.home),
@@ -352,15 +353,15 @@ class Tunesmith:
                 data_folder=str(folder / "data"),
                 data_digest=frozen.digest,
                 options=parsed.to_json(),
-                resolved=prepared.resolved.to_json(),
+                resolved=plan.resolved.to_json(),
                 base=spec.to_json(),
                 template=template.to_json(),
                 device=self.settings.device,
                 threads=self.settings.threads,
-                moved=prepared.moved,
+                moved=plan.moved,
             )
-            measured = Measured(**child.ask("tunesmith.tuning.rehearsal", assignment, "measured"))
-            divided = replace(dataset, moved=prepared.moved)
+            measured = self._run(REHEARSE, assignment, Measured)
+            divided = replace(dataset, moved=plan.moved)
             train, validation = (
                 [(r.question, r.completion) for r in divided.rows(p)]
                 for p in ("train", "validation")
@@ -369,9 +370,9 @@ class Tunesmith:
             durable.remove(folder)
         found = Quote.of(
             spec,
-            prepared.resolved,
-            prepared.tokens,
-            prepared.rows["train"],
+            plan.resolved,
+            plan.tokens,
+            plan.rows["train"],
             measured,
             price,
             self.settings.threads,
@@ -501,9 +502,7 @@ class Tunesmith:
             self.settings.device,
             self.settings.threads,
         )
-        return Certificate.from_json(
-            child.ask("tunesmith.evaluation.exporter", work, "written")["certificate"]
-        )
+        return Certificate.from_json(dict(self._run(EXPORT, work, Written).certificate))
 
     def import_model(
         self, folder: str | os.PathLike[str], name: str = "", *, base_model: str = ""
@@ -537,7 +536,7 @@ class Tunesmith:
         )
         store = self.store
         with durable.making(self.settings.home / "models" / model_id):
-            written = child.ask("tunesmith.evaluation.exporter", work, "written")
+            written = self._run(EXPORT, work, Written)
             facts = dict(
                 id=model_id,
                 name=name,
@@ -548,7 +547,7 @@ class Tunesmith:
                 task=base.task,
                 method=method,
                 folder=str(place),
-                digest=written["digest"],
+                digest=written.digest,
                 verdict=None,
                 owner=access.principal(),
             )
@@ -731,6 +730,11 @@ class Tunesmith:
         return [], following
 
     # ------------------------------------------------------------ inside
+
+    def _run(self, phase: Phase, work: Work, answer: type[M]) -> M:
+        """A phase for whoever asks, in a process of its own; its error is raised here."""
+        with tempfile.TemporaryFile() as log:
+            return ask(self._executor, phase, work, answer, log)
 
     def _facts(self, tuned: TunedModel) -> Facts:
         """What a model card tells."""

@@ -30,6 +30,11 @@ class Settings:
     idle_s: float
     """Seconds without work after which a worker goes home (TUNESMITH_IDLE_S, default 60)."""
 
+    preloaded: str = ""
+    """A socket on which `python -m tunesmith.executors.preloaded --socket` listens, for programs
+    that start many workers (TUNESMITH_PRELOADED, default: each worker starts a process for
+    itself)."""
+
     @classmethod
     def read(cls, home: str | os.PathLike[str] | None = None) -> "Settings":
         """`home` beats the environment, the environment beats the default. InvalidSetting for a
@@ -56,6 +61,7 @@ class Settings:
                 "THREADS", str(processors()), _threads, f"a whole number from 1 to {MOST_THREADS}"
             ),
             idle_s=_read("IDLE_S", "60", _seconds, "a number of seconds from 0"),
+            preloaded=os.environ.get("TUNESMITH_PRELOADED") or "",
         )
 
     @staticmethod

@@ -7,22 +7,19 @@ compare-and-set makes the model appear.
 """
 
 import fcntl
-import json
 import logging
 import os
-import queue
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from tunesmith import catalog, durable, registry
 from tunesmith.errors import (
@@ -40,28 +37,41 @@ from tunesmith.errors import (
     from_json,
 )
 from tunesmith.evaluation.verdict import objection
+from tunesmith.executors import Executor, Exited, Running
+from tunesmith.executors.local import LocalExecutor
 from tunesmith.home import open_store
 from tunesmith.jobs import Job, JobStatus, model_key
+from tunesmith.phases.child import EVALUATE, PREPARE, TRAIN, Assignment, Phase
+from tunesmith.phases.messages import (
+    Certified,
+    Doing,
+    Done,
+    Failed,
+    Judged,
+    Message,
+    Prepared,
+    Quoted,
+    Rejected,
+    RowLosses,
+    Started,
+    Stepped,
+    Trained,
+    Warned,
+)
 from tunesmith.schema import jobs, models, rejections
 from tunesmith.settings import Settings
 from tunesmith.store import LEASE_S, JobStore
-from tunesmith.tuning import child
 
 log = logging.getLogger("tunesmith.worker")
 
 HEARTBEAT_S = 1.0  # renews the lease and reads a cancel
 POLL_S = 0.5  # between looks for work
-STOP_S = 10.0  # a child that does not end by itself is killed after this
 DEATHS_LIMIT = 3  # child deaths without a further step
 ATTEMPTS_LIMIT = 50  # workers that died over one job, before it is given up
 SPACE_POLL_S = 5.0
 LOCK_TRIES = 10  # a tenth of a second apart: somebody who only looks holds the lock for a moment
 
 LEFT = (JobStatus.CANCELLING, JobStatus.PAUSED)  # what a heartbeat may find: the child is stopped
-_Phase = tuple[str, str]
-VALIDATE: _Phase = ("validating", "tunesmith.tuning.prepare")
-TRAIN: _Phase = ("training", "tunesmith.tuning.trainer")
-EVALUATE: _Phase = ("evaluating", "tunesmith.evaluation.evaluator")
 
 _starting = threading.Lock()
 _started: dict[
@@ -69,24 +79,25 @@ _started: dict[
 ] = {}  # by home; kept, so that a worker that ended is reaped with its parent
 
 
-def ensure(settings: Settings, store: JobStore) -> None:
+def ensure(settings: Settings, store: JobStore, *, expecting: bool = False) -> None:
     """Start a detached worker if there is work and none is alive on this machine; never in a home
-    that cannot be written."""
+    that cannot be written. `expecting`: work is about to come."""
     if store.is_read_only:
         return
     with _starting:
-        _ensure(settings, store)
+        _ensure(settings, store, expecting)
 
 
-def _ensure(settings: Settings, store: JobStore) -> None:
+def _ensure(settings: Settings, store: JobStore, expecting: bool) -> None:
     started = _started.get(settings.home)
     if started is not None and started.poll() is None:  # it may not hold the lock yet
         return
-    if not store.has_work() or is_alive(settings.home):
+    if not (expecting or store.has_work()) or is_alive(settings.home):
         return
     with os.fdopen(durable.open_private(settings.home / "worker.log"), "ab") as out:
         _started[settings.home] = subprocess.Popen(
-            child.command("tunesmith.worker"),
+            # -P: a file in the folder that the user stands in, named like a library, is not run
+            [sys.executable, "-P", "-m", "tunesmith.worker"],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
@@ -160,31 +171,6 @@ class _Death:
         )
 
 
-def _oom_kills() -> int:
-    """How many processes this system has killed for want of memory since it started; 0 where it
-    does not tell."""
-    try:
-        found = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.M)
-    except OSError:
-        return 0
-    return int(found[1]) if found else 0
-
-
-def start_child(
-    module: str, errors: BinaryIO, environment: Mapping[str, str]
-) -> "subprocess.Popen[bytes]":
-    """A child in a process group of its own. Proofs put a fork in its place, which costs no
-    import."""
-    return subprocess.Popen(
-        child.command(module),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        start_new_session=True,
-        env=environment,
-    )
-
-
 def collect(settings: Settings, job: Job) -> None:
     """Checkpoints and results of a job that has ended, and files that were to be its model; its
     rows and its logs stay."""
@@ -223,11 +209,18 @@ def sweep(settings: Settings, store: JobStore) -> None:
 
 class Worker:
     def __init__(
-        self, settings: Settings, store: JobStore, *, holder: str = "", lease_s: float = LEASE_S
+        self,
+        settings: Settings,
+        store: JobStore,
+        executor: Executor,
+        *,
+        holder: str = "",
+        lease_s: float = LEASE_S,
     ) -> None:
-        """`holder` names what may take its jobs back at once when it starts again: by default this
-        home on this machine."""
-        self._settings, self._store, self._lease_s = settings, store, lease_s
+        """`executor` runs the phases. `holder` names what may take its jobs back at once when it
+        starts again: by default this home on this machine."""
+        self._settings, self._store, self._executor = settings, store, executor
+        self._lease_s = lease_s
         self._holder = holder or f"{os.uname().nodename}:{store.home or settings.home}"
 
     def run(self) -> None:
@@ -297,7 +290,7 @@ class Worker:
         """Do what the job's state asks for; returns the job in its next state."""
         match job.status:
             case JobStatus.VALIDATING:
-                return self._after(self._run_phase(VALIDATE, job), JobStatus.RUNNING)
+                return self._after(self._run_phase(PREPARE, job), JobStatus.RUNNING)
             case JobStatus.RUNNING:
                 return self._after(self._run_phase(TRAIN, job), JobStatus.EVALUATING)
             case JobStatus.WAITING_SPACE:
@@ -313,7 +306,7 @@ class Worker:
 
     # ------------------------------------------------------------ one phase
 
-    def _run_phase(self, phase: _Phase, job: Job) -> Job:
+    def _run_phase(self, phase: Phase, job: Job) -> Job:
         """Run a phase's child until it is done. A child that dies is started again, from its last
         checkpoint."""
         deaths, furthest = 0, self._store.get(job.id).step
@@ -332,7 +325,7 @@ class Worker:
                 furthest = max(furthest, job.step)
             if deaths >= DEATHS_LIMIT:
                 raise ChildDied(
-                    phase=phase[0],
+                    phase=phase.word,
                     id=job.id,
                     times=deaths,
                     reason=str(ended),
@@ -340,63 +333,43 @@ class Worker:
                 )
             self._store.warn(
                 job,
-                f"the {phase[0]} process ended ({ended}); started again from its last checkpoint",
+                f"the {phase.word} process ended ({ended}); started again from its last checkpoint",
                 level="info",
             )
             job = self._store.retry(job)
 
-    def _run_child(self, phase: _Phase, job: Job) -> "TunesmithError | _Death | None":
+    def _run_child(self, phase: Phase, job: Job) -> "TunesmithError | _Death | None":
         """None when the phase is done or was cancelled, the error that the child told, or how it
         died."""
         folder = self._settings.job_folder(job.id) / f"attempt-{job.attempt}"
         durable.make_folder(folder)
-        assignment = child.Assignment.of(
-            self._store.get(job.id),
-            home=self._settings.home,
-            job_folder=folder.parent,
-            device=self._settings.device,
-            threads=self._settings.threads,
-        )
-        environment = {
-            **os.environ,
-            **self._settings.environment(),
-            "TUNESMITH_WORKER_PID": str(os.getpid()),
-        }
-        environment.pop("TUNESMITH_STORE")  # a child has no database credential
-        with os.fdopen(durable.open_private(folder / "log.txt"), "ab") as errors:
-            process = start_child(phase[1], errors, environment)
+        assignment = Assignment.of(self._store.get(job.id), self._settings)
+        with os.fdopen(durable.open_private(folder / "log.txt"), "ab") as log:
+            running = self._executor.start(phase, assignment, log)
         try:
-            return self._listen(process, job, assignment)
+            return self._listen(running, job)
         finally:
-            _stop(process)
+            running.stop()
 
-    def _listen(
-        self, process: subprocess.Popen[bytes], job: Job, assignment: child.Assignment
-    ) -> "TunesmithError | _Death | None":
-        killed_for_memory = _oom_kills()
-        lines = _lines(process, child.send(assignment))
-        scribe, ended, beat = _Scribe(self._store, job), None, 0.0
+    def _listen(self, running: Running, job: Job) -> "TunesmithError | _Death | None":
+        scribe, is_done, beat = _Scribe(self._store, job), False, 0.0
+        failed: TunesmithError | None = None
         while True:
             if time.monotonic() - beat > HEARTBEAT_S:
                 beat = time.monotonic()
                 if self._store.renew(job, self._lease_s) in LEFT:
                     return None
-            try:
-                line = lines.get(timeout=HEARTBEAT_S)
-            except queue.Empty:
-                continue
-            if line is None:
-                break
-            message = json.loads(line)
-            ended = scribe.hear(message) or ended
-        code = process.wait(STOP_S)
-        if ended == "done":
-            return None
-        return (
-            ended
-            if isinstance(ended, TunesmithError)
-            else _Death(code, _oom_kills() > killed_for_memory)
-        )
+            match running.hear(HEARTBEAT_S):
+                case None:
+                    pass
+                case Exited(code, for_memory):
+                    return None if is_done else failed or _Death(code, for_memory)
+                case Done():
+                    is_done = True
+                case Failed(error):
+                    failed = from_json(dict(error))
+                case message:
+                    scribe.hear(message)
 
     # ------------------------------------------------------------ ends
 
@@ -506,123 +479,49 @@ class Worker:
 
 
 class _Scribe:
-    """Writes down what a child reports."""
+    """Writes down what a phase tells."""
 
     def __init__(self, store: JobStore, job: Job) -> None:
         self._store, self._job = store, job
         self._row_losses: list[dict[str, Any]] = []
 
-    def hear(self, message: dict[str, Any]) -> TunesmithError | str | None:
-        """The end of the child, where the message tells it."""
-        kind = message.pop("kind")
-        match kind:
-            case "done":
-                return "done"
-            case "error":
-                return from_json(message["error"])
-            case "warning":
-                self._store.warn(self._job, message["message"])
-            case "rejections":
-                self._store.record_rows(self._job, rejections, message["rows"])
-            case "row_losses":
-                part, epoch = message["part"], message["epoch"]
+    def hear(self, message: Message) -> None:
+        store, job = self._store, self._job
+        match message:
+            case Warned(words):
+                store.warn(job, words)
+            case Rejected(rows):
+                store.record_rows(job, rejections, [dict(r) for r in rows])
+            case RowLosses(part, epoch, rows):
                 self._row_losses += [
-                    {"part": part, "epoch": epoch, "row": r, "loss": v, "tokens": n}
-                    for r, v, n in message["rows"]
+                    {"part": part, "epoch": epoch, "row": row, "loss": loss, "tokens": tokens}
+                    for row, loss, tokens in rows
                 ]
-            case "started":
-                self._store.record(
-                    self._job, step=message["step"], total_steps=message["total_steps"]
-                )
-            case "step":
-                self._step(message)
-            case "prepared":
-                self._store.record(
-                    self._job,
-                    **{k: message[k] for k in ("resolved", "input_tokens", "rows", "moved")},
-                )
-            case "trained":
-                self._store.record(
-                    self._job,
-                    **{
-                        k: message[k]
-                        for k in (
-                            "step",
-                            "trained_tokens",
-                            "training_loss",
-                            "validation_loss",
-                            "stopped_by",
-                            "used",
-                        )
-                    },
-                )
-            case "quoted":
-                self._store.record(self._job, quote=message["quote"])
-            case "certificate":
-                self._store.record(self._job, certificate=message["certificate"])
-            case "doing":
-                self._store.record(self._job, doing=message)
-            case "verdict":
-                self._store.record(self._job, verdict=message["verdict"], doing=None)
+            case Stepped():
+                metric = asdict(message)
+                store.record_step(job, metric, self._row_losses, metric.pop("trained_tokens"))
+                self._row_losses = []
+            case Judged(verdict):
+                store.record(job, verdict=verdict, doing=None)
+            case Doing():
+                store.record(job, doing=asdict(message))
+            case Started() | Prepared() | Trained() | Quoted() | Certified():
+                store.record(job, **asdict(message))  # its fields are those of the job
             case _:
-                raise AssertionError(f"a child reported {kind!r}")
-        return None
-
-    def _step(self, metric: dict[str, Any]) -> None:
-        self._store.record_step(self._job, metric, self._row_losses, metric.pop("trained_tokens"))
-        self._row_losses = []
-
-
-def _lines(process: subprocess.Popen[bytes], assignment: bytes) -> "queue.Queue[bytes | None]":
-    """The child's output, line by line, then None."""
-    assert process.stdin is not None and process.stdout is not None
-    found: queue.Queue[bytes | None] = queue.Queue()
-    stdout = process.stdout
-
-    def read() -> None:
-        for line in stdout:
-            if line.endswith(b"\n"):  # a child killed while writing leaves half a line
-                found.put(line)
-        found.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
-    try:
-        process.stdin.write(assignment)
-        process.stdin.close()
-    except BrokenPipeError:
-        pass  # it died at once; the reader tells
-    return found
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a child and everything it started."""
-    if process.poll() is None:
-        _signal(process, signal.SIGTERM)
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            _signal(process, signal.SIGKILL)
-            process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
-
-
-def _signal(process: subprocess.Popen[bytes], number: int) -> None:
-    try:
-        os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass
+                raise AssertionError(f"a job's phase told {message}")
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     settings = Settings.read()
+    executor = LocalExecutor(settings)
     store = open_store(settings)
     try:
         while True:
             with _only_worker(settings.home):
+                executor.warm()
                 sweep(settings, store)
-                Worker(settings, store).run()
+                Worker(settings, store, executor).run()
                 sweep(settings, store)
             if (
                 not store.has_waiting()

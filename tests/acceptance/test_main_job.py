@@ -8,8 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,16 +15,17 @@ from typing import Any
 import duckdb
 import pytest
 import torch
+from forks import phases_of
 
 import tunesmith
-from conftest import WORDS, kill_worker, next_word_rows
+from conftest import WORDS, in_process_worker, kill_worker, next_word_rows, until
 from tunesmith import Tunesmith
 from tunesmith import worker as worker_module
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.template import Encoder, PromptTemplate
 from tunesmith.errors import CertificateRefused, DamagedFiles, DiskFull, NotPromoted, UnknownModel
 from tunesmith.jobs import Job, JobStatus
-from tunesmith.settings import Settings
+from tunesmith.phases.child import Phase
 
 PROMPTS = [f"say {w}" for w in WORDS] + [f"{w} say" for w in WORDS]
 LONG = next_word_rows(8)  # 160 steps
@@ -44,33 +43,6 @@ def database(home: Path, tmp_path: Path) -> Path:
             [[r["prompt"], r["completion"]] for r in next_word_rows(2)],
         )
     return path
-
-
-def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    """Wait for something; its value."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError("it did not happen in time")
-
-
-def children(module: str, home: Path) -> list[int]:
-    """Process ids that run a module for this home."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                command, environment = (
-                    (folder / "cmdline").read_bytes(),
-                    (folder / "environ").read_bytes(),
-                )
-            except OSError:
-                continue
-            if module.encode() in command and str(home).encode() in environment:
-                found.append(int(folder.name))
-    return found
 
 
 def final_weights(service: Tunesmith, job: Job) -> dict[str, torch.Tensor]:
@@ -274,17 +246,14 @@ def test_kill_9_or_a_pause_changes_nothing_but_the_time(
 ) -> None:
     job = start(home, tuned_base)
     if victim == "trainer":
-        [trainer] = children("tunesmith.tuning.trainer", home)
-        assert b"TUNESMITH_STORE" not in Path(f"/proc/{trainer}/environ").read_bytes(), (
-            "a child has no database credential"
-        )
+        [trainer] = phases_of(home, "train")
         os.kill(trainer, signal.SIGKILL)
     elif victim == "worker":
         assert kill_worker(home) is not None
-        until(lambda: not children("tunesmith.tuning.trainer", home), 10)
+        until(lambda: not phases_of(home, "train"), 10)
     else:
         assert job.service.pause(job.id).status is JobStatus.PAUSED
-        until(lambda: not children("tunesmith.tuning.trainer", home), 20)
+        until(lambda: not phases_of(home, "train"), 20)
         assert (
             job.refresh().status is JobStatus.PAUSED
             and job.service.resume(job.id).status is JobStatus.PENDING
@@ -327,7 +296,7 @@ def test_ctrl_c_detaches_the_watcher_and_the_job_goes_on_until_it_is_cancelled(
     assert job.refresh().status is JobStatus.RUNNING
     assert job.cancel().status is JobStatus.CANCELLING
     job = job.wait(timeout_s=20)
-    assert job.status is JobStatus.CANCELLED and not children("tunesmith.tuning.trainer", home)
+    assert job.status is JobStatus.CANCELLED and not phases_of(home, "train")
     assert Tunesmith().models() == [] and not (home / "models").exists()
     with pytest.raises(tunesmith.TunesmithError, match="already ended|unknown model"):
         Tunesmith().complete("m", ["x"])
@@ -355,28 +324,6 @@ def test_a_base_whose_weights_are_damaged_fails_the_job_and_says_so(
         json.loads(text)["status"] == "ERROR"
         and json.loads(text)["error"]["message"] == job.error["message"]
     )
-
-
-def test_a_trainer_that_always_dies_fails_the_job_with_the_end_of_its_log(
-    home: Path, tuned_base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The worker runs in this process; its children are real and are given a module that ends
-    badly."""
-    monkeypatch.setattr(worker_module, "ensure", lambda settings, store: None)
-    service = Tunesmith()
-    job = service.create("m", str(tuned_base), next_word_rows(1), **FAST)
-    monkeypatch.setattr(worker_module, "VALIDATE", ("validating", "tunesmith.no_such_module"))
-    mine = worker_module.Worker(Settings.read(), service.store)
-    claimed = service.store.claim(mine._holder)
-    assert claimed is not None
-    mine.work(claimed)
-    ended = job.refresh()
-    assert (
-        ended.status is JobStatus.FAILED
-        and ended.attempt == worker_module.DEATHS_LIMIT
-        and ended.error is not None
-    )
-    assert "died 3 times" in ended.error["message"] and "No module named" in ended.error["message"]
 
 
 def test_over_long_rows_are_rejected_by_id_and_the_rest_is_trained(
@@ -475,15 +422,15 @@ def test_a_job_waits_while_the_disk_is_full_and_then_goes_on(
 ) -> None:
     """The full disk is simulated, once while training and once while evaluating; the states and the
     rest are real."""
-    monkeypatch.setattr(worker_module, "ensure", lambda settings, store: None)
+    monkeypatch.setattr(worker_module, "ensure", lambda *a, **k: None)
     service = Tunesmith()
     job = service.create("m", str(tuned_base), next_word_rows(1), **FAST)
-    mine = worker_module.Worker(Settings.read(), service.store)
+    mine = in_process_worker(service)
     full = {worker_module.TRAIN, worker_module.EVALUATE}
     waited: list[JobStatus] = []
     run_child, await_space = mine._run_child, mine._await_space
 
-    def once(phase: tuple[str, str], job: Any) -> Any:
+    def once(phase: Phase, job: Any) -> Any:
         if phase in full:
             full.remove(phase)
             return DiskFull(path="x", needed_mb=1, free_mb=0)

@@ -13,7 +13,7 @@ from test_conversation import answer, user
 from test_files import frozen, texts
 
 import tunesmith
-from conftest import next_word_rows
+from conftest import in_process_worker, next_word_rows
 from tunesmith import Tunesmith, worker
 from tunesmith.errors import (
     InvalidCall,
@@ -28,14 +28,13 @@ from tunesmith.errors import (
     UnreadableValue,
 )
 from tunesmith.jobs import JobStatus
-from tunesmith.settings import Settings
 
 CREATE = "SELECT SNOWFLAKE.CORTEX.FINETUNE('CREATE', 'm', 'tunesmith-tiny', ?)"
 
 
 @pytest.fixture
 def shop(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
+    monkeypatch.setattr(worker, "ensure", lambda *a, **k: None)
     with tunesmith.connect(tmp_path / "shop.duckdb") as c:
         yield c
 
@@ -94,7 +93,7 @@ def test_comments_and_semicolons_after_a_query_are_its_end(shop: Any, home: Path
 def test_a_read_only_database_and_odd_names_of_schemas_and_macros(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
+    monkeypatch.setattr(worker, "ensure", lambda *a, **k: None)
     file = tmp_path / "own.duckdb"
     with duckdb.connect(str(file)) as c:
         c.execute(
@@ -441,9 +440,9 @@ def test_held_out_rows_are_not_denied(tmp_path: Path) -> None:
 def test_a_worker_that_may_not_idle_does_its_jobs(
     home: Path, tuned_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
+    monkeypatch.setattr(worker, "ensure", lambda *a, **k: None)
     monkeypatch.setenv("TUNESMITH_IDLE_S", "0")
     service = Tunesmith()
     job = service.create("m", str(tuned_base), next_word_rows(1), learning_rate=1e-2, max_epochs=1)
-    worker.Worker(Settings.read(), service.store).run()
+    in_process_worker(service).run()
     assert service.describe(job.id).status is JobStatus.SUCCEEDED

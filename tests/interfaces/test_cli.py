@@ -19,7 +19,7 @@ runner = typer.testing.CliRunner()
 
 @pytest.fixture(autouse=True)
 def no_worker(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
+    monkeypatch.setattr(worker, "ensure", lambda *a, **k: None)
 
 
 def call(*arguments: str) -> Any:

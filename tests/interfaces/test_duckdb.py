@@ -22,7 +22,7 @@ def connection(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """A database whose jobs stay PENDING."""
-    monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
+    monkeypatch.setattr(worker, "ensure", lambda *a, **k: None)
     with tunesmith.connect(tmp_path / "shop.duckdb") as connection:
         connection.execute(
             "CREATE TABLE t AS SELECT 'message ' || i AS message, 'team ' || (i % 2) AS team, i AS id FROM range(20) r(i)"
@@ -429,7 +429,7 @@ def test_no_name_of_ours_meets_one_of_the_users(
 ) -> None:
     """Tables, views and macros of the user under the names that the product uses, and columns under
     those of its own files."""
-    monkeypatch.setattr(worker, "ensure", lambda settings, store: None)
+    monkeypatch.setattr(worker, "ensure", lambda *a, **k: None)
     with duckdb.connect(str(tmp_path / "own.duckdb")) as c:
         for statement in OWN:
             c.execute(statement)

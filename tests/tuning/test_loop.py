@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -13,10 +13,12 @@ from tunesmith.data.template import Encoder, PromptTemplate
 from tunesmith.errors import CheckpointOfAnother, NonFiniteLoss, OutOfMemory
 from tunesmith.jobs import Options, Resolved, ResolvedOptions
 from tunesmith.models import causal_lm, methods
+from tunesmith.phases.messages import Message, RowLosses, Started, Stepped, Warned
 from tunesmith.tuning import checkpoints, loop
 from tunesmith.tuning.loop import Budget, Run, train
 
 CPU = torch.device("cpu")
+M = TypeVar("M")
 
 
 def options(**changes: Any) -> ResolvedOptions:
@@ -55,16 +57,16 @@ class Scene:
         model = methods.load(chosen.method).prepare(causal_lm.load(self.base, CPU), chosen)
         attempts = [self.folder / f"attempt-{n}" for n in range(attempt, 0, -1)]
 
-        def report(kind: str, **facts: Any) -> None:
-            self.told.append((kind, facts))
+        def report(message: Message) -> None:
+            self.told.append(message)
             if on is not None:
-                on(model, kind, facts)
+                on(model, message)
 
         run = Run(attempts, self.folder, {"data": "d"}, report)
         return model, train(model, self.rows, self.validation, chosen, run, self.budget)
 
-    def heard(self, kind: str) -> list[dict[str, Any]]:
-        return [f for k, f in self.told if k == kind]
+    def heard(self, kind: type[M]) -> list[M]:
+        return [m for m in self.told if isinstance(m, kind)]
 
 
 @pytest.fixture
@@ -85,7 +87,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize(("method", "rate"), [("lora", 2e-2), ("full", 5e-3)])
 def test_training_learns_a_new_mapping(scene: Scene, method: str, rate: float) -> None:
     model, at = scene.train(method=method, learning_rate=rate, max_epochs=10, batch_size=2)
-    losses = [s["training_loss"] for s in scene.heard("step")]
+    losses = [s.training_loss for s in scene.heard(Stepped)]
     assert at.step == 50 and losses[-1] < losses[0] / 10
     assert loop.mean_loss(loop.evaluate(model, scene.rows)) < 0.3
 
@@ -113,15 +115,15 @@ def test_a_run_that_is_killed_and_resumed_gives_the_same_bits(
     whole, _ = scene.train(method=method)
     other = Scene(scene.base, tmp_path / "other")
 
-    def kill(model: Any, kind: str, facts: dict[str, Any]) -> None:
-        if kind == "step" and facts["step"] == step:
+    def kill(model: Any, message: Message) -> None:
+        if isinstance(message, Stepped) and message.step == step:
             raise Killed
 
     with pytest.raises(Killed):
         other.train(kill, method=method)
     torch.manual_seed(99)
     resumed, at = other.train(attempt=2, method=method)
-    assert at.step == 9 and other.heard("started")[-1]["step"] == (step - 1) // 3 * 3, (
+    assert at.step == 9 and other.heard(Started)[-1].step == (step - 1) // 3 * 3, (
         "from the end of the last whole epoch"
     )
     assert same(weights(whole), weights(resumed))
@@ -162,10 +164,10 @@ def test_where_memory_runs_out_the_same_step_is_done_in_smaller_pieces(
         sizes = limited_memory(patch, longest + 2, error, from_call=4)
         small, at = other.train()
     assert at.step == 9 and at.micro_tokens < 64 and max(sizes[30:]) <= longest + 2
-    assert [s["step"] for s in other.heard("step")] == list(range(1, 10)), (
+    assert [s.step for s in other.heard(Stepped)] == list(range(1, 10)), (
         "no step is lost and none done twice"
     )
-    assert any("did not fit into memory" in w["message"] for w in other.heard("warning"))
+    assert any("did not fit into memory" in w.message for w in other.heard(Warned))
     for name, w in weights(whole).items():
         torch.testing.assert_close(weights(small)[name], w, rtol=1e-3, atol=1e-5)
 
@@ -179,8 +181,8 @@ def test_a_resumed_run_cuts_its_steps_as_it_did_before_the_kill(
     monkeypatch.setattr(loop, "LEAST_MICRO_TOKENS", 1)
     longest = max(len(r.encoded.ids) for r in scene.rows)
 
-    def kill(model: Any, kind: str, facts: dict[str, Any]) -> None:
-        if kind == "step" and facts["step"] == 5:
+    def kill(model: Any, message: Message) -> None:
+        if isinstance(message, Stepped) and message.step == 5:
             raise Killed
 
     def run(
@@ -226,8 +228,8 @@ def test_a_resume_that_forgets_the_optimizer_gives_other_bits(
     whole, _ = scene.train()
     other = Scene(scene.base, tmp_path / "other")
 
-    def kill(model: Any, kind: str, facts: dict[str, Any]) -> None:
-        if kind == "step" and facts["step"] == 7:
+    def kill(model: Any, message: Message) -> None:
+        if isinstance(message, Stepped) and message.step == 7:
             raise Killed
 
     with pytest.raises(Killed):
@@ -251,7 +253,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(scene: Scene) ->
     data[-1] ^= 1
     newest.write_bytes(data)
     resumed, _ = scene.train(attempt=2)
-    assert scene.heard("started")[-1]["step"] == 6 and same(weights(whole), weights(resumed))
+    assert scene.heard(Started)[-1].step == 6 and same(weights(whole), weights(resumed))
 
 
 def contradicted(scene: Scene) -> Scene:
@@ -313,7 +315,7 @@ def test_a_whole_run_has_trained_every_token_once_an_epoch(scene: Scene) -> None
     _, at = scene.train(max_epochs=2)
     assert (
         at.trained_tokens == 2 * tokens_of(scene)
-        and scene.heard("step")[-1]["trained_tokens"] == at.trained_tokens
+        and scene.heard(Stepped)[-1].trained_tokens == at.trained_tokens
     )
 
 
@@ -328,9 +330,9 @@ def test_a_token_budget_is_never_exceeded_and_the_rate_falls_to_its_end(
     assert (
         at.stopped_by == "budget_credits"
         and at.best_step > 0
-        and scene.heard("started")[0]["total_steps"] == at.step
+        and scene.heard(Started)[0].total_steps == at.step
     )
-    rates = [s["learning_rate"] for s in scene.heard("step")]
+    rates = [s.learning_rate for s in scene.heard(Stepped)]
     assert rates == sorted(rates, reverse=True) and rates[-1] == pytest.approx(
         rates[0] / max(1, at.step - 1)
     )
@@ -361,8 +363,8 @@ def test_a_checkpoint_of_other_data_or_options_is_refused_by_name(scene: Scene) 
 def test_a_run_resumed_under_other_versions_or_threads_goes_on_and_says_that_it_is_not_exact(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def kill(model: Any, kind: str, facts: dict[str, Any]) -> None:
-        if kind == "step" and facts["step"] == 5:
+    def kill(model: Any, message: Message) -> None:
+        if isinstance(message, Stepped) and message.step == 5:
             raise Killed
 
     with pytest.raises(Killed):
@@ -373,7 +375,7 @@ def test_a_run_resumed_under_other_versions_or_threads_goes_on_and_says_that_it_
         checkpoints, "environment", lambda device: {**here, "threads": 7, "torch": "9.9"}
     )
     _, at = scene.train(attempt=2)
-    [warning] = [w["message"] for w in scene.heard("warning")]
+    [warning] = [w.message for w in scene.heard(Warned)]
     assert (
         at.step == 9 and not at.exact and "another torch" in warning and "threads 1 -> 7" in warning
     )
@@ -390,7 +392,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_that_is_told
     weights_file.write_bytes(weights_file.read_bytes()[:-1])
     scene.told.clear()
     again, at = scene.train(attempt=2)
-    [warning] = [w["message"] for w in scene.heard("warning")]
+    [warning] = [w.message for w in scene.heard(Warned)]
     assert "passed over" in warning and folders[-1].name in warning
     assert at.step == 9 and same(weights(whole), weights(again))
 
@@ -402,13 +404,13 @@ def test_a_damaged_best_checkpoint_is_not_loaded_either(scene: Scene) -> None:
         for i, w in enumerate(WORDS)
     ]
 
-    def damage(model: Any, kind: str, facts: dict[str, Any]) -> None:
-        if kind == "step" and facts["step"] == 9:  # patience ends it here
+    def damage(model: Any, message: Message) -> None:
+        if isinstance(message, Stepped) and message.step == 9:  # patience ends it here
             for file in (scene.folder / "attempt-1").glob("step-*/model.safetensors"):
                 file.write_bytes(file.read_bytes()[:-1])
 
     model, at = scene.train(damage, learning_rate=5e-2, max_epochs=4)
-    assert "are gone" in scene.heard("warning")[-1]["message"] and at.best_step == at.step == 9
+    assert "are gone" in scene.heard(Warned)[-1].message and at.best_step == at.step == 9
     assert loop.mean_loss(loop.evaluate(model, scene.validation)) == pytest.approx(
         at.best_loss, rel=1e-5
     )
@@ -424,7 +426,7 @@ def test_the_best_epoch_is_what_remains(scene: Scene) -> None:
     ]
     scene.validation = known
     model, at = scene.train(learning_rate=5e-2, max_epochs=4)
-    losses = [s["validation_loss"] for s in scene.heard("step") if s["validation_loss"] is not None]
+    losses = [s.validation_loss for s in scene.heard(Stepped) if s.validation_loss is not None]
     assert at.best_loss == min(losses) < losses[-1] and at.best_step < at.step
     assert loop.mean_loss(loop.evaluate(model, known)) == pytest.approx(at.best_loss, rel=1e-5)
 
@@ -433,8 +435,8 @@ def test_the_best_epoch_is_what_remains(scene: Scene) -> None:
 def test_the_training_loss_is_the_mean_of_the_last_epoch_also_after_a_kill(
     scene: Scene, step: int | None
 ) -> None:
-    def kill(model: Any, kind: str, facts: dict[str, Any]) -> None:
-        if kind == "step" and facts["step"] == step:
+    def kill(model: Any, message: Message) -> None:
+        if isinstance(message, Stepped) and message.step == step:
             raise Killed
 
     if step is not None:
@@ -442,12 +444,7 @@ def test_the_training_loss_is_the_mean_of_the_last_epoch_also_after_a_kill(
             scene.train(kill)
         scene.told.clear()
     _, at = scene.train(attempt=2)
-    rows = [
-        r
-        for f in scene.heard("row_losses")
-        if f["part"] == "train" and f["epoch"] == 3
-        for r in f["rows"]
-    ]
+    rows = [r for f in scene.heard(RowLosses) if f.part == "train" and f.epoch == 3 for r in f.rows]
     assert len(rows) == 10 and at.training_loss == pytest.approx(
         sum(v * n for _, v, n in rows) / sum(n for _, _, n in rows), rel=1e-6
     )
@@ -458,37 +455,37 @@ def test_every_row_has_its_loss_in_every_epoch(scene: Scene) -> None:
     for epoch in (1, 2, 3):
         rows = [
             r
-            for f in scene.heard("row_losses")
-            if f["part"] == "train" and f["epoch"] == epoch
-            for r in f["rows"]
+            for f in scene.heard(RowLosses)
+            if f.part == "train" and f.epoch == epoch
+            for r in f.rows
         ]
         assert sorted(r[0] for r in rows) == list(range(1, 11)) and all(
             v > 0 and n > 0 for _, v, n in rows
         )
 
 
-def poison(model: Any, kind: str, facts: dict[str, Any]) -> None:
-    if kind == "step" and facts["step"] == 4:
+def poison(model: Any, message: Message) -> None:
+    if isinstance(message, Stepped) and message.step == 4:
         model.get_input_embeddings().weight.data[5] = float("nan")
 
 
 def test_a_step_that_is_no_number_changes_nothing_and_is_told(scene: Scene) -> None:
     before: dict[str, torch.Tensor] = {}
 
-    def once(model: Any, kind: str, facts: dict[str, Any]) -> None:
+    def once(model: Any, message: Message) -> None:
         embedding = model.get_input_embeddings().weight.data
-        if kind == "step" and facts["step"] == 4:
+        if isinstance(message, Stepped) and message.step == 4:
             before.update(weights(model), saved=embedding.clone())
             embedding.fill_(float("nan"))
-        elif kind == "warning" and before:
+        elif isinstance(message, Warned) and before:
             embedding.copy_(before.pop("saved"))
             assert same(before, weights(model))
 
     _, at = scene.train(once)
     assert (
         at.step == 9
-        and "no finite number" in scene.heard("warning")[0]["message"]
-        and len(scene.heard("warning")) == 1
+        and "no finite number" in scene.heard(Warned)[0].message
+        and len(scene.heard(Warned)) == 1
     )
 
 
@@ -497,7 +494,7 @@ def test_five_such_steps_go_back_once_at_half_the_rate_and_then_fail_with_the_ro
 ) -> None:
     with pytest.raises(NonFiniteLoss, match=r"Rows of the last batch: \d+"):
         scene.train(poison, max_epochs=10)
-    messages = [w["message"] for w in scene.heard("warning")]
+    messages = [w.message for w in scene.heard(Warned)]
     assert (
         sum("half the learning rate" in m for m in messages) == 1
         and len(messages) == 2 * loop.NON_FINITE_LIMIT + 1

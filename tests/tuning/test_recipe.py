@@ -4,7 +4,7 @@ import pytest
 
 from tunesmith.catalog import ModelSpec
 from tunesmith.jobs import Options
-from tunesmith.tuning.prepare import warnings
+from tunesmith.phases.prepare import warnings
 from tunesmith.tuning.recipe import Facts, resolve, token_budget
 
 

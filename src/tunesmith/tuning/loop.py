@@ -7,7 +7,7 @@ whole step, whatever the micro-batches: the gradient does not depend on how rows
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from tunesmith.jobs import ResolvedOptions
 from tunesmith.models.causal_lm import collate, groups, token_losses
 from tunesmith.models.layout import MICRO_TOKENS
 from tunesmith.models.methods import Model, trained_tensors
+from tunesmith.phases.messages import Report, RowLosses, Started, Stepped, Warned
 from tunesmith.tuning import checkpoints
 from tunesmith.tuning.batches import rows_of_step, steps_per_epoch, steps_within
 from tunesmith.tuning.checkpoints import Position
@@ -43,7 +44,7 @@ class Run:
     """Folders of this attempt (first, written to) and of earlier ones (resumed from)."""
     home: Path
     bound_to: dict[str, Any]
-    report: Callable[..., None]
+    report: Report
     micro_tokens: int = MICRO_TOKENS
     """Tokens that go through the model at once when the run begins; a resumed one keeps its own."""
     checkpoint_seconds: float = 60.0
@@ -98,7 +99,7 @@ def train(
     planned = per_epoch * options.max_epochs
     total = _affordable(train_rows, options, planned, budget)
     at = _start(trained, optimizer, run, here)
-    run.report("started", step=at.step, total_steps=total)
+    run.report(Started(at.step, total))
     saved, told, bad = time.monotonic(), 0.0, 0
     while not at.stopped_by:
         began = time.monotonic()
@@ -120,9 +121,10 @@ def train(
         bad = 0 if step.is_finite else bad + 1
         if bad:
             run.report(
-                "warning",
-                message=f"step {at.step + 1} gave a loss or gradient that is no finite number; it "
-                f"was skipped",
+                Warned(
+                    f"step {at.step + 1} gave a loss or gradient that is no finite number; it "
+                    f"was skipped"
+                )
             )
         if bad == NON_FINITE_LIMIT:
             at, bad = _go_back(at, rows, options, trained, optimizer, run), 0
@@ -131,9 +133,7 @@ def train(
         epoch, epoch_ends = (at.step - 1) // per_epoch + 1, at.step % per_epoch == 0
         if step.is_finite:
             at = _count(at, step)
-            run.report(
-                "row_losses", part="train", epoch=epoch, rows=_losses_of(rows, step.row_losses)
-            )
+            run.report(RowLosses("train", epoch, _losses_of(rows, step.row_losses)))
         out_of_time = 0 < budget.seconds <= at.seconds + time.monotonic() - began
         pauses = epoch_ends or out_of_time or at.step == total
         if pauses:
@@ -168,9 +168,10 @@ def _smaller(at: Position, error: OutOfMemory, run: Run) -> Position:
     cuts its steps alike."""
     half = halved(at.micro_tokens, error)
     run.report(
-        "warning",
-        message=f"step {at.step + 1} did not fit into memory; from here on {half} tokens go "
-        f"through the model at once",
+        Warned(
+            f"step {at.step + 1} did not fit into memory; from here on {half} tokens go "
+            f"through the model at once"
+        )
     )
     return replace(at, micro_tokens=half)
 
@@ -221,17 +222,18 @@ def _count(at: Position, step: Step) -> Position:
 
 def _tell(step: Step, at: Position, epoch: int, was_validated: bool, run: Run) -> None:
     run.report(
-        "step",
-        step=at.step,
-        epoch=epoch,
-        training_loss=step.loss if math.isfinite(step.loss) else None,
-        learning_rate=step.rate,
-        validation_loss=at.validation_loss if was_validated else None,
-        grad_norm=step.grad_norm if math.isfinite(step.grad_norm) else None,
-        tokens=step.tokens,
-        tokens_per_second=step.tokens / step.seconds,
-        seconds=step.seconds,
-        trained_tokens=at.trained_tokens,
+        Stepped(
+            step=at.step,
+            epoch=epoch,
+            training_loss=step.loss if math.isfinite(step.loss) else None,
+            learning_rate=step.rate,
+            validation_loss=at.validation_loss if was_validated else None,
+            grad_norm=step.grad_norm if math.isfinite(step.grad_norm) else None,
+            tokens=step.tokens,
+            tokens_per_second=step.tokens / step.seconds,
+            seconds=step.seconds,
+            trained_tokens=at.trained_tokens,
+        )
     )
 
 
@@ -372,18 +374,17 @@ def _start(
         f"{k} {at.environment.get(k)} -> {v}" for k, v in here.items() if at.environment.get(k) != v
     )
     run.report(
-        "warning",
-        message=f"resumed at step {at.step} under another {other}: the weights may differ in "
-        f"their last bits",
+        Warned(
+            f"resumed at step {at.step} under another {other}: the weights may differ in "
+            f"their last bits"
+        )
     )
     return replace(at, environment=here, exact=False)
 
 
 def _newest(run: Run) -> checkpoints.Checkpoint | None:
     def say(e: DamagedFiles) -> None:
-        run.report(
-            "warning", message=f"a damaged checkpoint was passed over for the one before it: {e}"
-        )
+        run.report(Warned(f"a damaged checkpoint was passed over for the one before it: {e}"))
 
     return checkpoints.newest(run.attempts, run.bound_to, say)
 
@@ -396,7 +397,7 @@ def _validate(
     except OutOfMemory as e:
         return _validate(model, rows, _smaller(at, e, run), epoch, run)
     loss = mean_loss(losses)
-    run.report("row_losses", part="validation", epoch=epoch, rows=_losses_of(rows, losses))
+    run.report(RowLosses("validation", epoch, _losses_of(rows, losses)))
     at = replace(at, validation_loss=loss if math.isfinite(loss) else None)
     if math.isfinite(loss) and (at.best_loss is None or loss < at.best_loss):
         at = replace(at, best_step=at.step, best_loss=loss)
@@ -421,9 +422,10 @@ def _go_back(
             learning_rate=options.learning_rate,
         )
     run.report(
-        "warning",
-        message=f"{NON_FINITE_LIMIT} non-finite steps in a row: back to step "
-        f"{found.position.step} at half the learning rate",
+        Warned(
+            f"{NON_FINITE_LIMIT} non-finite steps in a row: back to step "
+            f"{found.position.step} at half the learning rate"
+        )
     )
     return replace(checkpoints.restore(found, trained, optimizer), rate_scale=0.5)
 
@@ -465,9 +467,10 @@ def _take_best(at: Position, trained: dict[str, nn.Parameter], run: Run) -> Posi
         except DamagedFiles as e:
             damage = e
     run.report(
-        "warning",
-        message=f"the weights of the last step are kept, since those of the best one, "
-        f"{at.best_step}, are gone: {damage}",
+        Warned(
+            f"the weights of the last step are kept, since those of the best one, "
+            f"{at.best_step}, are gone: {damage}"
+        )
     )
     return replace(at, best_step=at.step, best_loss=at.validation_loss)
 

@@ -1,12 +1,12 @@
 """The quote: what a job will take, before it is paid for. Plain data; what is measured comes from
 `rehearsal`. No torch."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from tunesmith.catalog import ModelSpec
 from tunesmith.jobs import ResolvedOptions
+from tunesmith.phases.messages import Measured
 
 LOW, HIGH = (
     0.85,
@@ -51,12 +51,12 @@ class Quote:
         options: ResolvedOptions,
         tokens: int,
         rows: int,
-        measured: "Measured",
+        measured: Measured,
         price: float,
         threads: int,
     ) -> Self:
         """`tokens` and `rows` of one epoch; `price` in credits per token."""
-        seconds, low, high = measured.seconds_per_epoch(tokens)
+        seconds, low, high = seconds_per_epoch(measured, tokens)
         return cls(
             spec.name,
             options.method,
@@ -76,27 +76,13 @@ class Quote:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What the rehearsal found: a few optimizer steps of this job, on this machine, thrown away."""
-
-    seconds: Sequence[float]
-    tokens: Sequence[int]
-    """Of the rows of each step; the first step is that of the longest rows."""
-    validation_seconds: float
-    """Of one pass over the validation rows."""
-    memory_mb: int
-    model_mb: float
-    micro_tokens: int
-    """Tokens that fit through the model at once."""
-
-    def seconds_per_epoch(self, tokens: int) -> tuple[float, float, float]:
-        """The expected time of an epoch of so many tokens, and an interval."""
-        rates = [s / t for s, t in zip(self.seconds, self.tokens, strict=True)]
-        usual, fixed = rates[1:], self.validation_seconds
-        middle = sum(usual) / len(usual)
-        return (
-            tokens * middle + fixed,
-            LOW * (tokens * min(rates) + fixed),
-            HIGH * (tokens * max(rates) + fixed),
-        )
+def seconds_per_epoch(measured: Measured, tokens: int) -> tuple[float, float, float]:
+    """The expected time of an epoch of so many tokens, and an interval."""
+    rates = [s / t for s, t in zip(measured.seconds, measured.tokens, strict=True)]
+    usual, fixed = rates[1:], measured.validation_seconds
+    middle = sum(usual) / len(usual)
+    return (
+        tokens * middle + fixed,
+        LOW * (tokens * min(rates) + fixed),
+        HIGH * (tokens * max(rates) + fixed),
+    )

@@ -9,19 +9,17 @@ the job begins with what fitted.
 import resource
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import torch
 
-from tunesmith.data.examples import Example, encode
+from tunesmith.data.examples import Example
 from tunesmith.errors import OutOfMemory
 from tunesmith.jobs import ResolvedOptions
-from tunesmith.models import causal_lm, layout, methods
+from tunesmith.models import layout
 from tunesmith.models.methods import Model, trained_tensors
-from tunesmith.tuning import child
+from tunesmith.phases.messages import Measured
 from tunesmith.tuning.batches import rows_of_step
 from tunesmith.tuning.loop import Step, evaluate, halved, optimizer_step
-from tunesmith.tuning.quote import Measured
 
 VALIDATION_ROWS = 64  # measured; the rest in proportion
 
@@ -83,22 +81,3 @@ def _longest(rows: Sequence[Example], n: int) -> list[Example]:
 def memory_mb() -> int:
     """Peak resident memory of this process (Linux counts in KiB)."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
-
-
-def run(assignment: child.Assignment, report: child.Report) -> None:
-    options, spec = assignment.decided, assignment.spec
-    torch.set_num_threads(assignment.threads)
-    dataset, encoder = assignment.dataset(), assignment.encoder()
-    rows = {
-        part: encode(dataset, part, encoder, spec, options.on_long).accepted
-        for part in ("train", "validation")
-    }
-    model = methods.load(options.method).prepare(
-        causal_lm.load_base(spec, causal_lm.device_of(assignment.device), options.precision),
-        options,
-    )
-    report("measured", **asdict(rehearse(model, rows["train"], rows["validation"], options)))
-
-
-if __name__ == "__main__":
-    child.main("rehearsing", run)

@@ -5,33 +5,32 @@ that resumes from the checkpoint.
 """
 
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from tunesmith import durable
 from tunesmith.models.methods import trained_tensors
-from tunesmith.tuning import child
+from tunesmith.phases.child import Assignment
+from tunesmith.phases.messages import Compared, Message, Report, Started, Stepped
+from tunesmith.phases.train import begin, budget
 from tunesmith.tuning.loop import Run, train
-from tunesmith.tuning.trainer import begin, budget
 
 STEPS = 12  # at most; the kill comes in the middle
 
 
-def run(assignment: child.Assignment, report: child.Report) -> None:
+def run(assignment: Assignment, report: Report) -> None:
     with durable.staging(Path(assignment.home)) as folder:
         whole, steps = _weights_after(STEPS, assignment, [folder / "whole"])
         resumed_from = steps // 2
         _weights_after(resumed_from + 1, assignment, [folder / "killed"])
         resumed, _ = _weights_after(steps, assignment, [folder / "resumed", folder / "killed"])
     different = [name for name, w in whole.items() if not torch.equal(w, resumed[name])]
-    report("compared", **asdict(child.Compared(steps, resumed_from, len(whole), different)))
+    report(Compared(steps, resumed_from, len(whole), different))
 
 
 def _weights_after(
-    steps: int, assignment: child.Assignment, attempts: list[Path]
+    steps: int, assignment: Assignment, attempts: list[Path]
 ) -> tuple[dict[str, torch.Tensor], int]:
     """The trained tensors after so many steps, or all where the job has fewer, and their number; a
     checkpoint after each but the last."""
@@ -39,11 +38,11 @@ def _weights_after(
     kept: dict[str, torch.Tensor] = {}
     last = steps
 
-    def report(kind: str, **facts: Any) -> None:
+    def report(message: Message) -> None:
         nonlocal last
-        if kind == "started":
-            last = min(steps, facts["total_steps"])
-        if kind == "step" and facts["step"] == last:
+        if isinstance(message, Started):
+            last = min(steps, message.total_steps)
+        if isinstance(message, Stepped) and message.step == last:
             kept.update({n: p.detach().clone() for n, p in trained_tensors(model).items()})
             raise KeyboardInterrupt
 
@@ -53,7 +52,3 @@ def _weights_after(
             model, rows["train"], rows["validation"], assignment.decided, where, budget(assignment)
         )
     return kept, last
-
-
-if __name__ == "__main__":
-    child.main("verifying", run)

@@ -13,13 +13,14 @@ from tunesmith import catalog, durable
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.template import Encoder, PromptTemplate
 from tunesmith.errors import CertificateRefused
-from tunesmith.evaluation import exporter
-from tunesmith.evaluation.transfer import Transfer
 from tunesmith.inference.engine import Engine, Sampling
 from tunesmith.jobs import Options
 from tunesmith.models import causal_lm, methods
 from tunesmith.models.certificate import NAME, template_digest
-from tunesmith.models.probes import certify, record, replay
+from tunesmith.models.probes import Probes, certify, record, replay
+from tunesmith.phases import export as exporting
+from tunesmith.phases.child import Transfer
+from tunesmith.phases.messages import Message
 from tunesmith.tuning.recipe import Facts, resolve
 
 CPU = torch.device("cpu")
@@ -104,10 +105,11 @@ def slight(name: str, p: torch.Tensor) -> torch.Tensor:
 
 
 def export(spec: ModelSpec, source: Path, target: Path) -> dict[str, Any]:
-    told: dict[str, Any] = {}
+    told: list[Message] = []
     work = Transfer("m", spec.to_json(), "lora", str(source), str(target), True, None, "cpu", 1)
-    exporter.run(work, lambda kind, **facts: told.update(facts))
-    return told["certificate"]  # type: ignore[no-any-return]
+    exporting.run(work, told.append)
+    [written] = told
+    return dict(written.certificate)  # type: ignore[union-attr]
 
 
 def test_a_merge_keeps_the_bases_precision_where_that_loses_nothing(
@@ -136,7 +138,7 @@ def test_a_merge_that_rounds_the_change_away_is_refused_and_float32_takes_its_pl
         methods.load("lora").load(causal_lm.load_base(half_base, CPU), source)
     )
     merged.to(torch.bfloat16).save_pretrained(tmp_path / "rounded")
-    probes = exporter.Probes.load(source)
+    probes = Probes.load(source)
     rounded = certify(
         "merged",
         "bfloat16",

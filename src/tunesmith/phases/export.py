@@ -12,12 +12,12 @@ from tunesmith import catalog, durable
 from tunesmith.catalog import ModelSpec
 from tunesmith.errors import CertificateRefused
 from tunesmith.evaluation.card import CURVE, Facts, curve_svg, model_card
-from tunesmith.evaluation.transfer import Transfer
 from tunesmith.models import causal_lm, methods
 from tunesmith.models.certificate import NAME, Certificate, read
 from tunesmith.models.methods import Model
 from tunesmith.models.probes import FILE, Probes, certify, replay
-from tunesmith.tuning import child
+from tunesmith.phases.child import Transfer
+from tunesmith.phases.messages import Report, Written
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -28,7 +28,7 @@ TOKENIZER_FILES = (
 )
 
 
-def run(asked: Transfer, report: child.Report) -> None:
+def run(asked: Transfer, report: Report) -> None:
     torch.set_num_threads(asked.threads)
     spec, source, target = ModelSpec.from_json(asked.base), Path(asked.source), Path(asked.target)
     device = causal_lm.device_of(asked.device)
@@ -61,7 +61,7 @@ def run(asked: Transfer, report: child.Report) -> None:
         if asked.facts is not None:
             _complete(staged, spec, Facts(**asked.facts), certificate)
         digest = durable.publish(staged, target, {"name": asked.name}, private=asked.facts is None)
-    report("written", certificate=certificate.to_json(), method=method, digest=digest)
+    report(Written(certificate.to_json(), method, digest))
 
 
 def _precisions(spec: ModelSpec) -> Iterator[str]:
@@ -112,7 +112,3 @@ def _complete(staged: Path, spec: ModelSpec, facts: Facts, certificate: Certific
     durable.replace_text(staged / "README.md", model_card(facts, certificate))
     if facts.curve:
         durable.replace_text(staged / CURVE, curve_svg(facts.curve))
-
-
-if __name__ == "__main__":
-    child.main("exporting", run, Transfer)

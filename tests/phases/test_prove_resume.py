@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 
 from conftest import next_word_rows
-from tunesmith.tuning import checkpoints, resume_proof
+from tunesmith.phases import prove_resume
+from tunesmith.phases.messages import Compared
+from tunesmith.tuning import checkpoints
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 from in_process import run_job
@@ -13,7 +15,7 @@ from in_process import run_job
 ROWS = [(r["prompt"], r["completion"]) for r in next_word_rows()]
 
 
-def compared(base: Path, folder: Path, **options: Any) -> dict[str, Any]:
+def compared(base: Path, folder: Path, **options: Any) -> Compared:
     folder.mkdir()
     parts = {"training": ROWS, "validation": ROWS[:3], "test": ROWS[:3]}
     _, told = run_job(
@@ -21,10 +23,10 @@ def compared(base: Path, folder: Path, **options: Any) -> dict[str, Any]:
         parts,
         str(base),
         {"learning_rate": 1e-2, "batch_size": 4, **options},
-        phases=[resume_proof.run],
+        phases=[prove_resume.run],
     )
     assert not [f for f in (folder / "tmp").glob("*") if f.is_dir()], "nothing is left"
-    return told["compared"]
+    return told[Compared]
 
 
 @pytest.mark.parametrize(
@@ -36,10 +38,8 @@ def test_a_kill_and_a_resume_change_no_weight(
     tuned_base: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     found = compared(tuned_base, tmp_path / "job", **options)
-    assert found["different"] == [] and found["tensors"] > 5
-    assert (found["steps"], found["resumed_from"]) == (
-        (1, 0) if "batch_size" in options else (12, 6)
-    )
+    assert found.different == [] and found.tensors > 5
+    assert (found.steps, found.resumed_from) == ((1, 0) if "batch_size" in options else (12, 6))
 
 
 def test_the_comparison_sees_a_resume_that_forgets_the_optimizer(
@@ -53,4 +53,4 @@ def test_the_comparison_sees_a_resume_that_forgets_the_optimizer(
 
     monkeypatch.setattr(checkpoints, "restore", weights_only)
     found = compared(tuned_base, tmp_path / "job", method="lora")
-    assert len(found["different"]) == found["tensors"]
+    assert len(found.different) == found.tensors

@@ -1,4 +1,4 @@
-"""EVALUATING, in a child process of the worker: did tuning help, on rows that chose nothing?
+"""The arms of a verdict: who answers the rows that chose nothing, and how the answers are judged.
 
 The arms answer the same verdict rows: the base; the base with examples in its prompt; always the
 commonest training completion; where answers are a closed set, a linear model on words; the tuned
@@ -14,22 +14,16 @@ from typing import Any
 
 import torch
 
-from tunesmith import catalog
 from tunesmith.data import linear, prose
-from tunesmith.data.examples import Example, encode
+from tunesmith.data.examples import Example
 from tunesmith.data.template import Encoded, Messages
-from tunesmith.errors import CertificateRefused, DamagedFiles
 from tunesmith.evaluation.bias import LEAST_SWAPPED, MOST_SWAPPED, PAIRS, Bias, Swap, Swapped, gaps
 from tunesmith.evaluation.metrics import METRICS, commonest, metrics_for
-from tunesmith.evaluation.verdict import STOP_RATE, Verdict, Word, decide, sentence, slices
+from tunesmith.evaluation.verdict import Verdict, decide, slices
 from tunesmith.inference.engine import Completion, Engine, Sampling
-from tunesmith.models import causal_lm, methods
-from tunesmith.models.certificate import template_digest
-from tunesmith.models.probes import Probes, certify, replay
-from tunesmith.registry import TunedModel
-from tunesmith.tuning import child
+from tunesmith.models import causal_lm
+from tunesmith.phases.messages import Doing, Report
 from tunesmith.tuning.loop import evaluate, mean_loss
-from tunesmith.tuning.trainer import RESULT
 from tunesmith.words import counted
 
 ROOM = 2  # an answer may be this many times as long as the longest wanted one before it is cut
@@ -41,79 +35,13 @@ WORST_LISTED = 10
 LARGEST_LOSS = 1e6
 
 
-def run(assignment: child.Assignment, report: child.Report) -> None:
-    spec, options = assignment.spec, assignment.decided
-    torch.set_num_threads(assignment.threads)
-    dataset, encoder = assignment.dataset(), assignment.encoder()
-    rows = {
-        part: encode(dataset, part, encoder, spec, options.on_long).accepted
-        for part in ("train", "verdict")
-    }
-    results = [a / RESULT for a in assignment.attempts if (a / RESULT).exists()]
-    if not results:
-        raise DamagedFiles(
-            folder=assignment.folder, reason="no attempt of this job holds a finished model"
-        )
-    doing = _Doing(report)
-    evaluation = (
-        _Evaluation(rows["train"], rows["verdict"], options.seed, options.swap_terms, doing)
-        if rows["verdict"]
-        else None
-    )
-    probes = Probes.load(results[0])
-
-    engine = Engine.load(TunedModel(name=spec.name, base=spec), assignment.device)
-    doing.begin("probes, base", len(probes.prompts))
-    of_base = replay(engine.model, probes)
-    if evaluation:
-        evaluation.ask_base(engine)
-    engine = Engine.load(
-        TunedModel(name=spec.name, base=spec, method=options.method, folder=str(results[0])),
-        assignment.device,
-    )
-    doing.begin("probes, tuned", len(probes.prompts))
-    certificate = certify(
-        "whole" if options.method in methods.WHOLE else "adapter",
-        str(next(engine.model.parameters()).dtype).removeprefix("torch."),
-        engine.model,
-        probes,
-        of_base,
-        base_digest=catalog.fingerprint(spec),
-        template_digest=template_digest(results[0]),
-        data_digest=assignment.data_digest,
-    )
-    if objections := certificate.objections():
-        raise CertificateRefused(name="as it was trained", reasons="; ".join(objections))
-    report("certificate", certificate=certificate.to_json())
-    if evaluation:
-        evaluation.ask_linear_model()
-        evaluation.ask_tuned(engine)
-    verdict = evaluation.verdict() if evaluation else None
-    for warning in warnings(verdict) if verdict else []:
-        report("warning", message=warning)
-    report("verdict", verdict=verdict.to_json() if verdict else None)
-
-
-def warnings(verdict: Verdict) -> list[str]:
-    """What must be read on every screen."""
-    found = []
-    if verdict.word is Word.HARMED:
-        found.append(sentence(verdict.to_json()))
-    if verdict.stop_rate < STOP_RATE:
-        found.append(
-            f"only {verdict.stop_rate:.0%} of the answers stop by themselves; {STOP_RATE:.0%} "
-            f"should: look at the completions' ends"
-        )
-    return found
-
-
 TELL_S = 1.0  # between two words about how far an arm is
 
 
-class _Doing:
+class Progress:
     """Tells which arm answers, how many of its rows are done, and how long the rest will take."""
 
-    def __init__(self, report: child.Report) -> None:
+    def __init__(self, report: Report) -> None:
         self._report, self._told, self._last = report, 0.0, 0
 
     def begin(self, what: str, of: int) -> None:
@@ -132,10 +60,10 @@ class _Doing:
             return
         self._told, self._last = now, n
         left = (self._of - n) * (now - self._began) / n if n else None
-        self._report("doing", what=self._what, done=n, of=self._of, left_s=left)
+        self._report(Doing(self._what, n, self._of, left))
 
 
-class _Evaluation:
+class Arms:
     """The arms' answers to the verdict rows, gathered arm by arm, then judged."""
 
     def __init__(
@@ -144,7 +72,7 @@ class _Evaluation:
         rows: Sequence[Example],
         seed: int,
         swap_terms: str,
-        doing: _Doing,
+        doing: Progress,
     ) -> None:
         self._train, self._rows, self._seed, self._doing = train, rows, seed, doing
         self._wanted = [e.row.completion for e in rows]
@@ -376,7 +304,3 @@ def retention(engine: Engine) -> float:
     with torch.inference_mode():
         nats = float(causal_lm.token_losses(engine.model, batch).sum())
     return _finite(nats) / math.log(2) / sum(len(line.encode()) for line in lines)
-
-
-if __name__ == "__main__":
-    child.main("evaluating", run)

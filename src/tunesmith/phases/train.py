@@ -17,7 +17,8 @@ from tunesmith.models import causal_lm, layout, methods, packed
 from tunesmith.models.certificate import LEAST_PROBES
 from tunesmith.models.methods import Model
 from tunesmith.models.probes import Probes, record
-from tunesmith.tuning import child
+from tunesmith.phases.child import Assignment
+from tunesmith.phases.messages import Quoted, Report, Trained, Warned
 from tunesmith.tuning.loop import Budget, Run, diverged, evaluate, mean_loss, train
 from tunesmith.tuning.quote import Quote
 from tunesmith.tuning.recipe import token_budget, usual_rate
@@ -29,7 +30,7 @@ PRECISION_ROWS = 64  # on which the loss by a lower precision is measured
 PROBES, PROBE_TOKENS = 48, 24  # prompts that prove the stored model, and the longest answer to one
 
 
-def begin(assignment: child.Assignment) -> tuple[Model, dict[str, list[Example]]]:
+def begin(assignment: Assignment) -> tuple[Model, dict[str, list[Example]]]:
     """The model as every attempt of a job begins with it, and the rows of each part."""
     options, spec = assignment.decided, assignment.spec
     torch.set_num_threads(assignment.threads)
@@ -43,7 +44,7 @@ def begin(assignment: child.Assignment) -> tuple[Model, dict[str, list[Example]]
     return methods.load(options.method).prepare(base, options), rows
 
 
-def run(assignment: child.Assignment, report: child.Report) -> None:
+def run(assignment: Assignment, report: Report) -> None:
     options, spec, encoder = assignment.decided, assignment.spec, assignment.encoder()
     home, folder = Path(assignment.home), Path(assignment.folder)
     model, rows = begin(assignment)
@@ -52,10 +53,7 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
     if reason := packed.why_padded(
         model, max(len(r.encoded.ids) for part in rows.values() for r in part)
     ):
-        report(
-            "warning",
-            message=f"rows are padded, not packed: slower, and otherwise the same ({reason})",
-        )
+        report(Warned(f"rows are padded, not packed: slower, and otherwise the same ({reason})"))
     if not any(
         True for a in assignment.attempts for _ in a.glob("step-*")
     ):  # a resumed job was quoted when it began
@@ -63,16 +61,17 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
         micro_tokens = measured.micro_tokens
         if options.precision != "full":
             report(
-                "warning",
-                message=_what_precision_costs(
-                    assignment, model, rows["validation"] or rows["train"], micro_tokens
-                ),
+                Warned(
+                    _what_precision_costs(
+                        assignment, model, rows["validation"] or rows["train"], micro_tokens
+                    )
+                )
             )
         price = catalog.credits(home, spec.name, "training", 1)
         quote = Quote.of(
             spec, options, tokens, len(rows["train"]), measured, price, assignment.threads
         )
-        report("quoted", quote=quote.to_json())
+        report(Quoted(quote.to_json()))
     bound_to: dict[str, Any] = {
         "data": assignment.data_digest,
         "options": {k: r.value for k, r in options.decided.items()},
@@ -82,7 +81,7 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
     where = Run(assignment.attempts, home, bound_to, report, micro_tokens)
     at = train(model, rows["train"], rows["validation"], options, where, budget(assignment))
     if told := diverged(at, options.learning_rate, usual_rate(spec, options.method)[0]):
-        report("warning", message=told)
+        report(Warned(told))
     with durable.staging(home) as outer:
         staged = outer / RESULT
         staged.mkdir()
@@ -106,23 +105,24 @@ def run(assignment: child.Assignment, report: child.Report) -> None:
                 {"job": assignment.job_id, "method": options.method, "step": at.step},
             )
     report(
-        "trained",
-        step=at.step,
-        trained_tokens=at.trained_tokens,
-        training_loss=at.training_loss,
-        validation_loss=at.best_loss,
-        stopped_by=at.stopped_by,
-        used={
-            "tokens_per_epoch": tokens,
-            "seconds_per_epoch": round(at.seconds * tokens / at.trained_tokens, 2),
-            "memory_mb": memory_mb(),
-            "exact": at.exact,
-        },
+        Trained(
+            step=at.step,
+            trained_tokens=at.trained_tokens,
+            training_loss=at.training_loss,
+            validation_loss=at.best_loss,
+            stopped_by=at.stopped_by,
+            used={
+                "tokens_per_epoch": tokens,
+                "seconds_per_epoch": round(at.seconds * tokens / at.trained_tokens, 2),
+                "memory_mb": memory_mb(),
+                "exact": at.exact,
+            },
+        )
     )
 
 
 def _what_precision_costs(
-    assignment: child.Assignment, model: Model, rows: Sequence[Example], micro_tokens: int
+    assignment: Assignment, model: Model, rows: Sequence[Example], micro_tokens: int
 ) -> str:
     """The base's loss on some rows in the precision it is trained in, which the fresh adapter
     leaves as it is, and in full."""
@@ -161,11 +161,7 @@ def probes(engine: Engine, rows: Sequence[Example]) -> Probes:
     )
 
 
-def budget(assignment: child.Assignment) -> Budget:
+def budget(assignment: Assignment) -> Budget:
     price = catalog.credits(Path(assignment.home), assignment.spec.name, "training", 1)
     tokens, option = token_budget(assignment.decided, price)
     return Budget(tokens, 60 * assignment.decided.budget_minutes, option)
-
-
-if __name__ == "__main__":
-    child.main("training", run)

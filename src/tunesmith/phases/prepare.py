@@ -16,30 +16,25 @@ from tunesmith.data.split import PARTS
 from tunesmith.data.template import Encoder
 from tunesmith.errors import AnswersNotFound, BudgetTooSmall, NoUsableRows, RowsTooLong
 from tunesmith.jobs import Options, ResolvedOptions
-from tunesmith.tuning import child
+from tunesmith.phases.child import Assignment
+from tunesmith.phases.messages import Prepared, Rejected, Report, Warned
 from tunesmith.tuning.batches import steps_within
 from tunesmith.tuning.recipe import Facts, resolve, token_budget
 
 
-def run(assignment: child.Assignment, report: child.Report) -> None:
+def run(assignment: Assignment, report: Report) -> None:
     price = catalog.credits(Path(assignment.home), assignment.spec.name, "training", 1)
-    prepared = prepare(
+    plan = plan_of(
         assignment.dataset(), assignment.encoder(), assignment.spec, assignment.asked, price
     )
-    report("rejections", rows=prepared.rejected)
-    for warning in prepared.warnings:
-        report("warning", message=warning)
-    report(
-        "prepared",
-        resolved=prepared.resolved.to_json(),
-        input_tokens=prepared.tokens,
-        rows=prepared.rows,
-        moved=prepared.moved,
-    )
+    report(Rejected(plan.rejected))
+    for warning in plan.warnings:
+        report(Warned(warning))
+    report(Prepared(plan.resolved.to_json(), plan.tokens, plan.rows, plan.moved))
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Plan:
     """What is known of a job before any weight is loaded."""
 
     resolved: ResolvedOptions
@@ -52,9 +47,9 @@ class Prepared:
     warnings: list[str]
 
 
-def prepare(
+def plan_of(
     dataset: Dataset, encoder: Encoder, spec: ModelSpec, asked: Options, price: float
-) -> Prepared:
+) -> Plan:
     """RowsTooLong, NoUsableRows or BudgetTooSmall where rows or budget (`price` in credits per
     token) do not allow training."""
     frozen = replace(dataset, moved={})  # as often as this is done, it gives the same
@@ -97,7 +92,7 @@ def prepare(
     rejected = dataset.rejected() + rejected
     told += warnings(spec, resolved.learning_rate, rejected) + ([why_last] if why_last else [])
     used = sum(len(e.encoded.ids) for e in train)
-    return Prepared(
+    return Plan(
         resolved, used, {**counts, "rejected": len(rejected), "cut": cut}, rejected, moved, told
     )
 
@@ -177,7 +172,3 @@ def warnings(spec: ModelSpec, learning_rate: float, rejected: list[dict[str, Any
             f"tunesmith.rejections lists them"
         )
     return found
-
-
-if __name__ == "__main__":
-    child.main("validating", run)

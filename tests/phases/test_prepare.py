@@ -17,18 +17,18 @@ from tunesmith.data.split import PARTS
 from tunesmith.data.template import Encoder, PromptTemplate
 from tunesmith.errors import NoUsableRows
 from tunesmith.jobs import Options
-from tunesmith.tuning.prepare import Prepared, prepare
+from tunesmith.phases.prepare import Plan, plan_of
 
 SPEC = ModelSpec(name="b", prompt_window=80, completion_window=10)
 LONG = "x" * 200
 
 
-def prepared(home: Path, base: Path, rows: Any, **options: Any) -> tuple[Dataset, Prepared]:
+def prepared(home: Path, base: Path, rows: Any, **options: Any) -> tuple[Dataset, Plan]:
     data = {"training": rows, **{k: options.pop(k) for k in ("validation", "test") if k in options}}
     with duckdb.connect() as connection:
         found = snapshot(connection, sources_of(data), home / "data", home=home, seed=0)
     dataset = Dataset.open(home / "data", found.digest)
-    made = prepare(
+    made = plan_of(
         dataset, Encoder(PromptTemplate.of_base(base), base), SPEC, Options.parse(options), 0.0
     )
     return dataset, made
@@ -159,7 +159,7 @@ def test_a_row_that_the_template_refuses_is_rejected_with_its_words(
             connection, sources_of({"training": rows}), tmp_path / "data", home=tmp_path, seed=0
         )
     template = PromptTemplate(REFUSES, "", "<|end|>", 0, (0,), "2026-01-01")
-    made = prepare(
+    made = plan_of(
         Dataset.open(tmp_path / "data", found.digest),
         Encoder(template, tiny_base),
         SPEC,
@@ -197,12 +197,12 @@ def test_all_answers_are_learnt_or_the_last_where_the_template_allows_no_more(
     forgetful = "{% for m in messages[-1:] %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
     encoder = Encoder(PromptTemplate(forgetful, "", "<|end|>", 0, (0,), "2026-01-01"), tiny_base)
     dataset = Dataset.open(tmp_path / "data", durable.sha256(tmp_path / "data" / durable.MANIFEST))
-    made = prepare(dataset, encoder, SPEC, Options(), 0.0)
+    made = plan_of(dataset, encoder, SPEC, Options(), 0.0)
     decided = made.resolved.decided["learn"]
     assert (
         decided.value == "last" and decided.origin == "measured" and decided.reason in made.warnings
     )
-    assert prepare(dataset, encoder, SPEC, Options(learn="last"), 0.0).warnings == []
+    assert plan_of(dataset, encoder, SPEC, Options(learn="last"), 0.0).warnings == []
 
 
 def test_a_conversation_and_what_it_begins_with_are_never_parted(

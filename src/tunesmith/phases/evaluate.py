@@ -1,0 +1,83 @@
+"""EVALUATING: does the stored model answer as the trained one did, and did tuning help?"""
+
+import torch
+
+from tunesmith import catalog
+from tunesmith.data.examples import encode
+from tunesmith.errors import CertificateRefused, DamagedFiles
+from tunesmith.evaluation.arms import Arms, Progress
+from tunesmith.evaluation.verdict import STOP_RATE, Verdict, Word, sentence
+from tunesmith.inference.engine import Engine
+from tunesmith.models import methods
+from tunesmith.models.certificate import template_digest
+from tunesmith.models.probes import Probes, certify, replay
+from tunesmith.phases.child import Assignment
+from tunesmith.phases.messages import Certified, Judged, Report, Warned
+from tunesmith.phases.train import RESULT
+from tunesmith.registry import TunedModel
+
+
+def run(assignment: Assignment, report: Report) -> None:
+    spec, options = assignment.spec, assignment.decided
+    torch.set_num_threads(assignment.threads)
+    dataset, encoder = assignment.dataset(), assignment.encoder()
+    rows = {
+        part: encode(dataset, part, encoder, spec, options.on_long).accepted
+        for part in ("train", "verdict")
+    }
+    results = [a / RESULT for a in assignment.attempts if (a / RESULT).exists()]
+    if not results:
+        raise DamagedFiles(
+            folder=assignment.folder, reason="no attempt of this job holds a finished model"
+        )
+    doing = Progress(report)
+    arms = (
+        Arms(rows["train"], rows["verdict"], options.seed, options.swap_terms, doing)
+        if rows["verdict"]
+        else None
+    )
+    probes = Probes.load(results[0])
+
+    engine = Engine.load(TunedModel(name=spec.name, base=spec), assignment.device)
+    doing.begin("probes, base", len(probes.prompts))
+    of_base = replay(engine.model, probes)
+    if arms:
+        arms.ask_base(engine)
+    engine = Engine.load(
+        TunedModel(name=spec.name, base=spec, method=options.method, folder=str(results[0])),
+        assignment.device,
+    )
+    doing.begin("probes, tuned", len(probes.prompts))
+    certificate = certify(
+        "whole" if options.method in methods.WHOLE else "adapter",
+        str(next(engine.model.parameters()).dtype).removeprefix("torch."),
+        engine.model,
+        probes,
+        of_base,
+        base_digest=catalog.fingerprint(spec),
+        template_digest=template_digest(results[0]),
+        data_digest=assignment.data_digest,
+    )
+    if objections := certificate.objections():
+        raise CertificateRefused(name="as it was trained", reasons="; ".join(objections))
+    report(Certified(certificate.to_json()))
+    if arms:
+        arms.ask_linear_model()
+        arms.ask_tuned(engine)
+    verdict = arms.verdict() if arms else None
+    for warning in warnings(verdict) if verdict else []:
+        report(Warned(warning))
+    report(Judged(verdict.to_json() if verdict else None))
+
+
+def warnings(verdict: Verdict) -> list[str]:
+    """What must be read on every screen."""
+    found = []
+    if verdict.word is Word.HARMED:
+        found.append(sentence(verdict.to_json()))
+    if verdict.stop_rate < STOP_RATE:
+        found.append(
+            f"only {verdict.stop_rate:.0%} of the answers stop by themselves; {STOP_RATE:.0%} "
+            f"should: look at the completions' ends"
+        )
+    return found
