@@ -161,6 +161,7 @@ def tune(run: Run, data: str) -> dict[str, Any]:
     from tunesmith.phases import train
     from tunesmith.phases.messages import Trained
     from tunesmith.registry import TunedModel
+    from tunesmith.tasks import text_generation
     from tunesmith.tuning.loop import evaluate, mean_loss
 
     table, began = tables(data)[run.table], time.monotonic()
@@ -196,7 +197,7 @@ def tune(run: Run, data: str) -> dict[str, Any]:
             for c in engine.generate([e.messages for e in verdict], Sampling(max_tokens=room))
         ]
         with torch.inference_mode():
-            loss = mean_loss(evaluate(engine.model, verdict))
+            loss = mean_loss(evaluate(text_generation, engine.model, verdict))
     return {
         "exact_match": exact_match(answers, [e.row.completion for e in verdict]),
         "loss": loss,
@@ -336,9 +337,9 @@ def everything(bench: Bench) -> None:
 
 def linear_model(table: Table) -> float:
     """TF-IDF on words and pairs with logistic regression: exact match on the test rows."""
-    from tunesmith.data import linear
+    from tunesmith.data import baseline
 
-    model = linear.fit(*zip(*table.train, strict=True))
+    model = baseline.fit(*zip(*table.train, strict=True))
     return float(model.score(*zip(*table.test, strict=True)))
 
 
@@ -352,7 +353,7 @@ def prose_bits(data: str) -> dict[str, float]:
     windows of 512 tokens."""
     import pretrain
 
-    from tunesmith.models import causal_lm
+    from tunesmith.models import loading
 
     args = argparse.Namespace(
         prose=[f"{data}/corpus/prose.parquet"], tasks=[f"{data}/corpus/tasks.parquet"], seed=0
@@ -362,15 +363,15 @@ def prose_bits(data: str) -> dict[str, float]:
         TINY: ROOT / "src" / "tunesmith" / "bases" / TINY,
         "stories260k": Path(data) / "models" / "stories260k",
     }
-    return {name: _bits_per_byte(causal_lm, folder, texts) for name, folder in folders.items()}
+    return {name: _bits_per_byte(loading, folder, texts) for name, folder in folders.items()}
 
 
-def _bits_per_byte(causal_lm: Any, folder: Path, texts: Sequence[str], window: int = 512) -> float:
+def _bits_per_byte(loading: Any, folder: Path, texts: Sequence[str], window: int = 512) -> float:
     import torch
     from tokenizers import Tokenizer
 
     model, tokenizer = (
-        causal_lm.load(folder, torch.device("cpu")),
+        loading.load(folder, torch.device("cpu")),
         Tokenizer.from_file(str(folder / "tokenizer.json")),
     )
     nats, size = 0.0, 0

@@ -6,7 +6,7 @@ python benchmarks/demo_table.py
 
 from collections import Counter
 
-from tunesmith.data import linear
+from tunesmith.data import baseline
 from tunesmith.demo import tickets
 
 
@@ -18,7 +18,9 @@ def main() -> None:
     print(f"{len(train)} training rows, {len(test)} verdict rows, {len(set(wanted))} teams")
     print(f"always {common!r:<24}{sum(w == common for w in wanted) / len(wanted):6.1%}")
     for name, grams in (("words", 1), ("words and pairs", 2)):
-        model = linear.fit([t.message for t in train], [t.team for t in train], longest_gram=grams)
+        model = baseline.fit(
+            [t.message for t in train], [t.team for t in train], longest_gram=grams
+        )
         print(f"TF-IDF on {name:<22}{model.score([t.message for t in test], wanted):6.1%}")
 
 

@@ -25,13 +25,16 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from tunesmith.catalog import ModelSpec
 from tunesmith.data.dataset import Row
 from tunesmith.data.examples import Example
 from tunesmith.data.template import Encoded
-from tunesmith.jobs import Resolved, ResolvedOptions
 from tunesmith.models import layout, methods, packed, trim
+from tunesmith.options import Options
+from tunesmith.tasks import text_generation
 from tunesmith.tuning.batches import rows_of_step
 from tunesmith.tuning.loop import accumulate, evaluate, mean_loss, schedule
+from tunesmith.tuning.recipe import Known, decide
 
 
 def model_of(work: dict[str, Any], side: str) -> Any:
@@ -53,10 +56,9 @@ def model_of(work: dict[str, Any], side: str) -> Any:
         return get_peft_model(base, lora)
     packed.enable(base)
     trim.enable(base)
-    options = {"rank": work["rank"], "targets": "all-linear"}
-    model: Any = methods.load("lora").prepare(
-        base, ResolvedOptions({n: Resolved(v, "user", "") for n, v in options.items()})
-    )
+    options = Options.parse({"method": "lora", "rank": work["rank"]})
+    decided = decide(options, Known(ModelSpec(name="peer", parameters=1), 1))
+    model: Any = methods.METHODS["lora"].prepare(base, decided)
     for layer in base.model.layers if side == "compiled" else []:
         layer.compile(dynamic=True)
     return model
@@ -101,14 +103,16 @@ class Side:
             if self.side != "fair"
             else {"max_tokens": 10**9, "max_rows": self.micro}
         )
-        loss, _ = accumulate(self.model, rows, **limits)
+        loss, _ = accumulate(text_generation, self.model, rows, **limits)
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         self.done += 1
         return {"seconds": time.perf_counter() - began, "rows": len(rows), "loss": loss}
 
     def validate(self) -> dict[str, Any]:
-        return {"validation_loss": mean_loss(evaluate(self.model, self.validation))}
+        return {
+            "validation_loss": mean_loss(evaluate(text_generation, self.model, self.validation))
+        }
 
 
 def peak_memory_mb() -> float:

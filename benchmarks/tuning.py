@@ -26,8 +26,8 @@ from train import known_sweep
 
 from tunesmith import catalog
 from tunesmith.data.template import Encoder, PromptTemplate
-from tunesmith.jobs import Options
-from tunesmith.tuning.recipe import Facts, resolve
+from tunesmith.options import Options
+from tunesmith.tuning.recipe import Known, decide
 
 BASE, RANK, ROWS, EPOCHS = "tunesmith-tiny", 16, 16, 2
 TRAIN, VALIDATION = 1000, 200
@@ -81,7 +81,7 @@ class Curve:
 def compare(data: Path, threads: int, python: str) -> dict[str, Any]:
     spec = catalog.find(BASE, Path())
     train, validation = rows_of(data, Path(spec.folder))
-    rate = resolve(Options(method="lora"), Facts(spec, TRAIN)).learning_rate
+    rate = decide(Options(method="lora"), Known(spec, TRAIN)).learning_rate
     steps = EPOCHS * -(-TRAIN // ROWS)
 
     def work(rate: float) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class Trials:
     def __init__(self, base: Path, rows: Sequence[dict[str, str]], folder: Path) -> None:
         self._folder, self._start, self._n = folder, folder / "start", 0
         service = Tunesmith(home=self._start)
-        ensure, worker.ensure = worker.ensure, lambda settings, store: None
+        ensure, worker.ensure = worker.ensure, lambda *a, **k: None
         try:
             service.create("m", str(base), list(rows), **OPTIONS)
         finally:
@@ -179,29 +179,19 @@ def rows() -> list[dict[str, str]]:
 
 def forget_the_optimizer() -> None:
     """A resume that is not one."""
-
-    def restore(
-        checkpoint: checkpoints.Checkpoint, trained: Any, optimizer: Any
-    ) -> checkpoints.Position:
-        checkpoints.load_weights(checkpoint.folder, trained)
-        return checkpoint.position
-
-    checkpoints.restore = restore
+    checkpoints.restore_optimizer = lambda checkpoint, trained, optimizer: None
 
 
 def forget_the_random_state() -> None:
     """Another one: everything but the state of the random numbers."""
-    restore = checkpoints.restore
+    restore = checkpoints.restore_optimizer
 
-    def without(
-        checkpoint: checkpoints.Checkpoint, trained: Any, optimizer: Any
-    ) -> checkpoints.Position:
+    def without(checkpoint: checkpoints.Checkpoint, trained: Any, optimizer: Any) -> None:
         before = torch.get_rng_state()
-        position = restore(checkpoint, trained, optimizer)
+        restore(checkpoint, trained, optimizer)
         torch.set_rng_state(before)
-        return position
 
-    checkpoints.restore = without
+    checkpoints.restore_optimizer = without
 
 
 CONTROLS = {"the optimizer": forget_the_optimizer, "the random state": forget_the_random_state}

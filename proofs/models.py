@@ -1769,10 +1769,10 @@ def sample(n: int) -> list[Case]:
 
 def take_base(folder: Path, home: Path) -> None:
     """As CREATE, the preparation and the training do it."""
-    from tunesmith.models import causal_lm
+    from tunesmith.models import loading
 
     spec = take_template(folder, home)
-    causal_lm.load_base(spec, causal_lm.device_of("cpu"))
+    loading.load_base(spec, loading.device_of("cpu"))
 
 
 def take_template(folder: Path, home: Path) -> catalog.ModelSpec:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import sqlalchemy as sa
 from forks import room, start
@@ -29,35 +29,60 @@ from postgresql import server
 from record import Proof, show_and_save
 
 from tunesmith import durable, worker
+from tunesmith.catalog import ModelSpec
 from tunesmith.errors import JobAlreadyFinished, StoreUnavailable, TunesmithError
+from tunesmith.executors import Exited
 from tunesmith.home import open_store
-from tunesmith.jobs import Job, JobStatus, Options, Resolved
+from tunesmith.jobs import Job, JobStatus
+from tunesmith.options import Options
+from tunesmith.phases.child import EVALUATE, PREPARE, Assignment, Phase
+from tunesmith.phases.messages import Certified, Done, Message, Prepared
 from tunesmith.settings import Settings
 from tunesmith.store import BootClock, JobStore
+from tunesmith.tuning.recipe import Known, decide
 
 WORKERS, LEASE_S = 6, 1.0
+DECIDED = decide(Options(method="full"), Known(ModelSpec(name="b", parameters=1), 1))
 REPEATED = 0.3  # of the requests are sent twice, as after a reply that was lost
 TRIED = 200  # times a client asks again while the store is busy
 
 
-class Quick(worker.Worker):
-    """The real worker with phases that compute nothing: what they report and what they leave is as
-    a trainer's."""
+class Quick:
+    """An executor whose phases compute nothing: what they tell and what they leave is as a
+    trainer's."""
 
-    def _run_child(self, phase: tuple[str, str], job: Job) -> None:
-        if phase == worker.VALIDATE:
-            self._store.record(job, resolved={"method": Resolved("full", "default", "").__dict__})
-        if phase == worker.TRAIN:
-            final = self._settings.job_folder(job.id) / f"attempt-{job.attempt}" / "result"
-            durable.make_folder(final.parent)
-            with durable.staging(self._settings.home) as outer:
-                staged = outer / "result"
-                staged.mkdir()
-                durable.write_json(staged / "weights.json", {"of": job.id})
-                if not final.exists():
-                    durable.publish(staged, final)
-        if phase == worker.EVALUATE:
-            self._store.record(job, certificate={"job": job.id})
+    def start(self, phase: Phase, work: Assignment, log: BinaryIO) -> "Told":
+        if phase == PREPARE:
+            return Told([Prepared(DECIDED.to_json(), 1, {"train": 1}, {}), Done()])
+        if phase == EVALUATE:
+            return Told([Certified({"job": work.job_id}), Done()])
+        final = Path(work.folder) / "result"
+        with durable.staging(Path(work.home)) as outer:
+            staged = outer / "result"
+            staged.mkdir()
+            durable.write_json(staged / "weights.json", {"of": work.job_id})
+            if not final.exists():
+                durable.publish(staged, final)
+        return Told([Done()])
+
+    def warm(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Told:
+    """A phase that has ended; what it told is heard one by one."""
+
+    def __init__(self, messages: list[Message]) -> None:
+        self._messages = messages
+
+    def hear(self, timeout_s: float) -> Message | Exited:
+        return self._messages.pop(0) if self._messages else Exited(0)
+
+    def stop(self) -> None:
+        pass
 
 
 def settings_of(home: Path, url: str) -> Settings:
@@ -70,7 +95,7 @@ def new_job(name: str) -> Job:
         Job.new_id(),
         name,
         "tunesmith-tiny",
-        "causal_lm",
+        "text_generation",
         "SELECT 1",
         "",
         Options(),
@@ -108,7 +133,7 @@ def patiently(act: Callable[[], Any]) -> Any:
 def work(settings: Settings, jobs: int) -> None:
     """One life of a worker, under a name of its own: until every job has ended."""
     store = open_store(settings)
-    mine = Quick(settings, store, holder=str(uuid.uuid4()), lease_s=LEASE_S)
+    mine = worker.Worker(settings, store, Quick(), holder=str(uuid.uuid4()), lease_s=LEASE_S)
     while not (settings.home / "stop").exists():
         with suppress(StoreUnavailable):
             mine.work_all()
@@ -184,7 +209,7 @@ def races(home: Path, url: str, n: int, seed: int) -> Iterator[Proof]:
     settings = settings_of(home, url)
     durable.open_home(home)
     user, store = open_store(settings), open_store(settings)
-    mine = Quick(settings, store)
+    mine = worker.Worker(settings, store, Quick())
 
     def evaluated(name: str) -> Job:
         store.add(new_job(name))
@@ -192,7 +217,7 @@ def races(home: Path, url: str, n: int, seed: int) -> Iterator[Proof]:
         assert job is not None
         while job.status is not JobStatus.EVALUATING:
             job = mine._advance(job)
-        mine._run_child(worker.EVALUATE, job)
+        mine._run_child(EVALUATE, job)
         return job
 
     # how long the last step takes on this machine: both sides of a race begin within a few times

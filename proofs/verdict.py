@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from in_process import run_job
 from record import Proof, show_and_save
 
-from tunesmith.data import linear
+from tunesmith.data import baseline
 from tunesmith.demo import tickets
 from tunesmith.evaluation.verdict import Word, interval, judge
 from tunesmith.phases.messages import Judged
@@ -36,7 +36,9 @@ def two_arms() -> tuple[np.ndarray, np.ndarray]:
     test = [t for t in tickets(seed=99) if t.team][:1200]
     right = []
     for grams in (1, 2):
-        model = linear.fit([t.message for t in train], [t.team for t in train], longest_gram=grams)
+        model = baseline.fit(
+            [t.message for t in train], [t.team for t in train], longest_gram=grams
+        )
         right.append(model.predict([t.message for t in test]) == np.array([t.team for t in test]))
     return right[0].astype(float), right[1].astype(float)
 

@@ -11,7 +11,7 @@ from tunesmith import catalog
 from tunesmith.data.dataset import Dataset, snapshot
 from tunesmith.data.given import sources_of
 from tunesmith.data.template import Encoder, PromptTemplate
-from tunesmith.jobs import Options
+from tunesmith.options import Options
 from tunesmith.phases import evaluate, train
 from tunesmith.phases.child import Assignment
 from tunesmith.phases.messages import Message, Report, from_line, to_line
@@ -58,7 +58,7 @@ def run_job(
     (home / "attempt-1").mkdir()
     assignment = Assignment(
         job_id="in-process",
-        task="causal_lm",
+        task="text_generation",
         home=str(home),
         folder=str(home / "attempt-1"),
         data_folder=str(home / "data"),

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from tunesmith import errors
 from tunesmith.interfaces.cli import app
-from tunesmith.jobs import Options, allowed_values
+from tunesmith.options import Options, allowed_values
 
 DOCS = Path(__file__).parents[1] / "docs"
 

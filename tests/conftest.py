@@ -123,6 +123,14 @@ def postgresql() -> Iterator[str]:
         yield url
 
 
+def decided(**values: Any) -> Any:
+    """Options as they might have been decided; those that are named, as named."""
+    from tunesmith.options import Decided, Options
+
+    usual = {"max_epochs": 3, "method": "lora", "learning_rate": 1e-2, "batch_size": 4, "rank": 4}
+    return Decided(**{**vars(Options()), **usual, **values})
+
+
 WORDS = ("red", "green", "blue", "one", "two", "three", "cat", "dog", "bird", "stone")
 
 
@@ -186,7 +194,7 @@ def tuned_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     from transformers import LlamaForCausalLM
 
     from tunesmith.data.template import Encoder, PromptTemplate
-    from tunesmith.models.causal_lm import collate, token_losses
+    from tunesmith.tasks.text_generation import collate, token_losses
 
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("bases") / "repeats"

@@ -12,7 +12,7 @@ import pytest
 
 import tunesmith
 from tunesmith import errors
-from tunesmith.jobs import Options
+from tunesmith.options import Options
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"]

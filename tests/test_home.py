@@ -30,7 +30,8 @@ from tunesmith.errors import (
 from tunesmith.executors import Running
 from tunesmith.executors.local import LocalExecutor
 from tunesmith.interfaces.doctor import examine
-from tunesmith.jobs import JobStatus, model_key, with_suffix
+from tunesmith.jobs import JobStatus
+from tunesmith.names import model_key, with_suffix
 from tunesmith.phases.child import Phase, Work
 from tunesmith.settings import Settings
 

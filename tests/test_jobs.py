@@ -16,8 +16,11 @@ from tunesmith.errors import (
     InvalidOptionValue,
     OptionNotRead,
 )
-from tunesmith.jobs import MOVES, WORKING, Job, JobStatus, Options, ResolvedOptions, model_key
-from tunesmith.tuning.recipe import Facts, resolve
+from tunesmith.jobs import MOVES, WORKING, Job, JobStatus
+from tunesmith.models import methods
+from tunesmith.names import model_key
+from tunesmith.options import Decided, Options
+from tunesmith.tuning.recipe import Known, decide
 
 
 def test_every_status_has_moves_and_a_word_at_every_door() -> None:
@@ -83,12 +86,14 @@ def test_every_option_is_declared_with_help_and_survives_its_own_json() -> None:
     assert Options.parse(json.dumps(asked.to_json())) == asked
 
 
-def test_resolved_options_survive_json_and_read_like_attributes() -> None:
-    data = {"max_epochs": {"value": 3, "origin": "user", "reason": "as asked"}}
-    resolved = ResolvedOptions.from_json(data)
-    assert resolved.max_epochs == 3 and resolved.to_json() == data
-    with pytest.raises(AttributeError):
-        _ = resolved.nothing
+def test_what_was_decided_has_every_option_and_survives_json_also_of_an_earlier_release() -> None:
+    made = decide(Options.parse({"max_epochs": 3}), Known(ModelSpec(name="b", parameters=1), 100))
+    data = made.to_json()
+    assert data["max_epochs"] == {"value": 3, "origin": "user", "reason": "as asked"}
+    assert Decided.from_json(data) == made and Decided.from_json(data).to_json() == data
+    assert [f.name for f in fields(Decided)] == [*(f.name for f in fields(Options)), "reasons"]
+    del data["swap_terms"]  # as if the job were older than the option
+    assert Decided.from_json(data) == made
 
 
 @pytest.mark.parametrize(
@@ -131,7 +136,7 @@ def test_names_that_are_none_are_refused(name: str) -> None:
 
 
 def test_the_notebook_card_escapes_what_users_wrote() -> None:
-    job = Job(Job.new_id(), "<script>", "b", "causal_lm", "", "", Options())
+    job = Job(Job.new_id(), "<script>", "b", "text_generation", "", "", Options())
     assert "<script>" not in job._repr_html_()
 
 
@@ -153,27 +158,28 @@ def test_an_option_that_the_method_does_not_read_is_an_error_that_says_who_does(
     with pytest.raises(
         OptionNotRead, match=f"{name} = .*read by the method lora, and the method is full"
     ):
-        Options.parse({"method": "full", name: ONLY_LORA[name]}).must_be_read()
+        Options.parse({"method": "full", name: ONLY_LORA[name]}).must_be_read(methods.READERS)
     for method in ("lora", "auto"):
-        Options.parse({"method": method, name: ONLY_LORA[name]}).must_be_read()
+        Options.parse({"method": method, name: ONLY_LORA[name]}).must_be_read(methods.READERS)
     unset = {f.name: f.default for f in fields(Options)}
-    Options.parse({**unset, "method": "full"}).must_be_read()
+    Options.parse({**unset, "method": "full"}).must_be_read(methods.READERS)
 
 
 def test_an_option_of_one_method_decides_for_it_with_that_as_the_reason() -> None:
-    facts = Facts(ModelSpec(name="b", parameters=3_000_000), 100)
+    facts = Known(ModelSpec(name="b", parameters=3_000_000), 100)
     for name, value in ONLY_LORA.items():
-        decided = resolve(Options.parse({name: value}), facts).decided["method"]
-        assert (decided.value, decided.reason) == ("lora", f"{name} is set, which only lora reads")
+        decided = decide(Options.parse({name: value}), facts)
+        assert decided.method == "lora"
+        assert decided.reasons["method"].words == f"{name} is set, which only lora reads"
     assert (
-        resolve(Options.parse(ONLY_LORA), facts).decided["method"].reason
+        decide(Options.parse(ONLY_LORA), facts).reasons["method"].words
         == "rank and targets and precision are set, which only lora reads"
     )
-    assert resolve(Options(), facts).decided["method"].value == "full"
+    assert decide(Options(), facts).method == "full"
 
 
 def test_every_option_has_a_reader_in_the_code() -> None:
     """An option nobody reads is no option: each is looked at outside the place that declares it."""
     source = Path(jobs.__file__).parent
-    read = "\n".join(p.read_text() for p in source.rglob("*.py") if p.name != "jobs.py")
+    read = "\n".join(p.read_text() for p in source.rglob("*.py") if p.name != "options.py")
     assert [f.name for f in fields(Options) if not re.search(rf"\.{f.name}\b", read)] == []

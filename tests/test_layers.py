@@ -15,17 +15,28 @@ LAYERS = [
     ["phases"],
     ["evaluation"],
     ["tuning", "inference"],
+    ["tasks"],
     ["models"],
     ["data"],
     ["home"],
     ["registry", "access"],
     ["store"],
     ["durable", "schema"],
-    ["messages", "catalog", "jobs", "settings", "safe_files", "errors", "words"],
+    [
+        "messages",
+        "catalog",
+        "jobs",
+        "options",
+        "names",
+        "settings",
+        "safe_files",
+        "errors",
+        "words",
+    ],
 ]
 APART = {"phases/messages.py": "messages"}  # what lies lower than the rest of its folder
 ALONE = {"demo", "bases", "migrations", "__init__"}
-TORCH = {"tuning", "inference", "evaluation", "models", "phases"}
+TORCH = {"tuning", "inference", "evaluation", "models", "phases", "tasks"}
 HEAVY = {"torch", "transformers", "peft", "safetensors"}
 LATE = {("service", "inference")}
 

@@ -9,7 +9,8 @@ import pytest
 import sqlalchemy as sa
 
 from tunesmith.errors import IdempotencyConflict, JobAlreadyFinished, LeaseLost, UnknownJob
-from tunesmith.jobs import Job, JobStatus, Options
+from tunesmith.jobs import Job, JobStatus
+from tunesmith.options import Options
 from tunesmith.store import BootClock, JobStore
 
 
@@ -55,7 +56,7 @@ def new_job(name: str = "m", **changes: Any) -> Job:
         Job.new_id(),
         name,
         "tunesmith-tiny",
-        "causal_lm",
+        "text_generation",
         "SELECT 1",
         "",
         Options(),
@@ -71,7 +72,7 @@ MODEL = dict(
     model_key="m",
     base_model="b",
     base={},
-    task="causal_lm",
+    task="text_generation",
     method="full",
     folder="models/1/v1",
     digest="d",

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from tunesmith.errors import IdempotencyConflict, JobAlreadyFinished, JobNotInState, LeaseLost
-from tunesmith.jobs import MOVES, WORKING, Job, JobStatus, Options
+from tunesmith.jobs import MOVES, WORKING, Job, JobStatus
+from tunesmith.options import Options
 from tunesmith.store import LEASE_S, BootClock, JobStore
 
 S = JobStatus
@@ -70,7 +71,7 @@ class StoreMachine(RuleBasedStateMachine):
                 Job.new_id(),
                 name,
                 "b",
-                "causal_lm",
+                "text_generation",
                 "SELECT 1",
                 "",
                 Options(),
@@ -87,7 +88,7 @@ class StoreMachine(RuleBasedStateMachine):
             Job.new_id(),
             name,
             "b",
-            "causal_lm",
+            "text_generation",
             "SELECT 1",
             "",
             Options(),
@@ -207,7 +208,7 @@ class StoreMachine(RuleBasedStateMachine):
             job_id=job.id,
             base_model="b",
             base={},
-            task="causal_lm",
+            task="text_generation",
             method="full",
             folder="f",
             digest="d",

@@ -12,13 +12,14 @@ __all__ = ["Job", "JobStatus", "Options", "Tunesmith", "TunesmithError", "connec
 if TYPE_CHECKING:
     from tunesmith.errors import TunesmithError
     from tunesmith.interfaces.duckdb import connect
-    from tunesmith.jobs import Job, JobStatus, Options
+    from tunesmith.jobs import Job, JobStatus
+    from tunesmith.options import Options
     from tunesmith.service import Tunesmith
 
 _HOME = {
     "Job": "tunesmith.jobs",
     "JobStatus": "tunesmith.jobs",
-    "Options": "tunesmith.jobs",
+    "Options": "tunesmith.options",
     "Tunesmith": "tunesmith.service",
     "TunesmithError": "tunesmith.errors",
     "connect": "tunesmith.interfaces.duckdb",

@@ -32,7 +32,7 @@ from tunesmith.errors import (
 @dataclass(frozen=True)
 class ModelSpec:
     name: str
-    task: str = "causal_lm"
+    task: str = "text_generation"
     hub_id: str = ""
     bundled: bool = False
     scratch_of: str = ""

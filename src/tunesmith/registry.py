@@ -10,7 +10,7 @@ from typing import Any
 from tunesmith import catalog
 from tunesmith.catalog import ModelSpec
 from tunesmith.errors import UnknownBaseModel, UnknownModel, closest
-from tunesmith.jobs import model_key
+from tunesmith.names import model_key
 from tunesmith.store import JobStore
 
 

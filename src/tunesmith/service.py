@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import duckdb
 
 from tunesmith import access, catalog, durable, registry, worker
-from tunesmith.data import linear
+from tunesmith.data import baseline
 from tunesmith.data.audit import AuditReport, audit
 from tunesmith.data.conversation import is_conversation, question
 from tunesmith.data.dataset import Dataset, Snapshot, snapshot
@@ -59,9 +59,11 @@ from tunesmith.evaluation.verdict import Verdict, Word, objection, sentence
 from tunesmith.executors import Executor, ask
 from tunesmith.executors.local import LocalExecutor
 from tunesmith.home import open_store
-from tunesmith.jobs import Job, JobStatus, Options, model_key
-from tunesmith.models import certificate
+from tunesmith.jobs import Job, JobStatus
+from tunesmith.models import certificate, methods
 from tunesmith.models.certificate import Certificate
+from tunesmith.names import model_key
+from tunesmith.options import Options
 from tunesmith.phases.child import EXPORT, PROVE_RESUME, REHEARSE, Assignment, Phase, Transfer, Work
 from tunesmith.phases.messages import Compared, Measured, Written
 from tunesmith.phases.prepare import plan_of
@@ -140,7 +142,7 @@ class Tunesmith:
         model_key(name)  # InvalidModelName before anything is read
         store = self.store
         _must_be_able_to_train()
-        parsed = Options.parse(options).must_be_read()
+        parsed = Options.parse(options).must_be_read(methods.READERS)
         spec = catalog.find(base_model, self.settings.home)
         catalog.prices(self.settings.home)  # UnreadableSettings now, not when the job has run
         if parsed.new_version_of:
@@ -334,7 +336,7 @@ class Tunesmith:
         """
         access.require(access.principal(), "CREATE MODEL", base_model)
         parsed, spec = (
-            Options.parse(options).must_be_read(),
+            Options.parse(options).must_be_read(methods.READERS),
             catalog.find(base_model, self.settings.home),
         )
         _must_be_able_to_train()
@@ -379,7 +381,7 @@ class Tunesmith:
         )
         return replace(
             found,
-            linear=linear.score(train, validation) if linear.is_installed() else None,
+            linear=baseline.score(train, validation) if baseline.is_installed() else None,
             linear_rows=len(validation),
         )
 

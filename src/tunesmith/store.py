@@ -43,16 +43,9 @@ from tunesmith.errors import (
     UnknownModel,
     closest,
 )
-from tunesmith.jobs import (
-    MOVES,
-    WORKING,
-    Job,
-    JobStatus,
-    Options,
-    ResolvedOptions,
-    model_key,
-    with_suffix,
-)
+from tunesmith.jobs import MOVES, WORKING, Job, JobStatus
+from tunesmith.names import model_key, with_suffix
+from tunesmith.options import Decided, Options
 from tunesmith.schema import (
     NAME_TAKEN,
     SEALED,
@@ -1085,7 +1078,7 @@ def _job(row: Any) -> Job:
         training_data=row.training_data,
         validation_data=row.validation_data,
         options=Options.parse(row.options),
-        resolved=ResolvedOptions.from_json(row.resolved) if row.resolved else None,
+        resolved=Decided.from_json(row.resolved) if row.resolved else None,
         status=JobStatus(row.status),
         step=row.step,
         total_steps=row.total_steps,

@@ -40,7 +40,8 @@ from tunesmith.evaluation.verdict import objection
 from tunesmith.executors import Executor, Exited, Running
 from tunesmith.executors.local import LocalExecutor
 from tunesmith.home import open_store
-from tunesmith.jobs import Job, JobStatus, model_key
+from tunesmith.jobs import Job, JobStatus
+from tunesmith.names import model_key
 from tunesmith.phases.child import EVALUATE, PREPARE, TRAIN, Assignment, Phase
 from tunesmith.phases.messages import (
     Certified,

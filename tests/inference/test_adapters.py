@@ -12,6 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from conftest import decided
 from tunesmith import durable
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.template import Encoder, PromptTemplate
@@ -19,8 +20,7 @@ from tunesmith.errors import DamagedFiles
 from tunesmith.inference import engine as engine_module
 from tunesmith.inference import readers
 from tunesmith.inference.engine import Engine, Sampling, engine_for, generate_all
-from tunesmith.jobs import Resolved, ResolvedOptions
-from tunesmith.models import causal_lm, methods
+from tunesmith.models import loading, methods
 from tunesmith.registry import TunedModel
 
 SHARED = "here are words: red, green, blue. now say "
@@ -38,16 +38,15 @@ def adapters(tuned_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list
             tmp_path_factory.mktemp(f"staged{i}"),
             tmp_path_factory.mktemp("models") / f"m{i}",
         )
-        options = {"rank": Resolved(rank, "user", ""), "targets": Resolved(targets, "user", "")}
         torch.manual_seed(i)
-        model = methods.load("lora").prepare(
-            causal_lm.load(tuned_base, torch.device("cpu")), ResolvedOptions(options)
+        model = methods.METHODS["lora"].prepare(
+            loading.load(tuned_base, torch.device("cpu")), decided(rank=rank, targets=targets)
         )
         with torch.no_grad():
             for p in methods.trained_tensors(model).values():
                 p.add_(torch.randn_like(p) * 0.3)
         spec = ModelSpec(name="base", folder=str(tuned_base), context=128)
-        methods.load("lora").save(model, folder, spec)
+        methods.METHODS["lora"].save(model, folder, spec)
         durable.write_json(
             folder / "prompt_template.json", PromptTemplate.of_base(tuned_base).to_json()
         )

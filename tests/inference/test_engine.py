@@ -28,8 +28,9 @@ from tunesmith.errors import InvalidSchema, PromptTooLong
 from tunesmith.inference import engine as engine_module
 from tunesmith.inference import held, readers
 from tunesmith.inference.engine import Engine, Sampling, choose, engine_for, row_seeds
-from tunesmith.models import causal_lm, head, prepacked
+from tunesmith.models import chunked_loss, prepacked
 from tunesmith.registry import TunedModel
+from tunesmith.tasks import text_generation
 
 PROMPTS = [f"say {w}" for w in WORDS] + [
     "say",
@@ -74,13 +75,16 @@ def test_prepacked_weights_give_what_plain_ones_do(engine: Engine, tuned_base: P
     rows = [Encoded(engine.encoder.prompt([{"role": "user", "content": p}]), 3) for p in PROMPTS]
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
         wanted, found = (
-            causal_lm.token_losses(m, causal_lm.collate(rows, m)) for m in (plain, model)
+            text_generation.token_losses(m, text_generation.collate(rows, m))
+            for m in (plain, model)
         )
         assert torch.allclose(wanted, found, atol=1e-5)
-        assert head.plain(model) is model.get_output_embeddings()
-        patch.setattr(head, "CHUNK_LOGITS", 1000)
+        assert chunked_loss.plain(model) is model.get_output_embeddings()
+        patch.setattr(chunked_loss, "CHUNK_LOGITS", 1000)
         assert torch.allclose(
-            wanted, causal_lm.token_losses(model, causal_lm.collate(rows, model)), atol=1e-5
+            wanted,
+            text_generation.token_losses(model, text_generation.collate(rows, model)),
+            atol=1e-5,
         ), "the head in chunks"
 
 

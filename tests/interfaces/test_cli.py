@@ -89,7 +89,7 @@ def test_a_job_is_created_listed_shown_and_cancelled() -> None:
 def test_every_option_of_a_job_is_a_flag_with_help() -> None:
     from dataclasses import fields
 
-    from tunesmith.jobs import Options
+    from tunesmith.options import Options
 
     text = shell("tune", "--help", env={"COLUMNS": "200", "PATH": ""}).stdout
     assert all(f"--{f.name.replace('_', '-')}" in text for f in fields(Options))

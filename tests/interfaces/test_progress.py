@@ -15,7 +15,8 @@ from conftest import next_word_rows
 from tunesmith import Tunesmith
 from tunesmith.interfaces.cli import job_facts, job_page
 from tunesmith.interfaces.progress import doing_text, watch
-from tunesmith.jobs import Job, JobStatus, Options
+from tunesmith.jobs import Job, JobStatus
+from tunesmith.options import Options
 from tunesmith.service import POLL_S
 
 
@@ -24,7 +25,7 @@ def evaluating(**doing: Any) -> Job:
         "ft_x",
         "m",
         "b",
-        "causal_lm",
+        "text_generation",
         "",
         "",
         Options(),

@@ -14,11 +14,11 @@ from tunesmith import durable
 from tunesmith.catalog import ModelSpec, fingerprint
 from tunesmith.data.template import Encoder, PromptTemplate
 from tunesmith.errors import CertificateRefused, DamagedFiles
+from tunesmith.evaluation.probes import FILE, Probes, differing, record, replay
 from tunesmith.inference.engine import Engine, Sampling
-from tunesmith.models import causal_lm
+from tunesmith.models import loading
 from tunesmith.models.certificate import NAME, Certificate, check, template_digest
 from tunesmith.models.methods import Model
-from tunesmith.models.probes import FILE, Probes, differing, record, replay
 
 CPU = torch.device("cpu")
 GOOD = Certificate("adapter", "float32", 40, 40, 0, 1.0, 1e-9, 12, 1.0, "base", "template", "data")
@@ -28,7 +28,7 @@ GOOD = Certificate("adapter", "float32", 40, 40, 0, 1.0, 1e-9, 12, 1.0, "base", 
 def trained(tuned_base: Path) -> tuple[Model, Probes]:
     torch.set_num_threads(1)
     encoder = Encoder(PromptTemplate.of_base(tuned_base), tuned_base)
-    engine = Engine(causal_lm.load(tuned_base, CPU), encoder, "repeats", 128)
+    engine = Engine(loading.load(tuned_base, CPU), encoder, "repeats", 128)
     asked = [
         [{"role": "user", "content": f"{verb} {w}"}]
         for verb in ("say", "repeat", "write", "tell")
@@ -74,7 +74,7 @@ def test_the_same_model_agrees_to_the_last_probe(
 
 
 def test_another_model_does_not(trained: tuple[Model, Probes], tiny_base: Path) -> None:
-    found = replay(causal_lm.load(tiny_base, CPU), trained[1])
+    found = replay(loading.load(tiny_base, CPU), trained[1])
     assert (
         found.equal < 5
         and found.top1 < 0.5
@@ -87,7 +87,7 @@ def test_another_model_does_not(trained: tuple[Model, Probes], tiny_base: Path) 
 def test_a_change_is_seen_from_a_thousandth_of_a_nat_on(
     trained: tuple[Model, Probes], tuned_base: Path, scale: float
 ) -> None:
-    changed = causal_lm.load(tuned_base, CPU)
+    changed = loading.load(tuned_base, CPU)
     torch.manual_seed(0)
     with torch.no_grad():
         for p in changed.parameters():

@@ -8,7 +8,8 @@ import torch
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.template import Encoded, Encoder, PromptTemplate
 from tunesmith.inference.engine import Engine, Sampling
-from tunesmith.models import causal_lm, packed
+from tunesmith.models import loading, packed
+from tunesmith.tasks import text_generation
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 SHARED = list(range(40, 60))
@@ -22,11 +23,11 @@ ROWS = [
 def test_packed_rows_give_the_losses_and_gradients_of_the_processor(tiny_base: Path) -> None:
     found = []
     for device in ("cpu", "cuda"):
-        model = causal_lm.load_base(
+        model = loading.load_base(
             ModelSpec(name="b", folder=str(tiny_base)), torch.device(device)
         ).float()
         assert packed.can_pack(model, 23), "or it gave something else here, and rows are padded"
-        losses = causal_lm.token_losses(model, causal_lm.collate(ROWS, model))
+        losses = text_generation.token_losses(model, text_generation.collate(ROWS, model))
         losses.mean().backward()
         found.append((losses.cpu(), model.model.layers[0].mlp.up_proj.weight.grad.cpu()))
     for there, here in zip(*found, strict=True):
@@ -37,9 +38,7 @@ def test_answers_are_those_of_the_processor(tuned_base: Path) -> None:
     asked = [[{"role": "user", "content": f"say {w}"}] for w in ("red", "dog", "stone")]
     answers = []
     for device in ("cpu", "cuda"):
-        model = causal_lm.load_base(
-            ModelSpec(name="b", folder=str(tuned_base)), torch.device(device)
-        )
+        model = loading.load_base(ModelSpec(name="b", folder=str(tuned_base)), torch.device(device))
         engine = Engine(model, Encoder(PromptTemplate.of_base(tuned_base), tuned_base), "b", 128)
         answers.append([c.text for c in engine.generate(asked, Sampling(max_tokens=8))])
     assert answers[0] == answers[1]

@@ -13,15 +13,15 @@ from tunesmith import catalog, durable
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.template import Encoder, PromptTemplate
 from tunesmith.errors import CertificateRefused
+from tunesmith.evaluation.probes import Probes, certify, record, replay
 from tunesmith.inference.engine import Engine, Sampling
-from tunesmith.jobs import Options
-from tunesmith.models import causal_lm, methods
+from tunesmith.models import loading, methods
 from tunesmith.models.certificate import NAME, template_digest
-from tunesmith.models.probes import Probes, certify, record, replay
+from tunesmith.options import Options
 from tunesmith.phases import export as exporting
 from tunesmith.phases.child import Transfer
 from tunesmith.phases.messages import Message
-from tunesmith.tuning.recipe import Facts, resolve
+from tunesmith.tuning.recipe import Known, decide
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 def half_base(tuned_base: Path, tmp_path: Path) -> ModelSpec:
     """The base that repeats words, stored in bfloat16."""
     folder = Path(shutil.copytree(tuned_base, tmp_path / "half"))
-    model = causal_lm.load(tuned_base, CPU)
+    model = loading.load(tuned_base, CPU)
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight.sign_()  # steps of bfloat16 are wide there
     model.to(torch.bfloat16).save_pretrained(folder)
@@ -50,10 +50,10 @@ def adapter(
     """A LoRA adapter with these numbers, its probes and its certificate, as the trainer leaves
     it."""
     folder.mkdir()
-    options = resolve(Options(method="lora", rank=4), Facts(spec, 100))
-    lora = methods.load("lora")
+    options = decide(Options(method="lora", rank=4), Known(spec, 100))
+    lora = methods.METHODS["lora"]
     torch.manual_seed(1)
-    model = lora.prepare(causal_lm.load_base(spec, CPU), options)
+    model = lora.prepare(loading.load_base(spec, CPU), options)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "lora_" in name:
@@ -80,7 +80,7 @@ def adapter(
         "float32",
         model,
         probes,
-        replay(causal_lm.load_base(spec, CPU), probes),
+        replay(loading.load_base(spec, CPU), probes),
         base_digest=catalog.fingerprint(spec),
         template_digest=template_digest(folder),
         data_digest="d",
@@ -124,7 +124,7 @@ def test_a_merge_keeps_the_bases_precision_where_that_loses_nothing(
     assert (found["artefact"], found["precision"]) == ("merged", "bfloat16") and found[
         "different_from_base"
     ] > 0
-    assert causal_lm.load(tmp_path / "merged", CPU).config.dtype == torch.float32
+    assert loading.load(tmp_path / "merged", CPU).config.dtype == torch.float32
     assert (tmp_path / "merged" / "model.safetensors").stat().st_size < 1.1 * (
         Path(half_base.folder) / "model.safetensors"
     ).stat().st_size
@@ -134,17 +134,17 @@ def test_a_merge_that_rounds_the_change_away_is_refused_and_float32_takes_its_pl
     half_base: ModelSpec, tmp_path: Path
 ) -> None:
     source = adapter(half_base, slight, tmp_path / "adapter")
-    merged = methods.load("lora").merge(
-        methods.load("lora").load(causal_lm.load_base(half_base, CPU), source)
+    merged = methods.METHODS["lora"].merge(
+        methods.METHODS["lora"].attach(loading.load_base(half_base, CPU), source)
     )
     merged.to(torch.bfloat16).save_pretrained(tmp_path / "rounded")
     probes = Probes.load(source)
     rounded = certify(
         "merged",
         "bfloat16",
-        causal_lm.load(tmp_path / "rounded", CPU),
+        loading.load(tmp_path / "rounded", CPU),
         probes,
-        replay(causal_lm.load_base(half_base, CPU), probes),
+        replay(loading.load_base(half_base, CPU), probes),
         base_digest="",
         template_digest="",
         data_digest="",

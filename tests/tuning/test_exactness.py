@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+from conftest import decided
 from tunesmith.data.dataset import Row
 from tunesmith.data.examples import Example
 from tunesmith.data.template import Encoded
-from tunesmith.jobs import Resolved, ResolvedOptions
-from tunesmith.models import head, methods, packed, trim
-from tunesmith.models.causal_lm import collate, token_losses
+from tunesmith.models import chunked_loss, methods, packed, trim
 from tunesmith.models.methods import lora
+from tunesmith.tasks import text_generation
+from tunesmith.tasks.text_generation import collate, token_losses
 from tunesmith.tuning.loop import accumulate
 
 PADDED_TO = 48
@@ -68,11 +69,9 @@ def double_model(folder: Path, method: str, packs: bool) -> nn.Module:
         packed.enable(model)
         trim.enable(model)
     torch.manual_seed(0)
-    tuned = methods.load(method).prepare(
+    tuned = methods.METHODS[method].prepare(
         model,
-        ResolvedOptions(
-            {"targets": Resolved("all-linear", "user", ""), "rank": Resolved(4, "user", "")}
-        ),
+        decided(),
     )
     for p in methods.trained_tensors(tuned).values():
         p.data = p.data.double()
@@ -100,7 +99,7 @@ def reference(model: nn.Module, rows: list[Example]) -> dict[str, Tensor]:
 
 def ours(model: nn.Module, rows: list[Example], **layout: int) -> dict[str, Tensor]:
     model.zero_grad(set_to_none=True)
-    accumulate(model, rows, **layout)  # type: ignore[arg-type]
+    accumulate(text_generation, model, rows, **layout)  # type: ignore[arg-type]
     return gradients(model)
 
 
@@ -142,7 +141,7 @@ def model(request: pytest.FixtureRequest, tiny_base: Path) -> Iterator[nn.Module
         if "mask" in how:
             patch.setattr(packed, "_has_kernel", lambda x: False)
         if "chunks" in how:
-            patch.setattr(head, "CHUNK_LOGITS", 3 * made.config.vocab_size)  # type: ignore[union-attr, operator]
+            patch.setattr(chunked_loss, "CHUNK_LOGITS", 3 * made.config.vocab_size)  # type: ignore[union-attr, operator]
         yield made
 
 
@@ -177,8 +176,8 @@ def test_the_loss_is_the_mean_over_the_tokens_of_the_whole_step(
     model: nn.Module, layout: dict[str, int]
 ) -> None:
     rows = examples(ROWS)
-    loss, per_row = accumulate(model, rows, **layout)  # type: ignore[arg-type]
-    alone = [accumulate(model, [r])[0] for r in rows]
+    loss, per_row = accumulate(text_generation, model, rows, **layout)  # type: ignore[arg-type]
+    alone = [accumulate(text_generation, model, [r])[0] for r in rows]
     counts = [r.encoded.n_completion for r in rows]
     assert loss == pytest.approx(
         sum(a * n for a, n in zip(alone, counts, strict=True)) / sum(counts), rel=1e-10
@@ -192,11 +191,12 @@ def mean_of_means(model: nn.Module, rows: list[Example]) -> None:
 
 
 def prompt_trained(model: nn.Module, rows: list[Example]) -> None:
-    accumulate(model, [Example(r.row, Encoded(r.encoded.ids, 1)) for r in rows])
+    accumulate(text_generation, model, [Example(r.row, Encoded(r.encoded.ids, 1)) for r in rows])
 
 
 def stop_id_forgotten(model: nn.Module, rows: list[Example]) -> None:
     accumulate(
+        text_generation,
         model,
         [
             Example(r.row, Encoded(r.encoded.ids[:-1], r.encoded.n_prompt))

@@ -6,32 +6,20 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
-from conftest import WORDS, next_word_rows
+from conftest import WORDS, decided, next_word_rows
 from tunesmith.data.dataset import Row
 from tunesmith.data.examples import Example
 from tunesmith.data.template import Encoder, PromptTemplate
 from tunesmith.errors import CheckpointOfAnother, NonFiniteLoss, OutOfMemory
-from tunesmith.jobs import Options, Resolved, ResolvedOptions
-from tunesmith.models import causal_lm, methods
+from tunesmith.models import loading, methods
 from tunesmith.phases.messages import Message, RowLosses, Started, Stepped, Warned
+from tunesmith.tasks import text_generation
 from tunesmith.tuning import checkpoints, loop
-from tunesmith.tuning.loop import Budget, Run, train
+from tunesmith.tuning.loop import Budget, Run, Training, train
+from tunesmith.tuning.strategies import Stage
 
 CPU = torch.device("cpu")
 M = TypeVar("M")
-
-
-def options(**changes: Any) -> ResolvedOptions:
-    values = {
-        **Options().__dict__,
-        "max_epochs": 3,
-        "method": "lora",
-        "learning_rate": 1e-2,
-        "batch_size": 4,
-        "rank": 4,
-        **changes,
-    }
-    return ResolvedOptions({k: Resolved(v, "user", "") for k, v in values.items()})
 
 
 class Scene:
@@ -48,13 +36,14 @@ class Scene:
         ]
         self.base, self.folder, self.told, self.validation = base, folder, [], self.rows[:3]  # type: ignore[var-annotated]
         self.budget = Budget()
+        self.stages: list[Stage] | None = None
 
     def train(
         self, on: Callable[..., None] | None = None, attempt: int = 1, **changes: Any
     ) -> tuple[Any, checkpoints.Position]:
         torch.manual_seed(0)
-        chosen = options(**changes)
-        model = methods.load(chosen.method).prepare(causal_lm.load(self.base, CPU), chosen)
+        chosen = decided(**changes)
+        model = methods.METHODS[chosen.method].prepare(loading.load(self.base, CPU), chosen)
         attempts = [self.folder / f"attempt-{n}" for n in range(attempt, 0, -1)]
 
         def report(message: Message) -> None:
@@ -63,7 +52,12 @@ class Scene:
                 on(model, message)
 
         run = Run(attempts, self.folder, {"data": "d"}, report)
-        return model, train(model, self.rows, self.validation, chosen, run, self.budget)
+        return model, train(
+            Training(text_generation, model, self.rows, self.validation, chosen),
+            run,
+            self.budget,
+            self.stages,
+        )
 
     def heard(self, kind: type[M]) -> list[M]:
         return [m for m in self.told if isinstance(m, kind)]
@@ -89,11 +83,11 @@ def test_training_learns_a_new_mapping(scene: Scene, method: str, rate: float) -
     model, at = scene.train(method=method, learning_rate=rate, max_epochs=10, batch_size=2)
     losses = [s.training_loss for s in scene.heard(Stepped)]
     assert at.step == 50 and losses[-1] < losses[0] / 10
-    assert loop.mean_loss(loop.evaluate(model, scene.rows)) < 0.3
+    assert loop.mean_loss(loop.evaluate(text_generation, model, scene.rows)) < 0.3
 
 
 def test_with_lora_the_base_stays_as_it_was_to_the_bit(scene: Scene) -> None:
-    before = causal_lm.load(scene.base, CPU).state_dict()
+    before = loading.load(scene.base, CPU).state_dict()
     model, _ = scene.train()
     after = {
         n.replace(".base_layer", ""): t
@@ -133,7 +127,7 @@ def limited_memory(
     monkeypatch: pytest.MonkeyPatch, tokens: int, error: Exception, from_call: int = 0
 ) -> list[int]:
     """From its n-th pass on, the machine can hold `tokens` in one pass; the passes' sizes."""
-    real, sizes = loop.token_losses, []
+    real, sizes = text_generation.token_losses, []
 
     def token_losses(model: Any, batch: Any) -> torch.Tensor:
         sizes.append(batch.inputs["input_ids"].numel())
@@ -141,7 +135,7 @@ def limited_memory(
             raise error
         return real(model, batch)
 
-    monkeypatch.setattr(loop, "token_losses", token_losses)
+    monkeypatch.setattr(text_generation, "token_losses", token_losses)
     return sizes
 
 
@@ -235,13 +229,7 @@ def test_a_resume_that_forgets_the_optimizer_gives_other_bits(
     with pytest.raises(Killed):
         other.train(kill)
 
-    def weights_only(
-        checkpoint: checkpoints.Checkpoint, trained: Any, optimizer: Any
-    ) -> checkpoints.Position:
-        checkpoints.load_weights(checkpoint.folder, trained)
-        return checkpoint.position
-
-    monkeypatch.setattr(checkpoints, "restore", weights_only)
+    monkeypatch.setattr(checkpoints, "restore_optimizer", lambda *a: None)
     resumed, _ = other.train(attempt=2)
     assert not same(weights(whole), weights(resumed))
 
@@ -284,9 +272,9 @@ def test_training_stops_when_validation_has_not_improved_for_so_many_epochs(
         at.stopped_by == "patience"
         and at.step == at.best_step + patience * per_epoch < 10 * per_epoch
     )
-    assert loop.mean_loss(loop.evaluate(model, scene.validation)) == pytest.approx(at.best_loss), (
-        "the best epoch's weights"
-    )
+    assert loop.mean_loss(loop.evaluate(text_generation, model, scene.validation)) == pytest.approx(
+        at.best_loss
+    ), "the best epoch's weights"
 
 
 def test_without_patience_training_goes_on_to_the_last_epoch(scene: Scene) -> None:
@@ -350,7 +338,9 @@ def test_a_budget_of_time_stops_at_a_step_with_a_usable_model(
     monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(clock)))
     model, at = scene.train(max_epochs=10, batch_size=2)
     assert at.stopped_by == "budget_minutes" and 0 < at.step < 50 and at.best_step > 0
-    assert loop.mean_loss(loop.evaluate(model, scene.validation)) == pytest.approx(at.best_loss)
+    assert loop.mean_loss(loop.evaluate(text_generation, model, scene.validation)) == pytest.approx(
+        at.best_loss
+    )
 
 
 def test_a_checkpoint_of_other_data_or_options_is_refused_by_name(scene: Scene) -> None:
@@ -411,7 +401,7 @@ def test_a_damaged_best_checkpoint_is_not_loaded_either(scene: Scene) -> None:
 
     model, at = scene.train(damage, learning_rate=5e-2, max_epochs=4)
     assert "are gone" in scene.heard(Warned)[-1].message and at.best_step == at.step == 9
-    assert loop.mean_loss(loop.evaluate(model, scene.validation)) == pytest.approx(
+    assert loop.mean_loss(loop.evaluate(text_generation, model, scene.validation)) == pytest.approx(
         at.best_loss, rel=1e-5
     )
 
@@ -428,7 +418,9 @@ def test_the_best_epoch_is_what_remains(scene: Scene) -> None:
     model, at = scene.train(learning_rate=5e-2, max_epochs=4)
     losses = [s.validation_loss for s in scene.heard(Stepped) if s.validation_loss is not None]
     assert at.best_loss == min(losses) < losses[-1] and at.best_step < at.step
-    assert loop.mean_loss(loop.evaluate(model, known)) == pytest.approx(at.best_loss, rel=1e-5)
+    assert loop.mean_loss(loop.evaluate(text_generation, model, known)) == pytest.approx(
+        at.best_loss, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("step", [None, 7, 8])
@@ -547,3 +539,63 @@ def test_a_resumed_run_remembers_the_loss_it_began_with(scene: Scene) -> None:
     (scene.folder / "attempt-2").mkdir()
     _, again = scene.train(max_epochs=4, attempt=2)
     assert first is not None and again.first_loss == first
+
+
+# ---------------------------------------------------------------- stages
+
+UPPER = Stage(2, 1e-2, only="layers.1")  # the upper layer alone, then all
+ALL = Stage(2, 5e-3)
+
+
+@pytest.mark.parametrize("step", [2, 4, 6, 7, 9, 12])
+def test_a_run_of_two_stages_that_is_killed_gives_the_same_bits(
+    scene: Scene, tmp_path: Path, step: int
+) -> None:
+    """Three steps an epoch: the second stage begins after step 6."""
+    scene.stages = [UPPER, ALL]
+    whole, at = scene.train(batch_size=4)
+    assert (at.step, at.stage, at.stage_began, at.stopped_by) == (12, 1, 6, "max_epochs")
+    other = Scene(scene.base, tmp_path / "other")
+    other.stages = scene.stages
+
+    def kill(model: Any, message: Message) -> None:
+        if isinstance(message, Stepped) and message.step == step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        other.train(kill, batch_size=4)
+    torch.manual_seed(99)
+    resumed, again = other.train(attempt=2, batch_size=4)
+    assert same(weights(whole), weights(resumed)) and again.step == 12
+
+
+def test_a_stage_moves_its_own_weights_at_a_rate_that_rises_and_falls_anew(scene: Scene) -> None:
+    moved: dict[int, set[str]] = {}
+    before: dict[str, torch.Tensor] = {}
+
+    def look(model: Any, message: Message) -> None:
+        now = {n: p.detach().clone() for n, p in methods.trained_tensors(model).items()}
+        if isinstance(message, Stepped):
+            moved[message.step] = {n for n in now if not torch.equal(now[n], before[n])}
+        if isinstance(message, Stepped | Started):
+            before.update(now)
+
+    scene.validation, scene.stages = [], [UPPER, ALL]
+    scene.train(look, batch_size=4, warmup=0.4)
+    assert all("layers.1" in n for s in range(2, 7) for n in moved[s]) and moved[3]
+    assert any("layers.0" in n for n in moved[9]) and any("layers.1" in n for n in moved[9])
+    rates = [s.learning_rate for s in scene.heard(Stepped)]
+    first, second = rates[:6], rates[6:]
+    assert max(first) == UPPER.learning_rate and max(second) == ALL.learning_rate
+    assert first.index(max(first)) == second.index(max(second)) > 0, "each has its own schedule"
+
+
+def test_patience_ends_a_stage_and_a_budget_ends_the_run(scene: Scene) -> None:
+    scene.stages = [Stage(5, 1e-9), ALL]  # a rate at which nothing gets better
+    _, at = scene.train(batch_size=4, patience=1)
+    assert at.stage == 1 and at.stage_began < 15
+    other = Scene(scene.base, scene.folder / "other")
+    other.stages = [UPPER, ALL]
+    other.budget = Budget(tokens=sum(r.size for r in other.rows) * 3)
+    _, at = other.train(batch_size=4)
+    assert (at.stage, at.step, at.stopped_by) == (1, 9, "budget_tokens")

@@ -12,9 +12,10 @@ from conftest import make_base, next_word_rows
 from tunesmith import Tunesmith
 from tunesmith.catalog import ModelSpec
 from tunesmith.errors import OptionNotRead
-from tunesmith.jobs import JobStatus, Options
-from tunesmith.models import causal_lm, methods, quantized
-from tunesmith.tuning.recipe import Facts, resolve
+from tunesmith.jobs import JobStatus
+from tunesmith.models import loading, methods, quantized
+from tunesmith.options import Options
+from tunesmith.tuning.recipe import Known, decide
 
 CPU = torch.device("cpu")
 
@@ -33,14 +34,14 @@ def test_nf4_keeps_embeddings_and_head_and_packs_the_rest(wide_base: Path) -> No
     from bitsandbytes.functional import dequantize_4bit
 
     spec = ModelSpec(name="b", folder=str(wide_base))
-    full, packed = causal_lm.load_base(spec, CPU), causal_lm.load_base(spec, CPU, "nf4")
+    full, packed = loading.load_base(spec, CPU), loading.load_base(spec, CPU, "nf4")
     linear = {n: m for n, m in packed.named_modules() if n.endswith("_proj")}
     assert (
         linear
         and all(m.weight.dtype == torch.uint8 for m in linear.values())
         and packed.lm_head.weight.dtype == torch.float32
     )
-    control = causal_lm.load_base(spec, CPU)
+    control = loading.load_base(spec, CPU)
     for name, layer in linear.items():
         weight, back = (
             full.get_submodule(name).weight.data,
@@ -107,20 +108,20 @@ def test_an_adapter_is_trained_over_weights_of_lower_precision(
 
 def test_a_whole_model_has_no_frozen_weights() -> None:
     with pytest.raises(OptionNotRead, match="read by the method lora, and the method is full"):
-        Options.parse({"method": "full", "precision": "nf4"}).must_be_read()
-    small = Facts(ModelSpec(name="b", parameters=3_000_000), 100)
+        Options.parse({"method": "full", "precision": "nf4"}).must_be_read(methods.READERS)
+    small = Known(ModelSpec(name="b", parameters=3_000_000), 100)
     assert (
-        resolve(Options(), small).method == "full"
-        and resolve(Options(precision="nf4"), small).method == "lora"
+        decide(Options(), small).method == "full"
+        and decide(Options(precision="nf4"), small).method == "lora"
     )
 
 
 def test_masters_of_an_adapter_stay_in_float32(tiny_base: Path) -> None:
-    base = causal_lm.load_base(ModelSpec(name="b", folder=str(tiny_base)), CPU, "bfloat16")
-    options: Any = resolve(
+    base = loading.load_base(ModelSpec(name="b", folder=str(tiny_base)), CPU, "bfloat16")
+    options: Any = decide(
         Options(method="lora", precision="bfloat16"),
-        Facts(ModelSpec(name="b", parameters=10**9), 100),
+        Known(ModelSpec(name="b", parameters=10**9), 100),
     )
-    model = methods.load("lora").prepare(base, options)
+    model = methods.METHODS["lora"].prepare(base, options)
     assert {p.dtype for p in methods.trained_tensors(model).values()} == {torch.float32}
     assert base.model.layers[0].mlp.up_proj.base_layer.weight.dtype == torch.bfloat16

@@ -3,13 +3,13 @@ from dataclasses import fields
 import pytest
 
 from tunesmith.catalog import ModelSpec
-from tunesmith.jobs import Options
+from tunesmith.options import Options
 from tunesmith.phases.prepare import warnings
-from tunesmith.tuning.recipe import Facts, resolve, token_budget
+from tunesmith.tuning.recipe import Known, decide, token_budget
 
 
-def facts(rows: int = 900, parameters: int = 3_000_000, **changes: object) -> Facts:
-    return Facts(ModelSpec(name="b", parameters=parameters, **changes), rows)  # type: ignore[arg-type]
+def facts(rows: int = 900, parameters: int = 3_000_000, **changes: object) -> Known:
+    return Known(ModelSpec(name="b", parameters=parameters, **changes), rows)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rows", [1, 9, 100, 1000, 100_000])
@@ -17,35 +17,35 @@ def facts(rows: int = 900, parameters: int = 3_000_000, **changes: object) -> Fa
 def test_every_auto_becomes_a_value_that_the_option_itself_would_accept(
     rows: int, parameters: int
 ) -> None:
-    resolved = resolve(Options(), facts(rows, parameters))
-    assert set(resolved.decided) == {f.name for f in fields(Options)}
-    assert "auto" not in [r.value for r in resolved.decided.values()]
-    Options.parse({k: r.value for k, r in resolved.decided.items()})
+    resolved = decide(Options(), facts(rows, parameters))
+    assert "auto" not in resolved.values().values()
+    Options.parse(resolved.values())
+    assert set(resolved.reasons) == {f.name for f in fields(Options)}
     assert all(
-        r.reason and r.origin in ("user", "measured", "default") for r in resolved.decided.values()
+        r.words and r.origin in ("user", "measured", "default") for r in resolved.reasons.values()
     )
 
 
 def test_what_the_user_asked_for_stays_and_says_so() -> None:
-    resolved = resolve(Options(max_epochs=2, method="lora"), facts())
+    resolved = decide(Options(max_epochs=2, method="lora"), facts())
     assert (
         resolved.max_epochs == 2
-        and resolved.decided["max_epochs"].origin == "user"
+        and resolved.reasons["max_epochs"].origin == "user"
         and resolved.method == "lora"
     )
 
 
 def test_a_very_small_base_is_tuned_whole_and_a_large_one_by_adapter() -> None:
     assert (
-        resolve(Options(), facts()).method == "full"
-        and resolve(Options(), facts(parameters=135_000_000)).method == "lora"
+        decide(Options(), facts()).method == "full"
+        and decide(Options(), facts(parameters=135_000_000)).method == "lora"
     )
 
 
 def test_a_small_table_gets_more_epochs_within_the_contracts_ten() -> None:
     assert (
-        resolve(Options(), facts(rows=100)).max_epochs == 10
-        and resolve(Options(), facts(rows=50_000)).max_epochs == 3
+        decide(Options(), facts(rows=100)).max_epochs == 10
+        and decide(Options(), facts(rows=50_000)).max_epochs == 3
     )
 
 
@@ -53,9 +53,9 @@ def test_a_rate_above_the_pretraining_rate_is_warned_about() -> None:
     spec = ModelSpec(name="b", pretraining_rate=1e-3)
     assert "above the rate" in warnings(spec, 2e-3, [])[0] and not warnings(spec, 1e-3, [])
     for method in ("full", "lora"):
-        assert (
-            resolve(Options(method=method), facts(pretraining_rate=1e-4)).learning_rate <= 1e-4
-        ), "no rule goes above it by itself"
+        assert decide(Options(method=method), facts(pretraining_rate=1e-4)).learning_rate <= 1e-4, (
+            "no rule goes above it by itself"
+        )
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,6 @@ def test_the_tighter_budget_decides_and_a_tiny_one_is_not_none(
     tokens: int, credits: float, price: float, found: tuple[int, str]
 ) -> None:
     assert (
-        token_budget(resolve(Options(budget_tokens=tokens, budget_credits=credits), facts()), price)
+        token_budget(decide(Options(budget_tokens=tokens, budget_credits=credits), facts()), price)
         == found
     )

@@ -19,7 +19,7 @@ from typing import Any, Self
 import duckdb
 
 from tunesmith.catalog import ModelSpec
-from tunesmith.data import linear
+from tunesmith.data import baseline
 from tunesmith.data.dataset import NORMAL, ROW_HASH, collect
 from tunesmith.data.gate import literal
 from tunesmith.data.given import Source, TextFiles
@@ -650,7 +650,7 @@ class _Audit:
         al. 2021, arXiv 1911.00068)."""
         if len(self._classes) < 2:
             return
-        if not linear.is_installed():
+        if not baseline.is_installed():
             self._not_measured.append("suspect labels: pip install 'tunesmith[audit]'")
             return
         rows = self._all(
@@ -687,7 +687,7 @@ class _Audit:
             "GROUP BY c ORDER BY n DESC, 1"
         )
         counts = dict(rows)
-        return counts if linear.is_closed_set(counts, sum(counts.values())) else {}
+        return counts if baseline.is_closed_set(counts, sum(counts.values())) else {}
 
     def _lengths(self) -> tuple[dict[str, dict[str, int]], int, list[Finding]]:
         """Tokens by the base's own tokenizer, and the rows over its windows."""

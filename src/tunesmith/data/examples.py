@@ -21,6 +21,20 @@ class Example:
     """The messages that are left of a prompt over the window."""
 
     @property
+    def number(self) -> int:
+        return self.row.row
+
+    @property
+    def size(self) -> int:
+        """Tokens."""
+        return len(self.encoded.ids)
+
+    @property
+    def weight(self) -> int:
+        """Learnt tokens."""
+        return self.encoded.n_learnt
+
+    @property
     def messages(self) -> Messages:
         """What the model is asked: the row's messages, or what is left of them."""
         return self.row.messages if self.cut is None else self.cut
@@ -35,7 +49,7 @@ class Examples:
 
     @property
     def tokens(self) -> int:
-        return sum(len(e.encoded.ids) for e in self.accepted)
+        return sum(e.size for e in self.accepted)
 
 
 def encode(

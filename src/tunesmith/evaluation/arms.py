@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
-from tunesmith.data import linear, prose
+from tunesmith.data import baseline, prose
 from tunesmith.data.examples import Example
 from tunesmith.data.template import Encoded, Messages
 from tunesmith.evaluation.bias import LEAST_SWAPPED, MOST_SWAPPED, PAIRS, Bias, Swap, Swapped, gaps
 from tunesmith.evaluation.metrics import METRICS, commonest, metrics_for
 from tunesmith.evaluation.verdict import Verdict, decide, slices
 from tunesmith.inference.engine import Completion, Engine, Sampling
-from tunesmith.models import causal_lm
 from tunesmith.phases.messages import Doing, Report
+from tunesmith.tasks import text_generation
 from tunesmith.tuning.loop import evaluate, mean_loss
 from tunesmith.words import counted
 
@@ -125,7 +125,7 @@ class Arms:
     def _measure_losses(self, engine: Engine, arm: str) -> None:
         self._doing.begin(f"losses, {arm}", len(self._rows))
         self._losses[arm], self._retention[arm] = (
-            evaluate(engine.model, self._rows),
+            evaluate(text_generation, engine.model, self._rows),
             retention(engine),
         )
 
@@ -239,15 +239,15 @@ class Arms:
         """Where answers are a closed set: what words alone tell."""
         train = different_first(self._train, self._seed)
         labels = [e.row.completion.strip() for e in train]
-        if not (len(set(labels)) >= 2 and linear.is_closed_set(set(labels), len(labels))):
+        if not (len(set(labels)) >= 2 and baseline.is_closed_set(set(labels), len(labels))):
             return
-        if not linear.is_installed():
+        if not baseline.is_installed():
             self._notes.append(
                 "the linear model on words was not measured: pip install 'tunesmith[audit]'"
             )
             return
         self._doing.begin("linear model", len(self._rows))
-        model = linear.fit([question(e) for e in train], labels)
+        model = baseline.fit([question(e) for e in train], labels)
         self._answers["linear"] = [str(a) for a in model.predict([question(e) for e in self._rows])]
 
 
@@ -298,9 +298,9 @@ def retention(engine: Engine) -> float:
     """Bits per byte of plain prose that ships with the package: what the base could do before it
     was tuned to something else."""
     lines = prose.lines()
-    batch = causal_lm.collate(
+    batch = text_generation.collate(
         [Encoded(engine.encoder.text(line), 1) for line in lines], engine.model
     )
     with torch.inference_mode():
-        nats = float(causal_lm.token_losses(engine.model, batch).sum())
+        nats = float(text_generation.token_losses(engine.model, batch).sum())
     return _finite(nats) / math.log(2) / sum(len(line.encode()) for line in lines)

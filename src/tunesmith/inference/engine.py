@@ -25,7 +25,7 @@ from tunesmith.data.template import Encoder, Messages, PromptTemplate
 from tunesmith.errors import PromptTooLong
 from tunesmith.inference import readers
 from tunesmith.inference.structured import Grammar, allowed
-from tunesmith.models import causal_lm, certificate, methods, prepacked
+from tunesmith.models import certificate, loading, methods, prepacked
 from tunesmith.models.adapters import Adapter, Adapters
 from tunesmith.models.methods import Model
 from tunesmith.registry import TunedModel
@@ -89,7 +89,7 @@ class Engine:
     def load(cls, tuned: TunedModel, device: str, shared: Adapters | None = None) -> "Engine":
         """DamagedFiles unless the tuned model's files are those that were published. `shared`: its
         base, where that is loaded."""
-        base_folder, place = Path(tuned.base.folder), causal_lm.device_of(device)
+        base_folder, place = Path(tuned.base.folder), loading.device_of(device)
         folder = Path(tuned.folder)
         if tuned.folder:
             durable.verify(folder, tuned.digest or None)
@@ -101,11 +101,11 @@ class Engine:
             PromptTemplate.read(folder) if tuned.folder else PromptTemplate.of_base(base_folder)
         )
         encoder = Encoder(template, base_folder)
-        if tuned.folder and tuned.method in methods.WHOLE:
+        if tuned.folder and methods.METHODS[tuned.method].artefact == "whole":
             return cls(
-                _prepacked(causal_lm.load(folder, place)), encoder, tuned.name, tuned.base.context
+                _prepacked(loading.load(folder, place)), encoder, tuned.name, tuned.base.context
             )
-        adapters = shared or Adapters(_prepacked(causal_lm.load_base(tuned.base, place)))
+        adapters = shared or Adapters(_prepacked(loading.load_base(tuned.base, place)))
         adapter = adapters.load(folder) if tuned.folder else None
         if not shared:
             adapters.usual = adapter

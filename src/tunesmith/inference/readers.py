@@ -21,7 +21,7 @@ from transformers import DynamicCache
 
 from tunesmith.inference import held
 from tunesmith.inference.cache import new_cache
-from tunesmith.models import causal_lm, packed
+from tunesmith.models import forward, packed
 from tunesmith.models.adapters import Adapter, Adapters, Segment
 from tunesmith.models.layout import micro_batches
 from tunesmith.models.methods import Model
@@ -140,7 +140,7 @@ class PackedReader:
         keep_K: Tensor,
     ) -> Tensor:
         with _using(self._adapters, segments):
-            return causal_lm.logits_at(
+            return forward.logits_at(
                 self._model, keep_K, **packed.inputs(ids_T, positions_T, layout), use_cache=False
             )[0]
 
@@ -279,9 +279,9 @@ class PaddedReader:
         """(B, K, V)"""
         with _using(self._adapters, [(0, -1, adapter)]):
             held_as = {
-                causal_lm.cache_word(self._model): cache
+                forward.cache_word(self._model): cache
             }  # transformers 5.24 renamed the argument
-            return causal_lm.logits_at(self._model, keep_K, **inputs, use_cache=True, **held_as)
+            return forward.logits_at(self._model, keep_K, **inputs, use_cache=True, **held_as)
 
 
 def common_prefix(prompts: Sequence[list[int]]) -> int:

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tunesmith.errors import InvalidOptionValue, Notice, OptionNotRead, TunesmithError
-from tunesmith.jobs import Job, JobStatus, Options, allowed_values
+from tunesmith.jobs import Job, JobStatus
+from tunesmith.options import Options, allowed_values
 from tunesmith.words import counted
 
 if TYPE_CHECKING:
@@ -614,9 +615,9 @@ def job_page(job: Job) -> str:
     if job.resolved is not None:
         lines.append("options:")
         lines += [
-            f"  {name:<14} {r.value!s:<10} {r.origin}: {r.reason}"
-            for name, r in job.resolved.decided.items()
-            if r.value != ""
+            f"  {name:<14} {known['value']!s:<10} {known['origin']}: {known['reason']}"
+            for name, known in job.resolved.to_json().items()
+            if known["value"] != ""
         ]
     return "\n".join(lines)
 

@@ -36,7 +36,7 @@ from tunesmith.errors import (
     TunesmithError,
 )
 from tunesmith.interfaces.contract import cancelled, completion_object, description, listing
-from tunesmith.jobs import Options
+from tunesmith.options import Options
 from tunesmith.service import Tunesmith, database_error
 
 

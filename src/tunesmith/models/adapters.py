@@ -13,41 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.errors import DamagedFiles
-from tunesmith.models import trim
-from tunesmith.safe_files import read_object, tensor_sizes
-
-NAMED = {
-    "r",
-    "lora_alpha",
-    "target_modules",
-    "task_type",
-    "peft_type",
-    "inference_mode",
-    "init_lora_weights",
-    "bias",
-    "peft_version",
-    "base_model_name_or_path",
-    "revision",
-    "megatron_core",
-    "qalora_group_size",
-}
-"""Keys of adapter_config.json that may say something (the last two for what is switched off); all
-others change the arithmetic, and must be empty."""
-OUTSIDE = "base_model.model."  # what PEFT writes before the names of layers
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """What an adapter adds behind one layer."""
-
-    a_RI: Tensor
-    b_OR: Tensor
-    scaling: float
+from tunesmith.models import lora_files, trim
+from tunesmith.models.lora_files import LowRank
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +55,7 @@ class Adapters:
         """DamagedFiles unless the folder holds an adapter, as `methods.lora` writes one, for this
         base."""
         try:
-            found = Adapter(_read(folder, self.model))
+            found = Adapter(lora_files.read(folder, self.model))
         except Exception as e:
             raise DamagedFiles(
                 folder=str(folder), reason=f"its adapter cannot be used: {e}"
@@ -119,42 +90,6 @@ class Adapters:
                     _add(inputs[0], out, start, end, low)
 
         return hook
-
-
-def _read(folder: Path, model: PreTrainedModel) -> dict[str, LowRank]:
-    config, file = read_object(folder / "adapter_config.json"), folder / "adapter_model.safetensors"
-    tensor_sizes(file)
-    other = sorted(k for k, v in config.items() if k not in NAMED and v)
-    if (
-        other
-        or config.get("peft_type") != "LORA"
-        or config.get("bias") != "none"
-        or config.get("init_lora_weights") is not True
-    ):
-        raise ValueError(
-            f"its adapter_config.json sets {', '.join(other) or 'its kind'} otherwise than "
-            f"Tunesmith does"
-        )
-    tensors = load_file(file)
-    names = sorted({n.removeprefix(OUTSIDE).rpartition(".lora_")[0] for n in tensors})
-    if len(tensors) != 2 * len(names):
-        raise ValueError("it holds other tensors than two for each layer")
-    device = next(model.parameters()).device
-    found = {}
-    for name in names:
-        a, b = (tensors[f"{OUTSIDE}{name}.lora_{x}.weight"].to(device) for x in "AB")
-        layer: Any = model.get_submodule(name)
-        wide = (
-            (layer.in_features, layer.out_features)
-            if hasattr(layer, "in_features")
-            else tuple(layer.weight.shape)
-        )
-        if (a.shape[1], b.shape[0]) != wide or not len(a) == b.shape[1] == config["r"]:
-            raise ValueError(
-                f"{name}: {tuple(a.shape)} and {tuple(b.shape)} do not fit the base's layer"
-            )
-        found[name] = LowRank(a, b, config["lora_alpha"] / config["r"])
-    return found
 
 
 def _add(x: Tensor, out: Tensor, start: int, end: int, low: LowRank) -> None:

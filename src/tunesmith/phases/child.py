@@ -20,7 +20,8 @@ from tunesmith.catalog import ModelSpec
 from tunesmith.data.dataset import Dataset
 from tunesmith.data.template import Encoder, PromptTemplate
 from tunesmith.errors import TrainingFailed, TunesmithError
-from tunesmith.jobs import Job, Options, ResolvedOptions
+from tunesmith.jobs import Job
+from tunesmith.options import Decided, Options
 from tunesmith.phases.messages import Done, Failed, Message, to_line
 from tunesmith.settings import Settings
 
@@ -75,8 +76,8 @@ class Assignment:
         return Options.parse(self.options)
 
     @property
-    def decided(self) -> ResolvedOptions:
-        return ResolvedOptions.from_json(self.resolved or {})
+    def decided(self) -> Decided:
+        return Decided.from_json(self.resolved or {})
 
     @property
     def spec(self) -> ModelSpec:

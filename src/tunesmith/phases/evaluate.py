@@ -6,11 +6,11 @@ from tunesmith import catalog
 from tunesmith.data.examples import encode
 from tunesmith.errors import CertificateRefused, DamagedFiles
 from tunesmith.evaluation.arms import Arms, Progress
+from tunesmith.evaluation.probes import Probes, certify, replay
 from tunesmith.evaluation.verdict import STOP_RATE, Verdict, Word, sentence
 from tunesmith.inference.engine import Engine
 from tunesmith.models import methods
 from tunesmith.models.certificate import template_digest
-from tunesmith.models.probes import Probes, certify, replay
 from tunesmith.phases.child import Assignment
 from tunesmith.phases.messages import Certified, Judged, Report, Warned
 from tunesmith.phases.train import RESULT
@@ -49,7 +49,7 @@ def run(assignment: Assignment, report: Report) -> None:
     )
     doing.begin("probes, tuned", len(probes.prompts))
     certificate = certify(
-        "whole" if options.method in methods.WHOLE else "adapter",
+        "whole" if methods.METHODS[options.method].artefact == "whole" else "adapter",
         str(next(engine.model.parameters()).dtype).removeprefix("torch."),
         engine.model,
         probes,

@@ -12,10 +12,10 @@ from tunesmith import catalog, durable
 from tunesmith.catalog import ModelSpec
 from tunesmith.errors import CertificateRefused
 from tunesmith.evaluation.card import CURVE, Facts, curve_svg, model_card
-from tunesmith.models import causal_lm, methods
+from tunesmith.evaluation.probes import FILE, Probes, certify, replay
+from tunesmith.models import loading, methods
 from tunesmith.models.certificate import NAME, Certificate, read
 from tunesmith.models.methods import Model
-from tunesmith.models.probes import FILE, Probes, certify, replay
 from tunesmith.phases.child import Transfer
 from tunesmith.phases.messages import Report, Written
 
@@ -31,9 +31,9 @@ TOKENIZER_FILES = (
 def run(asked: Transfer, report: Report) -> None:
     torch.set_num_threads(asked.threads)
     spec, source, target = ModelSpec.from_json(asked.base), Path(asked.source), Path(asked.target)
-    device = causal_lm.device_of(asked.device)
+    device = loading.device_of(asked.device)
     probes = Probes.load(source)
-    of_base = replay(causal_lm.load_base(spec, device), probes)
+    of_base = replay(loading.load_base(spec, device), probes)
     before = read(asked.name, source)
     facts = {
         "base_digest": catalog.fingerprint(spec),
@@ -79,7 +79,7 @@ def _merge(
 ) -> None:
     """In place of the adapter's files, one plain model: merged in full precision, then stored in
     the one that is wanted."""
-    merged = methods.load(asked.method).merge(
+    merged = methods.METHODS[asked.method].merge(
         _read_back(spec, staged, asked.method, device).float()
     )
     for file in [
@@ -94,11 +94,11 @@ def _merge(
 
 
 def _read_back(spec: ModelSpec, folder: Path, name: str, device: torch.device) -> Model:
-    method = methods.load(name)
-    model: Model = method.load(
-        causal_lm.load(folder, device)
-        if name in methods.WHOLE
-        else causal_lm.load_base(spec, device),
+    method = methods.METHODS[name]
+    model: Model = method.attach(
+        loading.load(folder, device)
+        if methods.METHODS[name].artefact == "whole"
+        else loading.load_base(spec, device),
         folder,
     )
     return model.eval()

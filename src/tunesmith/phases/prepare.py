@@ -15,11 +15,11 @@ from tunesmith.data.examples import REFUSED, TOO_LONG, Examples, encode
 from tunesmith.data.split import PARTS
 from tunesmith.data.template import Encoder
 from tunesmith.errors import AnswersNotFound, BudgetTooSmall, NoUsableRows, RowsTooLong
-from tunesmith.jobs import Options, ResolvedOptions
+from tunesmith.options import Decided, Options
 from tunesmith.phases.child import Assignment
 from tunesmith.phases.messages import Prepared, Rejected, Report, Warned
 from tunesmith.tuning.batches import steps_within
-from tunesmith.tuning.recipe import Facts, resolve, token_budget
+from tunesmith.tuning.recipe import Known, decide, token_budget
 
 
 def run(assignment: Assignment, report: Report) -> None:
@@ -37,7 +37,7 @@ def run(assignment: Assignment, report: Report) -> None:
 class Plan:
     """What is known of a job before any weight is loaded."""
 
-    resolved: ResolvedOptions
+    resolved: Decided
     tokens: int
     """Of the accepted training rows, once."""
     rows: Mapping[str, int]
@@ -81,7 +81,7 @@ def plan_of(
             rows=len(rejected),
             reasons="; ".join(f"{n} x {reason}" for reason, n in reasons.items()),
         )
-    resolved = resolve(asked, Facts(spec, len(train), learn=why_last))
+    resolved = decide(asked, Known(spec, len(train), learn=why_last))
     tokens, option = token_budget(resolved, price)
     if tokens and not steps_within(
         [len(e.encoded.ids) for e in train], resolved.batch_size, resolved.seed, 1, tokens

@@ -34,7 +34,7 @@ def _weights_after(
 ) -> tuple[dict[str, torch.Tensor], int]:
     """The trained tensors after so many steps, or all where the job has fewer, and their number; a
     checkpoint after each but the last."""
-    model, rows = begin(assignment)
+    training = begin(assignment)
     kept: dict[str, torch.Tensor] = {}
     last = steps
 
@@ -43,12 +43,10 @@ def _weights_after(
         if isinstance(message, Started):
             last = min(steps, message.total_steps)
         if isinstance(message, Stepped) and message.step == last:
-            kept.update({n: p.detach().clone() for n, p in trained_tensors(model).items()})
+            kept.update({n: p.detach().clone() for n, p in trained_tensors(training.model).items()})
             raise KeyboardInterrupt
 
     where = Run(attempts, Path(assignment.home), {}, report, checkpoint_seconds=-1.0)
     with suppress(KeyboardInterrupt):
-        train(
-            model, rows["train"], rows["validation"], assignment.decided, where, budget(assignment)
-        )
+        train(training, where, budget(assignment))
     return kept, last

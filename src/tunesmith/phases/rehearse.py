@@ -7,5 +7,4 @@ from tunesmith.tuning.rehearsal import rehearse
 
 
 def run(assignment: Assignment, report: Report) -> None:
-    model, rows = begin(assignment)
-    report(rehearse(model, rows["train"], rows["validation"], assignment.decided))
+    report(rehearse(begin(assignment)))

@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from tunesmith import catalog, durable
+from tunesmith import catalog, durable, tasks
 from tunesmith.data import prose
 from tunesmith.data.examples import Example, encode
+from tunesmith.evaluation.probes import Probes, record
 from tunesmith.inference.engine import Engine, Sampling
-from tunesmith.models import causal_lm, layout, methods, packed
+from tunesmith.models import layout, loading, methods, packed
 from tunesmith.models.certificate import LEAST_PROBES
-from tunesmith.models.methods import Model
-from tunesmith.models.probes import Probes, record
 from tunesmith.phases.child import Assignment
 from tunesmith.phases.messages import Quoted, Report, Trained, Warned
-from tunesmith.tuning.loop import Budget, Run, diverged, evaluate, mean_loss, train
+from tunesmith.tuning.checkpoints import Position
+from tunesmith.tuning.loop import Budget, Run, Training, diverged, evaluate, mean_loss, train
 from tunesmith.tuning.quote import Quote
 from tunesmith.tuning.recipe import token_budget, usual_rate
 from tunesmith.tuning.rehearsal import memory_mb, rehearse
@@ -30,117 +30,97 @@ PRECISION_ROWS = 64  # on which the loss by a lower precision is measured
 PROBES, PROBE_TOKENS = 48, 24  # prompts that prove the stored model, and the longest answer to one
 
 
-def begin(assignment: Assignment) -> tuple[Model, dict[str, list[Example]]]:
-    """The model as every attempt of a job begins with it, and the rows of each part."""
-    options, spec = assignment.decided, assignment.spec
-    torch.set_num_threads(assignment.threads)
-    torch.manual_seed(options.seed)
-    dataset, encoder = assignment.dataset(), assignment.encoder()
-    rows = {
-        part: encode(dataset, part, encoder, spec, options.on_long, options.learn).accepted
+def begin(work: Assignment) -> Training[Example]:
+    """The model as every attempt of a job begins with it, and the rows that it learns from."""
+    decided, spec, task = work.decided, work.spec, tasks.load(work.task)
+    torch.set_num_threads(work.threads)
+    torch.manual_seed(decided.seed)
+    dataset, encoder = work.dataset(), work.encoder()
+    rows, validation = (
+        encode(dataset, part, encoder, spec, decided.on_long, decided.learn).accepted
         for part in ("train", "validation")
-    }
-    base = causal_lm.load_base(spec, causal_lm.device_of(assignment.device), options.precision)
-    return methods.load(options.method).prepare(base, options), rows
+    )
+    base = task.load(spec, loading.device_of(work.device), decided.precision)
+    model = methods.METHODS[decided.method].prepare(base, decided)
+    return Training(task, model, rows, validation, decided)
 
 
-def run(assignment: Assignment, report: Report) -> None:
-    options, spec, encoder = assignment.decided, assignment.spec, assignment.encoder()
-    home, folder = Path(assignment.home), Path(assignment.folder)
-    model, rows = begin(assignment)
-    tokens = sum(len(r.encoded.ids) for r in rows["train"])
-    micro_tokens = layout.micro_tokens(model)
-    if reason := packed.why_padded(
-        model, max(len(r.encoded.ids) for part in rows.values() for r in part)
-    ):
-        report(Warned(f"rows are padded, not packed: slower, and otherwise the same ({reason})"))
-    if not any(
-        True for a in assignment.attempts for _ in a.glob("step-*")
-    ):  # a resumed job was quoted when it began
-        measured = rehearse(model, rows["train"], rows["validation"], options)
-        micro_tokens = measured.micro_tokens
-        if options.precision != "full":
-            report(
-                Warned(
-                    _what_precision_costs(
-                        assignment, model, rows["validation"] or rows["train"], micro_tokens
-                    )
-                )
-            )
-        price = catalog.credits(home, spec.name, "training", 1)
-        quote = Quote.of(
-            spec, options, tokens, len(rows["train"]), measured, price, assignment.threads
-        )
-        report(Quoted(quote.to_json()))
+def run(work: Assignment, report: Report) -> None:
+    training = begin(work)
+    every = [*training.rows, *training.validation]
+    if why := packed.why_padded(training.model, max(r.size for r in every)):
+        report(Warned(f"rows are padded, not packed: slower, and otherwise the same ({why})"))
+    micro_tokens = layout.micro_tokens(training.model)
+    is_new = not any(True for a in work.attempts for _ in a.glob("step-*"))
+    if is_new:  # a resumed job was quoted when it began
+        micro_tokens = _quote(work, training, report)
+    decided, spec = training.decided, work.spec
     bound_to: dict[str, Any] = {
-        "data": assignment.data_digest,
-        "options": {k: r.value for k, r in options.decided.items()},
+        "data": work.data_digest,
+        "options": decided.values(),
         "base": catalog.fingerprint(spec),
-        "template": dict(assignment.template),
+        "template": dict(work.template),
     }
-    where = Run(assignment.attempts, home, bound_to, report, micro_tokens)
-    at = train(model, rows["train"], rows["validation"], options, where, budget(assignment))
-    if told := diverged(at, options.learning_rate, usual_rate(spec, options.method)[0]):
+    where = Run(work.attempts, Path(work.home), bound_to, report, micro_tokens)
+    at = train(training, where, budget(work))
+    if told := diverged(at, decided.learning_rate, usual_rate(spec, decided.method)[0]):
         report(Warned(told))
-    with durable.staging(home) as outer:
+    _save(work, training, at)
+    tokens = sum(r.size for r in training.rows)
+    used = {
+        "tokens_per_epoch": tokens,
+        "seconds_per_epoch": round(at.seconds * tokens / at.trained_tokens, 2),
+        "memory_mb": memory_mb(),
+        "exact": at.exact,
+    }
+    losses = (at.training_loss, at.best_loss)
+    report(Trained(at.step, at.trained_tokens, *losses, at.stopped_by, used))
+
+
+def _quote(work: Assignment, training: Training[Example], report: Report) -> int:
+    """Measure some steps and tell what the job will take; the tokens that fit through the model at
+    once."""
+    measured = rehearse(training)
+    if training.decided.precision != "full":
+        report(Warned(_what_precision_costs(work, training, measured.micro_tokens)))
+    price = catalog.credits(Path(work.home), work.spec.name, "training", 1)
+    tokens, rows = sum(r.size for r in training.rows), len(training.rows)
+    quote = Quote.of(work.spec, training.decided, tokens, rows, measured, price, work.threads)
+    report(Quoted(quote.to_json()))
+    return measured.micro_tokens
+
+
+def _save(work: Assignment, training: Training[Example], at: Position) -> None:
+    """The finished model with its probes, in the attempt's folder, whole or not at all."""
+    decided, spec, encoder = training.decided, work.spec, work.encoder()
+    method, model, final = methods.METHODS[decided.method], training.model, Path(work.folder)
+    with durable.staging(Path(work.home)) as outer:
         staged = outer / RESULT
         staged.mkdir()
-        methods.load(options.method).save(model, staged, spec)
+        method.save(model, staged, spec)
         durable.write_json(staged / "prompt_template.json", asdict(encoder.template))
-        if (
-            options.precision != "full"
-        ):  # what it answers with from now on is its base in full precision
-            model = (
-                methods.load(options.method)
-                .load(causal_lm.load_base(spec, causal_lm.device_of(assignment.device)), staged)
-                .eval()
-            )
-        probes(
-            Engine(model, encoder, spec.name, spec.context), [*rows["validation"], *rows["train"]]
-        ).save(staged)
-        if not (folder / RESULT).exists():
-            durable.publish(
-                staged,
-                folder / RESULT,
-                {"job": assignment.job_id, "method": options.method, "step": at.step},
-            )
-    report(
-        Trained(
-            step=at.step,
-            trained_tokens=at.trained_tokens,
-            training_loss=at.training_loss,
-            validation_loss=at.best_loss,
-            stopped_by=at.stopped_by,
-            used={
-                "tokens_per_epoch": tokens,
-                "seconds_per_epoch": round(at.seconds * tokens / at.trained_tokens, 2),
-                "memory_mb": memory_mb(),
-                "exact": at.exact,
-            },
-        )
-    )
+        if decided.precision != "full":
+            # what it answers with from now on is its base in full precision
+            base = training.task.load(spec, loading.device_of(work.device))
+            model = method.attach(base, staged).eval()
+        engine = Engine(model, encoder, spec.name, spec.context)
+        probes(engine, [*training.validation, *training.rows]).save(staged)
+        if not (final / RESULT).exists():
+            facts = {"job": work.job_id, "method": decided.method, "step": at.step}
+            durable.publish(staged, final / RESULT, facts)
 
 
-def _what_precision_costs(
-    assignment: Assignment, model: Model, rows: Sequence[Example], micro_tokens: int
-) -> str:
+def _what_precision_costs(work: Assignment, training: Training[Example], micro_tokens: int) -> str:
     """The base's loss on some rows in the precision it is trained in, which the fresh adapter
     leaves as it is, and in full."""
-    some = rows[:PRECISION_ROWS]
-    reduced = mean_loss(evaluate(model, some, micro_tokens))
-    full = mean_loss(
-        evaluate(
-            causal_lm.load_base(assignment.spec, causal_lm.device_of(assignment.device)),
-            some,
-            micro_tokens,
-        )
-    )
+    task, some = training.task, (training.validation or training.rows)[:PRECISION_ROWS]
+    reduced = mean_loss(evaluate(task, training.model, some, micro_tokens))
+    base = task.load(work.spec, loading.device_of(work.device))
+    full = mean_loss(evaluate(task, base, some, micro_tokens))
     return (
-        f"frozen weights in {assignment.decided.precision}: the base's loss on "
-        f"{counted(len(some), 'row')} is "
-        f"{reduced:.4f} in it, {full:.4f} in full "
-        f"precision ({reduced - full:+.4f}); the tuned model answers with its base in full "
-        f"precision"
+        f"frozen weights in {training.decided.precision}: the base's loss on "
+        f"{counted(len(some), 'row')} is {reduced:.4f} in it, {full:.4f} in full precision "
+        f"({reduced - full:+.4f}); the tuned model answers with its base in full precision"
     )
 
 
@@ -161,7 +141,7 @@ def probes(engine: Engine, rows: Sequence[Example]) -> Probes:
     )
 
 
-def budget(assignment: Assignment) -> Budget:
-    price = catalog.credits(Path(assignment.home), assignment.spec.name, "training", 1)
-    tokens, option = token_budget(assignment.decided, price)
-    return Budget(tokens, 60 * assignment.decided.budget_minutes, option)
+def budget(work: Assignment) -> Budget:
+    price = catalog.credits(Path(work.home), work.spec.name, "training", 1)
+    tokens, option = token_budget(work.decided, price)
+    return Budget(tokens, 60 * work.decided.budget_minutes, option)

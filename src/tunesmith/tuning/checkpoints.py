@@ -46,6 +46,10 @@ class Position:
     """Tokens of the rows of all steps done, padding apart."""
     seconds: float = 0.0
     """Time spent training, over all attempts up to this checkpoint."""
+    stage: int = 0
+    """Of the strategy, from 0."""
+    stage_began: int = 0
+    """The step after which it began."""
     stopped_by: str = ""
     """Set on the last position alone: max_epochs, patience or a budget."""
     micro_tokens: int = MICRO_TOKENS
@@ -89,7 +93,8 @@ def save(
         staged.mkdir()
         save_file(tensors, staged / "model.safetensors")
         save_file(
-            _optimizer_tensors(optimizer) | _random_states(), staged / "optimizer.safetensors"
+            _optimizer_tensors(optimizer, trained) | _random_states(),
+            staged / "optimizer.safetensors",
         )
         durable.write_json(staged / "state.json", asdict(position))
         if final.exists() and again:
@@ -131,22 +136,22 @@ def newest(
     return None
 
 
-def restore(
+def restore_optimizer(
     checkpoint: Checkpoint, trained: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
-) -> Position:
-    load_weights(checkpoint.folder, trained)
+) -> None:
+    """The random state, and the optimizer's state of the tensors that it trains."""
     tensors = load_file(checkpoint.folder / "optimizer.safetensors")
     torch.set_rng_state(tensors.pop("rng"))
     for device in range(torch.cuda.device_count()):
         torch.cuda.set_rng_state(tensors.pop(f"rng-cuda-{device}"), device)
+    places = {name: i for i, name in enumerate(trained)}
     state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, key = name.split(".")
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
-    return checkpoint.position
+    for key, tensor in tensors.items():
+        name, _, what = key.rpartition(".")
+        if name in places:
+            state.setdefault(places[name], {})[what] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def load_weights(folder: Path, trained: dict[str, torch.nn.Parameter]) -> None:
@@ -172,9 +177,16 @@ def collect(attempts: list[Path], best_step: int) -> None:
             durable.remove(folder)
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    states = optimizer.state_dict()["state"]
-    return {f"{i}.{k}": v.contiguous() for i, s in states.items() for k, v in s.items()}
+def _optimizer_tensors(
+    optimizer: torch.optim.Optimizer, trained: dict[str, torch.nn.Parameter]
+) -> dict[str, torch.Tensor]:
+    """By the name of the tensor that each belongs to, since another stage numbers them anew."""
+    names = {id(p): n for n, p in trained.items()}
+    return {
+        f"{names[id(p)]}.{what}": value.contiguous()
+        for p, state in optimizer.state.items()
+        for what, value in state.items()
+    }
 
 
 def _random_states() -> dict[str, torch.Tensor]:

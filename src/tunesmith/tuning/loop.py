@@ -10,22 +10,25 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
-from tunesmith.data.examples import Example
 from tunesmith.errors import DamagedFiles, NonFiniteLoss, OutOfMemory
-from tunesmith.jobs import ResolvedOptions
-from tunesmith.models.causal_lm import collate, groups, token_losses
 from tunesmith.models.layout import MICRO_TOKENS
-from tunesmith.models.methods import Model, trained_tensors
+from tunesmith.models.methods import trained_tensors
+from tunesmith.options import Decided
 from tunesmith.phases.messages import Report, RowLosses, Started, Stepped, Warned
+from tunesmith.tasks import Sized, Task
 from tunesmith.tuning import checkpoints
 from tunesmith.tuning.batches import rows_of_step, steps_per_epoch, steps_within
 from tunesmith.tuning.checkpoints import Position
+from tunesmith.tuning.strategies import Stage, stages_of
+
+R = TypeVar("R", bound=Sized)
 
 LEAST_MICRO_TOKENS = (
     64  # half of it is tried where memory runs out, down to this; a row is never cut
@@ -56,7 +59,7 @@ class Step:
     """What one optimizer step gave."""
 
     loss: float
-    """Nats per supervised token of the step's rows, before the update."""
+    """Per supervised item of the step's rows, before the update."""
     row_losses: list[tuple[float, int]]
     """Of each row: the sum of its token losses, and their number."""
     grad_norm: float
@@ -80,87 +83,201 @@ class Budget:
     """The option that set `tokens`."""
 
 
+@dataclass(frozen=True)
+class Training(Generic[R]):
+    """What is trained, on what, as it was decided."""
+
+    task: Task
+    model: Any
+    rows: Sequence[R]
+    validation: Sequence[R]
+    decided: Decided
+
+
 def train(
-    model: Model,
-    train_rows: Sequence[Example],
-    validation_rows: Sequence[Example],
-    options: ResolvedOptions,
+    training: Training[R],
     run: Run,
     budget: Budget = Budget(),
+    stages: Sequence[Stage] | None = None,
 ) -> Position:
-    """Train until the last step, until validation has stopped falling or a budget is used; leave
-    the best weights in the model."""
-    trained = trained_tensors(model)
-    optimizer = torch.optim.AdamW(
-        trained.values(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
-    )
-    here = checkpoints.environment(next(iter(trained.values())).device)
-    per_epoch = steps_per_epoch(len(train_rows), options.batch_size)
-    planned = per_epoch * options.max_epochs
-    total = _affordable(train_rows, options, planned, budget)
-    at = _start(trained, optimizer, run, here)
-    run.report(Started(at.step, total))
-    saved, told, bad = time.monotonic(), 0.0, 0
-    while not at.stopped_by:
-        began = time.monotonic()
-        rows = [
-            train_rows[i]
-            for i in rows_of_step(len(train_rows), options.batch_size, options.seed, at.step)
-        ]
-        rate = options.learning_rate * at.rate_scale * schedule(at.step, total, options.warmup)
-        state = torch.get_rng_state()
-        try:
-            step = optimizer_step(
-                model, trained, optimizer, rows, rate, options.max_grad_norm, at.micro_tokens
-            )
-        except OutOfMemory as e:  # nothing was updated: the same step again, in smaller pieces
-            at = _smaller(at, e, run)
-            torch.set_rng_state(state)
-            checkpoints.save(run.attempts[0], run.home, at, trained, optimizer, again=True)
-            continue
-        bad = 0 if step.is_finite else bad + 1
-        if bad:
-            run.report(
-                Warned(
-                    f"step {at.step + 1} gave a loss or gradient that is no finite number; it "
-                    f"was skipped"
-                )
-            )
-        if bad == NON_FINITE_LIMIT:
-            at, bad = _go_back(at, rows, options, trained, optimizer, run), 0
-            continue
+    """Train stage by stage (by default as decided), until the last step, until validation has
+    stopped falling or a budget is used; leave the best weights in the model."""
+    stages = stages or stages_of(training.decided)
+    trained = trained_tensors(training.model)
+    at, found = _begin(trained, run)
+    plan = Plan(stages, training.rows, training.decided, budget)
+    run.report(Started(at.step, plan.total))
+    while True:
+        stage = _Stage(training, run, plan, at)
+        if found is not None:
+            checkpoints.restore_optimizer(found, stage.trained, stage.optimizer)
+        elif at.step == 0:
+            checkpoints.save(run.attempts[0], run.home, at, trained, stage.optimizer)
+        at, found = _take_best(stage.train(at), trained, run), None
+        if at.stage + 1 == len(stages) or at.stopped_by not in ("max_epochs", "patience"):
+            return at
+        at = replace(at, stage=at.stage + 1, stage_began=at.step, stopped_by="")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The optimizer steps of a run, known before the first, so that the rate falls to zero at the
+    last of each stage."""
+
+    stages: Sequence[Stage]
+    rows: Sequence[Sized]
+    decided: Decided
+    budget: Budget
+
+    @property
+    def per_epoch(self) -> int:
+        return steps_per_epoch(len(self.rows), self.decided.batch_size)
+
+    @property
+    def whole(self) -> int:
+        """Steps of all stages, whatever they cost."""
+        return self.per_epoch * sum(s.epochs for s in self.stages)
+
+    @cached_property
+    def total(self) -> int:
+        """The same, as far as the budget pays for them."""
+        if not self.budget.tokens:
+            return self.whole
+        sizes = [r.size for r in self.rows]
+        steps = steps_within(
+            sizes, self.decided.batch_size, self.decided.seed, self.whole, self.budget.tokens
+        )
+        return max(1, steps)  # a budget below one step was refused before
+
+    def ends(self, at: Position) -> int:
+        """The step after which the stage of this position has no more."""
+        return min(self.total, at.stage_began + self.per_epoch * self.stages[at.stage].epochs)
+
+
+class _Stage(Generic[R]):
+    """One stage of a run: its weights, its optimizer, and the steps until it ends."""
+
+    def __init__(self, training: Training[R], run: Run, plan: Plan, at: Position) -> None:
+        self._training, self._run, self._plan = training, run, plan
+        self._decided, self._budget = training.decided, plan.budget
+        self._stage, self._end = plan.stages[at.stage], plan.ends(at)
+        self._all = trained_tensors(training.model)
+        self.trained = {n: self._all[n] for n in self._stage.of(self._all)}
+        self.optimizer = torch.optim.AdamW(
+            self.trained.values(),
+            lr=self._stage.learning_rate,
+            weight_decay=self._decided.weight_decay,
+            fused=True,
+        )
+        self._saved, self._told, self._bad = time.monotonic(), 0.0, 0
+
+    def train(self, at: Position) -> Position:
+        while not at.stopped_by:
+            began = time.monotonic()
+            rows = self._rows_of(at.step)
+            state = torch.get_rng_state()
+            try:
+                step = self._step(rows, at)
+            except OutOfMemory as e:  # nothing was updated: the same step again, in smaller pieces
+                at = _smaller(at, e, self._run)
+                torch.set_rng_state(state)
+                self._save(at, again=True)
+                continue
+            if self._is_bad(step, at):
+                at = self._go_back(at, rows)
+                continue
+            at = self._after(step, at, rows, began)
+        return at
+
+    def _step(self, rows: Sequence[R], at: Position) -> Step:
+        share = schedule(at.step - at.stage_began, self._end - at.stage_began, self._decided.warmup)
+        rate = self._stage.learning_rate * at.rate_scale * share
+        return optimizer_step(
+            self._training.task,
+            self._training.model,
+            self.trained,
+            self.optimizer,
+            rows,
+            rate,
+            self._decided.max_grad_norm,
+            at.micro_tokens,
+        )
+
+    def _rows_of(self, step: int) -> list[R]:
+        rows, decided = self._training.rows, self._decided
+        places = rows_of_step(len(rows), decided.batch_size, decided.seed, step)
+        return [rows[i] for i in places]
+
+    def _is_bad(self, step: Step, at: Position) -> bool:
+        """Whether this is one too many in a row whose loss or gradient is no number."""
+        self._bad = 0 if step.is_finite else self._bad + 1
+        if self._bad:
+            told = "gave a loss or gradient that is no finite number; it was skipped"
+            self._run.report(Warned(f"step {at.step + 1} {told}"))
+        return self._bad == NON_FINITE_LIMIT
+
+    def _after(self, step: Step, at: Position, rows: Sequence[R], began: float) -> Position:
+        """The position after a step: counted, validated where an epoch ends, told and saved."""
         at = replace(at, step=at.step + 1, trained_tokens=at.trained_tokens + step.tokens)
-        epoch, epoch_ends = (at.step - 1) // per_epoch + 1, at.step % per_epoch == 0
+        per_epoch = self._plan.per_epoch
+        epoch = (at.step - 1) // per_epoch + 1
         if step.is_finite:
             at = _count(at, step)
-            run.report(RowLosses("train", epoch, _losses_of(rows, step.row_losses)))
-        out_of_time = 0 < budget.seconds <= at.seconds + time.monotonic() - began
-        pauses = epoch_ends or out_of_time or at.step == total
+            self._run.report(RowLosses("train", epoch, _losses_of(rows, step.row_losses)))
+        used = at.seconds + time.monotonic() - began
+        out_of_time = 0 < self._budget.seconds <= used
+        pauses = at.step % per_epoch == 0 or out_of_time or at.step == self._end
         if pauses:
-            at = replace(
-                at,
-                training_loss=at.epoch_nats / max(1, at.epoch_tokens),
-                epoch_nats=0.0,
-                epoch_tokens=0,
-            )
-        if pauses and validation_rows:
-            at = _validate(model, validation_rows, at, epoch, run)
+            mean = at.epoch_nats / max(1, at.epoch_tokens)
+            at = replace(at, training_loss=mean, epoch_nats=0.0, epoch_tokens=0)
+        is_validated = pauses and bool(self._training.validation)
+        if is_validated:
+            at = _validate(self._training, at, epoch, self._run)
         now = time.monotonic()
         at = replace(at, seconds=at.seconds + now - began)
-        at = replace(
-            at, stopped_by=_stopped_by(at, total, planned, per_epoch, out_of_time, options, budget)
-        )
-        is_due = pauses or now - saved > run.checkpoint_seconds
-        if is_due or now - told > RECORD_SECONDS:
-            _tell(step, at, epoch, pauses and bool(validation_rows), run)
-            told = now
-        if (
-            is_due
-        ):  # after telling: what is run again is told again, what is not must have been told
-            checkpoints.save(run.attempts[0], run.home, at, trained, optimizer)
-            checkpoints.collect(run.attempts, at.best_step)
-            saved = now
-    return _take_best(at, trained, run)
+        at = replace(at, stopped_by=self._stopped_by(at, out_of_time))
+        is_due = pauses or now - self._saved > self._run.checkpoint_seconds
+        if is_due or now - self._told > RECORD_SECONDS:
+            _tell(step, at, epoch, is_validated, self._run)
+            self._told = now
+        if is_due:
+            # Saved after it was told: a step that a resumed run does again is told again, one that
+            # it does not do again has been told.
+            self._save(at)
+            checkpoints.collect(self._run.attempts, at.best_step)
+            self._saved = now
+        return at
+
+    def _save(self, at: Position, again: bool = False) -> None:
+        run = self._run
+        checkpoints.save(run.attempts[0], run.home, at, self._all, self.optimizer, again=again)
+
+    def _stopped_by(self, at: Position, out_of_time: bool) -> str:
+        if at.step == self._plan.total < self._plan.whole:
+            return self._budget.tokens_option
+        if at.step == self._end:
+            return "max_epochs"
+        if out_of_time:
+            return "budget_minutes"
+        is_settled = has_settled(at, self._plan.per_epoch, self._decided.patience)
+        return "patience" if is_settled else ""
+
+    def _go_back(self, at: Position, rows: Sequence[R]) -> Position:
+        """To the last checkpoint, once, at half the rate; the second time the job fails with the
+        rows it stumbled over."""
+        found = _newest(self._run)
+        if at.rate_scale < 1 or found is None:
+            raise NonFiniteLoss(
+                steps=NON_FINITE_LIMIT,
+                rows=[r.number for r in rows],
+                learning_rate=self._stage.learning_rate,
+            )
+        words = f"back to step {found.position.step} at half the learning rate"
+        self._run.report(Warned(f"{NON_FINITE_LIMIT} non-finite steps in a row: {words}"))
+        self._bad = 0
+        checkpoints.load_weights(found.folder, self._all)
+        checkpoints.restore_optimizer(found, self.trained, self.optimizer)
+        return replace(found.position, rate_scale=0.5)
 
 
 def _smaller(at: Position, error: OutOfMemory, run: Run) -> Position:
@@ -181,35 +298,6 @@ def halved(micro_tokens: int, error: OutOfMemory) -> int:
     if micro_tokens < 2 * LEAST_MICRO_TOKENS:
         raise error
     return micro_tokens // 2
-
-
-def _affordable(
-    rows: Sequence[Example], options: ResolvedOptions, planned: int, budget: Budget
-) -> int:
-    """The steps that the token budget pays for: known before the first one, so that the rate falls
-    to zero at the last."""
-    if not budget.tokens:
-        return planned
-    steps = steps_within(
-        [len(r.encoded.ids) for r in rows], options.batch_size, options.seed, planned, budget.tokens
-    )
-    return max(1, steps)  # a budget below one step was refused before
-
-
-def _stopped_by(
-    at: Position,
-    total: int,
-    planned: int,
-    per_epoch: int,
-    out_of_time: bool,
-    options: ResolvedOptions,
-    budget: Budget,
-) -> str:
-    if at.step == total:
-        return "max_epochs" if total == planned else budget.tokens_option
-    if out_of_time:
-        return "budget_minutes"
-    return "patience" if has_settled(at, per_epoch, options.patience) else ""
 
 
 def _count(at: Position, step: Step) -> Position:
@@ -238,10 +326,11 @@ def _tell(step: Step, at: Position, epoch: int, was_validated: bool, run: Run) -
 
 
 def optimizer_step(
-    model: Model,
+    task: Task,
+    model: Any,
     trained: dict[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    rows: Sequence[Example],
+    rows: Sequence[Sized],
     rate: float,
     max_grad_norm: float,
     micro_tokens: int = MICRO_TOKENS,
@@ -252,16 +341,10 @@ def optimizer_step(
     model.train()
     optimizer.zero_grad(set_to_none=True)
     with memory_guard(rows, micro_tokens):
-        loss, row_losses = accumulate(model, rows, max_tokens=micro_tokens)
+        loss, row_losses = accumulate(task, model, rows, max_tokens=micro_tokens)
     norm = float(nn.utils.clip_grad_norm_(trained.values(), max_grad_norm))
-    step = Step(
-        loss,
-        row_losses,
-        norm,
-        rate,
-        sum(len(r.encoded.ids) for r in rows),
-        time.monotonic() - began,
-    )
+    size, seconds = sum(r.size for r in rows), time.monotonic() - began
+    step = Step(loss, row_losses, norm, rate, size, seconds)
     if step.is_finite:
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -270,50 +353,43 @@ def optimizer_step(
 
 
 def accumulate(
-    model: Model,
-    rows: Sequence[Example],
+    task: Task,
+    model: Any,
+    rows: Sequence[Sized],
     *,
     max_tokens: int = MICRO_TOKENS,
     max_rows: int | None = None,
 ) -> tuple[float, list[tuple[float, int]]]:
-    """Add the gradient of sum(token losses) / count(tokens of all rows) to the model, micro-batch
+    """Add the gradient of sum(item losses) / count(items of all rows) to the model, micro-batch
     by micro-batch."""
-    count = sum(r.encoded.n_learnt for r in rows)
+    count = sum(r.weight for r in rows)
     losses: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    for group in groups([r.encoded for r in rows], model, max_tokens, max_rows):
-        per_row = _backward(model, [rows[i] for i in group], count)
-        for i, value in zip(group, per_row, strict=True):
-            losses[i] = (value, rows[i].encoded.n_learnt)
+    for group in task.together(model, rows, max_tokens, max_rows):
+        losses_N, row_N = task.losses(model, [rows[i] for i in group])
+        torch.autograd.backward(losses_N.sum() / count)
+        for i, value in zip(group, _per_row(losses_N, row_N, len(group)), strict=True):
+            losses[i] = (value, rows[i].weight)
     return sum(v for v, _ in losses) / count, losses
-
-
-def _backward(model: Model, rows: Sequence[Example], count: int) -> list[float]:
-    batch = collate([r.encoded for r in rows], model)
-    losses_N = token_losses(model, batch)
-    torch.autograd.backward(losses_N.sum() / count)
-    return _per_row(losses_N, batch.row_N, len(rows))
 
 
 @torch.no_grad()
 def evaluate(
-    model: Model, rows: Sequence[Example], micro_tokens: int = MICRO_TOKENS
+    task: Task, model: Any, rows: Sequence[Sized], micro_tokens: int = MICRO_TOKENS
 ) -> list[tuple[float, int]]:
-    """Each row's (sum of token losses, tokens), in the order of `rows`; keeps counters, never
+    """Each row's (sum of item losses, items), in the order of `rows`; keeps counters, never
     logits."""
     model.eval()
     found: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     with memory_guard(rows, micro_tokens):
-        for group in groups([r.encoded for r in rows], model, micro_tokens):
-            batch = collate([rows[i].encoded for i in group], model)
-            for i, value in zip(
-                group, _per_row(token_losses(model, batch), batch.row_N, len(group)), strict=True
-            ):
-                found[i] = (value, rows[i].encoded.n_learnt)
+        for group in task.together(model, rows, micro_tokens):
+            losses_N, row_N = task.losses(model, [rows[i] for i in group])
+            for i, value in zip(group, _per_row(losses_N, row_N, len(group)), strict=True):
+                found[i] = (value, rows[i].weight)
     return found
 
 
 @contextmanager
-def memory_guard(rows: Sequence[Example], micro_tokens: int) -> Iterator[None]:
+def memory_guard(rows: Sequence[Sized], micro_tokens: int) -> Iterator[None]:
     """OutOfMemory, with what was tried, for the ways in which torch says so."""
     try:
         yield
@@ -323,9 +399,9 @@ def memory_guard(rows: Sequence[Example], micro_tokens: int) -> Iterator[None]:
             or "can't allocate memory" in str(e)
         ):
             raise
-        longest = max(rows, key=lambda r: len(r.encoded.ids))
+        longest = max(rows, key=lambda r: r.size)
         raise OutOfMemory(
-            micro_tokens=micro_tokens, row=longest.row.row, tokens=len(longest.encoded.ids)
+            micro_tokens=micro_tokens, row=longest.number, tokens=longest.size
         ) from None
 
 
@@ -344,42 +420,35 @@ def schedule(step: int, total: int, warmup: float) -> float:
 
 
 def has_settled(at: Position, per_epoch: int, patience: int) -> bool:
-    """Whether `patience` whole epochs brought no better validation loss. Decided by the position
-    alone, so a resumed run agrees."""
+    """Whether `patience` whole epochs of this stage brought no better validation loss. Decided by
+    the position alone, so a resumed run agrees."""
     waited = (
-        0 < patience * per_epoch <= at.step - at.best_step
+        0 < patience * per_epoch <= at.step - max(at.best_step, at.stage_began)
         and at.best_step > 0
         and at.step % per_epoch == 0
     )
-    return (
-        waited and at.validation_loss is not None
-    )  # a loss that is no number is a failure, not a plateau
+    # a loss that is no number is a failure, not a plateau
+    return waited and at.validation_loss is not None
 
 
-def _start(
-    trained: dict[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    run: Run,
-    here: dict[str, Any],
-) -> Position:
-    found = _newest(run)
+def _begin(
+    trained: dict[str, nn.Parameter], run: Run
+) -> tuple[Position, checkpoints.Checkpoint | None]:
+    """Where the run begins or goes on, its weights and random state restored, and the checkpoint
+    that its optimizer has yet to be restored from."""
+    found, here = _newest(run), checkpoints.environment(next(iter(trained.values())).device)
     if found is None:
         at = Position(bound_to=run.bound_to, micro_tokens=run.micro_tokens, environment=here)
-        checkpoints.save(run.attempts[0], run.home, at, trained, optimizer)
-        return at
-    at = checkpoints.restore(found, trained, optimizer)
+        return at, None
+    checkpoints.load_weights(found.folder, trained)
+    at = found.position
     if at.environment == here:
-        return at
-    other = ", ".join(
-        f"{k} {at.environment.get(k)} -> {v}" for k, v in here.items() if at.environment.get(k) != v
-    )
-    run.report(
-        Warned(
-            f"resumed at step {at.step} under another {other}: the weights may differ in "
-            f"their last bits"
-        )
-    )
-    return replace(at, environment=here, exact=False)
+        return at, found
+    known = at.environment
+    other = ", ".join(f"{k} {known.get(k)} -> {v}" for k, v in here.items() if known.get(k) != v)
+    words = "the weights may differ in their last bits"
+    run.report(Warned(f"resumed at step {at.step} under another {other}: {words}"))
+    return replace(at, environment=here, exact=False), found
 
 
 def _newest(run: Run) -> checkpoints.Checkpoint | None:
@@ -389,45 +458,18 @@ def _newest(run: Run) -> checkpoints.Checkpoint | None:
     return checkpoints.newest(run.attempts, run.bound_to, say)
 
 
-def _validate(
-    model: Model, rows: Sequence[Example], at: Position, epoch: int, run: Run
-) -> Position:
+def _validate(training: Training[R], at: Position, epoch: int, run: Run) -> Position:
+    rows = training.validation
     try:
-        losses = evaluate(model, rows, at.micro_tokens)
+        losses = evaluate(training.task, training.model, rows, at.micro_tokens)
     except OutOfMemory as e:
-        return _validate(model, rows, _smaller(at, e, run), epoch, run)
+        return _validate(training, _smaller(at, e, run), epoch, run)
     loss = mean_loss(losses)
     run.report(RowLosses("validation", epoch, _losses_of(rows, losses)))
     at = replace(at, validation_loss=loss if math.isfinite(loss) else None)
     if math.isfinite(loss) and (at.best_loss is None or loss < at.best_loss):
         at = replace(at, best_step=at.step, best_loss=loss)
     return at
-
-
-def _go_back(
-    at: Position,
-    rows: Sequence[Example],
-    options: ResolvedOptions,
-    trained: dict[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    run: Run,
-) -> Position:
-    """To the last checkpoint, once, at half the rate; the second time the job fails with the rows
-    it stumbled over."""
-    found = _newest(run)
-    if at.rate_scale < 1 or found is None:
-        raise NonFiniteLoss(
-            steps=NON_FINITE_LIMIT,
-            rows=[r.row.row for r in rows],
-            learning_rate=options.learning_rate,
-        )
-    run.report(
-        Warned(
-            f"{NON_FINITE_LIMIT} non-finite steps in a row: back to step "
-            f"{found.position.step} at half the learning rate"
-        )
-    )
-    return replace(checkpoints.restore(found, trained, optimizer), rate_scale=0.5)
 
 
 DIVERGED = 1.5  # times the loss before training: above it a run has unlearnt
@@ -481,9 +523,9 @@ def _per_row(losses_N: torch.Tensor, row_N: torch.Tensor, n_rows: int) -> list[f
 
 
 def _losses_of(
-    rows: Sequence[Example], losses: Sequence[tuple[float, int]]
+    rows: Sequence[Sized], losses: Sequence[tuple[float, int]]
 ) -> list[list[float | int | None]]:
     return [
-        [r.row.row, v / n if math.isfinite(v) else None, n]
+        [r.number, v / n if math.isfinite(v) else None, n]
         for r, (v, n) in zip(rows, losses, strict=True)
     ]

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from tunesmith.catalog import ModelSpec
-from tunesmith.jobs import ResolvedOptions
+from tunesmith.options import Decided
 from tunesmith.phases.messages import Measured
 
 LOW, HIGH = (
@@ -48,7 +48,7 @@ class Quote:
     def of(
         cls,
         spec: ModelSpec,
-        options: ResolvedOptions,
+        options: Decided,
         tokens: int,
         rows: int,
         measured: Measured,

@@ -1,12 +1,13 @@
 """How `auto` is decided: plain rules, each with its reason, kept with the job. Imports no torch."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from tunesmith.catalog import ModelSpec
-from tunesmith.jobs import Options, Resolved, ResolvedOptions
+from tunesmith.models import methods
+from tunesmith.options import Decided, Options, Reason
 from tunesmith.words import counted
 
 SMALL = (
@@ -15,7 +16,7 @@ SMALL = (
 
 
 @dataclass(frozen=True)
-class Facts:
+class Known:
     """What the rules may look at."""
 
     spec: ModelSpec
@@ -27,7 +28,7 @@ class Facts:
     """Why only last answers can be learnt; empty where the template allows all."""
 
 
-def token_budget(options: ResolvedOptions, price: float) -> tuple[int, str]:
+def token_budget(options: Decided, price: float) -> tuple[int, str]:
     """The tighter of the budgets in tokens and in credits (`price` is credits per token), and its
     option; 0 tokens: no limit."""
     by_credits = (
@@ -38,26 +39,27 @@ def token_budget(options: ResolvedOptions, price: float) -> tuple[int, str]:
     return options.budget_tokens, "budget_tokens"
 
 
-def resolve(options: Options, facts: Facts) -> ResolvedOptions:
+def decide(options: Options, facts: Known) -> Decided:
     """Every option with its value: the user's, or by rule where he said `auto`."""
-    decided: dict[str, Resolved] = {}
-    only_for = tuple((f.name, f.metadata["readers"][0]) for f in options.set_for_a_method())
-    facts = replace(facts, only_for=only_for)
+    names = options.set_for_some(methods.READERS)
+    facts = replace(facts, only_for=tuple((n, methods.READERS[n][0]) for n in names))
+    values: dict[str, Any] = {}
+    reasons: dict[str, Reason] = {}
     for f in fields(Options):
-        value = getattr(options, f.name)
+        value = values[f.name] = getattr(options, f.name)
         if value == "auto":
-            value, reason = _RULES[f.name](facts, decided)
-            decided[f.name] = Resolved(value, "default", reason)
+            values[f.name], words = _RULES[f.name](facts, values)
+            reasons[f.name] = Reason("default", words)
         elif value == f.default:
-            decided[f.name] = Resolved(value, "default", "the default")
+            reasons[f.name] = Reason("default", "the default")
         else:
-            decided[f.name] = Resolved(value, "user", "as asked")
+            reasons[f.name] = Reason("user", "as asked")
     if facts.learn and options.learn == "all":
-        decided["learn"] = Resolved("last", "measured", facts.learn)
-    return ResolvedOptions(decided)
+        values["learn"], reasons["learn"] = "last", Reason("measured", facts.learn)
+    return Decided(**values, reasons=reasons)
 
 
-def _method(facts: Facts, decided: dict[str, Resolved]) -> tuple[str, str]:
+def _method(facts: Known, known: Mapping[str, Any]) -> tuple[str, str]:
     if facts.only_for:
         names = " and ".join(name for name, _ in facts.only_for)
         method = facts.only_for[0][1]
@@ -77,7 +79,7 @@ def _method(facts: Facts, decided: dict[str, Resolved]) -> tuple[str, str]:
     )
 
 
-def _batch_size(facts: Facts, decided: dict[str, Resolved]) -> tuple[int, str]:
+def _batch_size(facts: Known, known: Mapping[str, Any]) -> tuple[int, str]:
     size = 8 if facts.rows < 2000 else 16
     return (
         size,
@@ -86,9 +88,9 @@ def _batch_size(facts: Facts, decided: dict[str, Resolved]) -> tuple[int, str]:
     )
 
 
-def _max_epochs(facts: Facts, decided: dict[str, Resolved]) -> tuple[int, str]:
-    steps = math.ceil(facts.rows / _known(decided, "batch_size", facts))
-    wanted = 1000 if _known(decided, "method", facts) == "full" else 500
+def _max_epochs(facts: Known, known: Mapping[str, Any]) -> tuple[int, str]:
+    steps = math.ceil(facts.rows / _known(known, "batch_size", facts))
+    wanted = 1000 if _known(known, "method", facts) == "full" else 500
     epochs = min(10, max(3, math.ceil(wanted / steps)))
     return (
         epochs,
@@ -97,8 +99,8 @@ def _max_epochs(facts: Facts, decided: dict[str, Resolved]) -> tuple[int, str]:
     )
 
 
-def _learning_rate(facts: Facts, decided: dict[str, Resolved]) -> tuple[float, str]:
-    return usual_rate(facts.spec, _known(decided, "method", facts))
+def _learning_rate(facts: Known, known: Mapping[str, Any]) -> tuple[float, str]:
+    return usual_rate(facts.spec, _known(known, "method", facts))
 
 
 def usual_rate(spec: ModelSpec, method: str) -> tuple[float, str]:
@@ -121,11 +123,11 @@ def _capped(spec: ModelSpec, rate: float) -> float:
     return min(float(f"{rate:.1e}"), spec.pretraining_rate or 1.0)
 
 
-def _rank(facts: Facts, decided: dict[str, Resolved]) -> tuple[int, str]:
+def _rank(facts: Known, known: Mapping[str, Any]) -> tuple[int, str]:
     return 16, "16 on every linear layer"
 
 
-_RULES: dict[str, Callable[[Facts, dict[str, Resolved]], tuple[Any, str]]] = {
+_RULES: dict[str, Callable[[Known, Mapping[str, Any]], tuple[Any, str]]] = {
     "max_epochs": _max_epochs,
     "method": _method,
     "learning_rate": _learning_rate,
@@ -134,6 +136,7 @@ _RULES: dict[str, Callable[[Facts, dict[str, Resolved]], tuple[Any, str]]] = {
 }
 
 
-def _known(decided: dict[str, Resolved], name: str, facts: Facts) -> Any:
+def _known(known: Mapping[str, Any], name: str, facts: Known) -> Any:
     """A value that another rule needs: decided already, or by its own rule."""
-    return decided[name].value if name in decided else _RULES[name](facts, decided)[0]
+    value = known.get(name, "auto")
+    return _RULES[name](facts, known)[0] if value == "auto" else value

@@ -12,55 +12,43 @@ from collections.abc import Sequence
 
 import torch
 
-from tunesmith.data.examples import Example
 from tunesmith.errors import OutOfMemory
-from tunesmith.jobs import ResolvedOptions
 from tunesmith.models import layout
-from tunesmith.models.methods import Model, trained_tensors
+from tunesmith.models.methods import trained_tensors
 from tunesmith.phases.messages import Measured
 from tunesmith.tuning.batches import rows_of_step
-from tunesmith.tuning.loop import Step, evaluate, halved, optimizer_step
+from tunesmith.tuning.loop import R, Step, Training, evaluate, halved, optimizer_step
 
 VALIDATION_ROWS = 64  # measured; the rest in proportion
 
 
-def rehearse(
-    model: Model, train: Sequence[Example], validation: Sequence[Example], options: ResolvedOptions
-) -> Measured:
-    micro_tokens = layout.micro_tokens(model)
+def rehearse(training: Training[R]) -> Measured:
+    micro_tokens = layout.micro_tokens(training.model)
     while True:
         try:
-            return _rehearse(model, train, validation, options, micro_tokens)
+            return _rehearse(training, micro_tokens)
         except OutOfMemory as e:
             micro_tokens = halved(micro_tokens, e)
 
 
-def _rehearse(
-    model: Model,
-    train: Sequence[Example],
-    validation: Sequence[Example],
-    options: ResolvedOptions,
-    micro_tokens: int,
-) -> Measured:
+def _rehearse(training: Training[R], micro_tokens: int) -> Measured:
+    task, model, decided = training.task, training.model, training.decided
     trained = trained_tensors(model)
     optimizer = torch.optim.AdamW(trained.values(), lr=0.0, weight_decay=0.0, fused=True)
 
-    def step(rows: Sequence[Example]) -> Step:
-        return optimizer_step(
-            model, trained, optimizer, rows, 0.0, options.max_grad_norm, micro_tokens
-        )
+    def step(rows: Sequence[R]) -> Step:
+        norm = decided.max_grad_norm
+        return optimizer_step(task, model, trained, optimizer, rows, 0.0, norm, micro_tokens)
 
     with torch.random.fork_rng(devices=[]):
-        usual = [
-            [train[i] for i in rows_of_step(len(train), options.batch_size, options.seed, s)]
-            for s in (0, 1)
-        ]
+        usual = [_rows_of(training, n) for n in (0, 1)]
         step(usual[0][:1])  # what happens only once
-        steps = [step(rows) for rows in (_longest(train, options.batch_size), *usual)]
-        evaluate(model, _longest(validation, options.batch_size), micro_tokens)
+        steps = [step(rows) for rows in (_longest(training.rows, decided.batch_size), *usual)]
+        validation = training.validation
+        evaluate(task, model, _longest(validation, decided.batch_size), micro_tokens)
         some = validation[:VALIDATION_ROWS]
         began = time.monotonic()
-        evaluate(model, some, micro_tokens)
+        evaluate(task, model, some, micro_tokens)
         validation_s = (time.monotonic() - began) * len(validation) / max(1, len(some))
     optimizer.zero_grad(set_to_none=True)
     size = sum(p.numel() * p.element_size() for p in trained.values()) / 1e6
@@ -74,8 +62,14 @@ def _rehearse(
     )
 
 
-def _longest(rows: Sequence[Example], n: int) -> list[Example]:
-    return sorted(rows, key=lambda e: -len(e.encoded.ids))[:n]
+def _rows_of(training: Training[R], step: int) -> list[R]:
+    decided = training.decided
+    places = rows_of_step(len(training.rows), decided.batch_size, decided.seed, step)
+    return [training.rows[i] for i in places]
+
+
+def _longest(rows: Sequence[R], n: int) -> list[R]:
+    return sorted(rows, key=lambda r: -r.size)[:n]
 
 
 def memory_mb() -> int:

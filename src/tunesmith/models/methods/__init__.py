@@ -1,42 +1,97 @@
-"""Methods: how weights may change. A method is a module with three functions, and a line in
-METHODS.
+"""Methods: how weights may change. Whoever adds one adds a file and a line in METHODS.
 
-`prepare(model, options)` gives the model with exactly its trained tensors requiring gradients;
-`save(model, folder, spec)` writes what a plain library loads (PEFT, transformers); `load(base,
-folder)` brings a saved one back onto its base; `merge(model)` makes a plain model of it. A module
-is imported when it is asked for: PEFT takes seven seconds.
+This file imports no torch: what a method can do is asked where there is none. Its own module is
+imported when it is used, since PEFT takes a second.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, cast
-
-import torch
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tunesmith.catalog import ModelSpec
-from tunesmith.jobs import ResolvedOptions
+from tunesmith.options import Decided, Readers
 
-Model: TypeAlias = PreTrainedModel  # or PEFT's wrapper around one, which answers the same calls
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    Model: TypeAlias = PreTrainedModel  # or PEFT's wrapper around one, which answers the same calls
+else:
+    Model = Any
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method leaves and can do, and the module that does it."""
+
+    name: str
+    artefact: str
+    """What its folder holds: `adapter`, put onto the base, or `whole`, a model in its place."""
+    reads: tuple[str, ...]
+    """Options that no other method has a use for, unless that names them too."""
+    can_pack: bool
+    """Rows may go through the model in one packed sequence."""
+    can_share: bool
+    """Its artefacts may answer in one batch on one base in memory."""
+    can_merge: bool
+    module: str
+
+    def prepare(self, model: Any, decided: Decided) -> Any:
+        """The model with exactly its trained tensors requiring gradients."""
+        return self._do.prepare(model, decided)
+
+    def save(self, model: Any, folder: Path, spec: ModelSpec) -> None:
+        """Write what a plain library loads (PEFT, transformers)."""
+        self._do.save(model, folder, spec)
+
+    def attach(self, base: Any, folder: Path) -> Any:
+        """The saved model, on its base; DamagedFiles where the folder is not as `save` writes
+        it."""
+        return self._do.attach(base, folder)
+
+    def merge(self, model: Any) -> Any:
+        """A plain model of it."""
+        return self._do.merge(model)
+
+    @property
+    def _do(self) -> Any:
+        return import_module(self.module)
+
 
 METHODS = {
-    "full": "tunesmith.models.methods.full",
-    "lora": "tunesmith.models.methods.lora",
+    m.name: m
+    for m in (
+        Method(
+            "full",
+            artefact="whole",
+            reads=(),
+            can_pack=True,
+            can_share=False,
+            can_merge=True,
+            module="tunesmith.models.methods.full",
+        ),
+        Method(
+            "lora",
+            artefact="adapter",
+            reads=("rank", "targets", "precision"),
+            can_pack=True,
+            can_share=True,
+            can_merge=True,
+            module="tunesmith.models.methods.lora",
+        ),
+    )
 }
-WHOLE = {"full"}
-"""Those whose folder holds a whole model, which is loaded in place of the base."""
 
 
-class Method(Protocol):
-    def prepare(self, model: Any, options: ResolvedOptions) -> Any: ...
-    def save(self, model: Any, folder: Path, spec: ModelSpec) -> None: ...
-    def load(self, base: Any, folder: Path) -> Any: ...
-    def merge(self, model: Any) -> Any: ...
+def _readers(methods: Mapping[str, Method]) -> Readers:
+    options = {option for m in methods.values() for option in m.reads}
+    return {o: tuple(n for n, m in methods.items() if o in m.reads) for o in sorted(options)}
 
 
-def load(name: str) -> Method:
-    return cast(Method, import_module(METHODS[name]))
+READERS = _readers(METHODS)
 
 
-def trained_tensors(model: Model) -> dict[str, torch.nn.Parameter]:
+def trained_tensors(model: "Model") -> "dict[str, torch.nn.Parameter]":
     return {n: p for n, p in model.named_parameters() if p.requires_grad}

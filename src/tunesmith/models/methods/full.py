@@ -6,10 +6,10 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from tunesmith.catalog import ModelSpec
-from tunesmith.jobs import ResolvedOptions
+from tunesmith.options import Decided
 
 
-def prepare(model: PreTrainedModel, options: ResolvedOptions) -> PreTrainedModel:
+def prepare(model: PreTrainedModel, options: Decided) -> PreTrainedModel:
     return model.requires_grad_(True)
 
 
@@ -22,5 +22,5 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def load(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
+def attach(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     return base

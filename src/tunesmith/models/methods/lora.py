@@ -5,8 +5,6 @@ PEFT's layers and their parameters are kept, so that what is saved is plain PEFT
 arithmetic is joined (`FusedLinear`).
 """
 
-import json
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,14 +21,11 @@ from transformers.pytorch_utils import Conv1D
 
 from tunesmith.catalog import ModelSpec
 from tunesmith.errors import DamagedFiles
-from tunesmith.jobs import ResolvedOptions
-from tunesmith.safe_files import read_object, tensor_sizes
-
-MOST_RANK, MOST_TARGETS = 4096, 20_000
-PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,200}")
+from tunesmith.models import lora_files
+from tunesmith.options import Decided
 
 
-def prepare(model: PreTrainedModel, options: ResolvedOptions) -> PeftModel:
+def prepare(model: PreTrainedModel, options: Decided) -> PeftModel:
     targets = (
         options.targets
         if options.targets == "all-linear"
@@ -114,45 +109,15 @@ def save(model: PeftModel, folder: Path, spec: ModelSpec) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # the library's unfilled card
 
 
-def load(base: PreTrainedModel, folder: Path) -> PeftModel:
-    """DamagedFiles unless the folder holds an adapter as `save` writes one: others start compilers,
-    load pickles or never end."""
+def attach(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """DamagedFiles unless the folder holds an adapter as `save` writes one: PEFT itself would start
+    compilers, load pickles or never end over others."""
     try:
-        _check(folder)
+        lora_files.read(folder, base)
         with _quiet():
             return PeftModel.from_pretrained(base, folder, is_trainable=False)
     except Exception as e:
         raise DamagedFiles(folder=str(folder), reason=f"its adapter cannot be used: {e}") from None
-
-
-def _check(folder: Path) -> None:
-    found = read_object(folder / "adapter_config.json")
-    tensor_sizes(folder / "adapter_model.safetensors")
-    rank, alpha, targets = found.get("r"), found.get("lora_alpha"), found.get("target_modules")
-    if type(rank) is not int or not 1 <= rank <= MOST_RANK or type(alpha) is not int:
-        raise ValueError(f"its rank is {rank!r:.40}, its alpha {alpha!r:.40}")
-    names = [targets] if isinstance(targets, str) else targets
-    if (
-        not isinstance(names, list)
-        or not 1 <= len(names) <= MOST_TARGETS
-        or not all(isinstance(n, str) and PLAIN_NAME.fullmatch(n) for n in names)
-    ):
-        raise ValueError("its target_modules are no names of layers")
-    usual = json.loads(
-        json.dumps(
-            LoraConfig(
-                r=rank, lora_alpha=alpha, task_type="CAUSAL_LM", inference_mode=True
-            ).to_dict(),
-            default=sorted,
-        )
-    )
-    free = {"target_modules", "base_model_name_or_path", "peft_version", "auto_mapping", "revision"}
-    other = sorted(k for k in found if k not in free and (k not in usual or found[k] != usual[k]))
-    if other or found.get("auto_mapping") or found.get("peft_type") != "LORA":
-        raise ValueError(
-            f"its adapter_config.json sets {', '.join(other) or 'a mapping'} otherwise than "
-            f"Tunesmith does"
-        )
 
 
 def merge(model: PeftModel) -> PreTrainedModel:

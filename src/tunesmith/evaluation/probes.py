@@ -19,10 +19,10 @@ from torch import Tensor
 
 from tunesmith.data.template import Encoded
 from tunesmith.errors import DamagedFiles
-from tunesmith.models import causal_lm
 from tunesmith.models.certificate import Certificate
 from tunesmith.models.layout import MICRO_TOKENS
 from tunesmith.models.methods import Model
+from tunesmith.tasks import text_generation
 
 KEPT = 32  # tokens kept at each position; the rest count as one
 TIE = 1e-4  # best and second best closer than this may change places when the order of sums does
@@ -207,9 +207,9 @@ def _logits(
     model.eval()
     rows = [Encoded([*p, *a], len(p)) for p, a in zip(prompts, answers, strict=True)]
     found: list[Tensor] = [torch.empty(0)] * len(rows)
-    for group in causal_lm.groups(rows, model, MICRO_TOKENS):
-        batch = causal_lm.collate([rows[i] for i in group], model)
-        logits_NV = causal_lm.supervised_logits(model, batch).float()
+    for group in text_generation.groups(rows, model, MICRO_TOKENS):
+        batch = text_generation.collate([rows[i] for i in group], model)
+        logits_NV = text_generation.supervised_logits(model, batch).float()
         for b, i in enumerate(group):
             found[i] = logits_NV[batch.row_N == b]
     yield from found

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tunesmith.data import linear
+from tunesmith.data import baseline
 
 ROWS = [
     (f"{thing} number {i}", team)
@@ -24,18 +24,18 @@ ROWS = [
 def test_a_closed_set_is_short_and_each_answer_is_used_again(
     answers: list[str], rows: int, closed: bool
 ) -> None:
-    assert linear.is_closed_set(answers, rows) is closed
+    assert baseline.is_closed_set(answers, rows) is closed
 
 
 def test_words_decide_where_they_can_and_are_not_asked_where_answers_are_open() -> None:
-    assert linear.score(
+    assert baseline.score(
         ROWS, [("my invoice", " billing "), ("a parcel", "shipping"), ("parcel", "billing")]
     ) == pytest.approx(2 / 3)
     assert (
-        linear.score([(f"say {i}", f"answer {i}") for i in range(50)], [("say 1", "answer 1")])
+        baseline.score([(f"say {i}", f"answer {i}") for i in range(50)], [("say 1", "answer 1")])
         is None
     )
-    assert linear.score([("x", "one")] * 20, [("x", "one")]) is None, (
+    assert baseline.score([("x", "one")] * 20, [("x", "one")]) is None, (
         "one answer for all is nothing to learn"
     )
-    assert linear.score(ROWS, []) is None
+    assert baseline.score(ROWS, []) is None

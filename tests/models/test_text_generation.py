@@ -8,7 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from tunesmith import catalog
 from tunesmith.data.template import Encoded
 from tunesmith.errors import DamagedFiles
-from tunesmith.models import causal_lm, head, packed
+from tunesmith.models import chunked_loss, loading, packed
+from tunesmith.tasks import text_generation
 
 CPU = torch.device("cpu")
 TINY = dict(
@@ -68,15 +69,17 @@ def test_rows_of_a_batch_do_not_touch_each_other_in_any_family(family: str, pack
         Encoded([*shared, 1, 2, 3], 20),
         Encoded([*shared, 4, 5], 21),
     ]
-    alone = [causal_lm.token_losses(model, causal_lm.collate([row], model)) for row in rows]
+    alone = [
+        text_generation.token_losses(model, text_generation.collate([row], model)) for row in rows
+    ]
     if packs:
         packed.enable(model)
         assert (
             packed.can_pack(model, 23) is (family in PACKS) is (packed.why_padded(model, 23) == "")
         )
-    together = causal_lm.collate(rows, model)
+    together = text_generation.collate(rows, model)
     assert ("packed_layout" in together.inputs) is (packs and family in PACKS)
-    losses = causal_lm.token_losses(model, together)
+    losses = text_generation.token_losses(model, together)
     assert together.row_N.tolist() == [0] * 3 + [1] * 2 + [2] * 3 + [3]
     for i, one in enumerate(alone):
         torch.testing.assert_close(losses[together.row_N == i], one, rtol=1e-5, atol=1e-5)
@@ -88,11 +91,13 @@ def test_the_head_in_chunks_gives_the_same_losses_and_is_left_whole_where_logits
 ) -> None:
     model = random_model(family)
     rows = [Encoded([5, 6, 7, 8, 9, 10], 3), Encoded([11, 12, 13], 1)]
-    batch = causal_lm.collate(rows, model)
-    whole = causal_lm.token_losses(model, batch)
-    monkeypatch.setattr(head, "CHUNK_LOGITS", 2 * 64)
-    torch.testing.assert_close(causal_lm.token_losses(model, batch), whole, rtol=1e-5, atol=1e-5)
-    assert (head.plain(model) is not None) is (
+    batch = text_generation.collate(rows, model)
+    whole = text_generation.token_losses(model, batch)
+    monkeypatch.setattr(chunked_loss, "CHUNK_LOGITS", 2 * 64)
+    torch.testing.assert_close(
+        text_generation.token_losses(model, batch), whole, rtol=1e-5, atol=1e-5
+    )
+    assert (chunked_loss.plain(model) is not None) is (
         family not in ("gemma2", "granite", "cohere")
     )  # a cap, two scales
 
@@ -108,11 +113,11 @@ def test_a_row_longer_than_a_sliding_window_is_not_packed() -> None:
         model, 17
     )
     rows = [Encoded(list(range(1, 40)), 20), Encoded([1, 2, 3], 1)]
-    assert "packed_layout" not in causal_lm.collate(rows, model).inputs
+    assert "packed_layout" not in text_generation.collate(rows, model).inputs
 
 
 def test_a_target_is_the_next_token_of_the_completion_and_nothing_else() -> None:
-    batch = causal_lm.collate(
+    batch = text_generation.collate(
         [Encoded([1, 2, 3, 4, 0], 3), Encoded([5, 6, 0], 1)], random_model("llama")
     )
     assert batch.targets_N.tolist() == [4, 0, 6, 0]
@@ -131,7 +136,7 @@ def test_weights_that_are_missing_are_never_made_up(tiny_base: Path, tmp_path: P
     tensors.pop("model.layers.1.mlp.up_proj.weight")
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(DamagedFiles, match=r"layers\.1\.mlp\.up_proj"):
-        causal_lm.load(folder, CPU)
+        loading.load(folder, CPU)
 
 
 def test_the_control_has_the_bundled_bases_shape_and_never_its_weights(tmp_path: Path) -> None:
@@ -139,7 +144,7 @@ def test_the_control_has_the_bundled_bases_shape_and_never_its_weights(tmp_path:
         catalog.find(n, tmp_path) for n in ("tunesmith-tiny", "tunesmith-tiny-scratch")
     )
     torch.manual_seed(7)
-    models = [causal_lm.load_base(s, CPU) for s in (tiny, scratch, scratch)]
+    models = [loading.load_base(s, CPU) for s in (tiny, scratch, scratch)]
     states = [m.state_dict() for m in models]
     assert {n: t.shape for n, t in states[0].items()} == {n: t.shape for n, t in states[1].items()}
     assert all(torch.equal(t, states[2][n]) for n, t in states[1].items()), (

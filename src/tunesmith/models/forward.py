@@ -1,0 +1,44 @@
+"""The one way from token ids to hidden states and logits. A method changes what lies below it: the
+decoder's own layers and embeddings, never a wrapper's forward.
+
+B rows, T positions, K kept positions, D width, V vocabulary.
+"""
+
+import inspect
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunesmith.models import trim
+from tunesmith.models.methods import Model
+
+
+def decoder_of(model: Model) -> PreTrainedModel:
+    """The model that a method's wrapper holds, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def hidden_at(model: Model, keep_K: Tensor, **inputs: Any) -> Tensor:
+    """The last hidden states at the positions `keep_K` alone, (B, K, D)."""
+    with trim.only(keep_K):
+        hidden_BTD: Tensor = decoder_of(model).base_model(**inputs).last_hidden_state
+    return hidden_BTD[:, keep_K]
+
+
+def logits_at(model: Model, keep_K: Tensor, **inputs: Any) -> Tensor:
+    """Logits at the positions `keep_K` alone, (B, K, V): a head over every position would cost most
+    of the memory."""
+    decoder = decoder_of(model)
+    with trim.only(keep_K):
+        if "logits_to_keep" in inspect.signature(decoder.forward).parameters:
+            kept: Tensor = decoder(**inputs, logits_to_keep=keep_K).logits
+            return kept
+        every: Tensor = decoder(**inputs).logits
+    return every[:, keep_K]
+
+
+def cache_word(model: Model) -> str:
+    """What the model's forward calls its keys and values."""
+    is_new = "cache" in inspect.signature(decoder_of(model).forward).parameters
+    return "cache" if is_new else "past_key_values"
