@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import tunesmith
+from conftest import decided
 from test_store import USED, new_job, url
 from tunesmith import Tunesmith, schema, worker
 from tunesmith.errors import DamagedRow, Notice, StoreUnavailable, TunesmithError
@@ -63,7 +64,7 @@ def fill(store: JobStore, n: int = 8) -> None:
             job,
             certificate=DOCUMENT,
             quote=DOCUMENT,
-            resolved={"seed": {"value": 0, "origin": "default", "reason": "r"}},
+            resolved=decided().to_json(),
         )
         store.record_step(
             job,

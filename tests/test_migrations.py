@@ -65,6 +65,9 @@ def test_a_store_of_an_earlier_release_opens_and_its_jobs_go_on(
     assert (
         jobs["running"].warnings == ("few rows",) and store.find_request("a key") == jobs["running"]
     )
+    assert {r["task"] for t in ("jobs", "models") for r in store.rows(t)} == {"text_generation"}, (
+        "what it was called before, is called so now"
+    )
     assert [m.name for m in store.all_models()] == ["done"] and len(
         store.rows("row_losses")
     ) == len(store.rows("usage")) == 1
@@ -78,10 +81,10 @@ def test_a_store_of_an_earlier_release_opens_and_its_jobs_go_on(
     store.close()
 
 
-FOURTH = """
+NEXT = """
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision = "0004", "0003"
+revision, down_revision = "0005", "0004"
 def upgrade():
     op.add_column("jobs", sa.Column("colour", sa.String(), nullable=True))
     op.execute("UPDATE jobs SET name = upper(name)")
@@ -99,9 +102,9 @@ def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         ours = Path(schema.__file__).parent / "migrations"
         for name in ("env.py", *(f"versions/{f.name}" for f in (ours / "versions").glob("0*.py"))):
             (folder / name).write_text((ours / name).read_text())
-        (folder / "versions" / "0004_fourth.py").write_text(FOURTH.format(then=then))
+        (folder / "versions" / "0005_next.py").write_text(NEXT.format(then=then))
         monkeypatch.setattr(schema, "MIGRATIONS", str(folder))
-        monkeypatch.setattr(schema, "REVISION", "0004")
+        monkeypatch.setattr(schema, "REVISION", "0005")
 
     return release
 
@@ -127,10 +130,10 @@ def test_an_upgrade_happens_whole_or_not_at_all(url: str, next_release: Any) -> 
     next_release("raise RuntimeError('the power went')")
     with pytest.raises(RuntimeError, match="power"):
         JobStore(url)
-    assert columns(url) == ("0003", False, ["kept"]), "nothing of it stayed"
+    assert columns(url) == ("0004", False, ["kept"]), "nothing of it stayed"
     next_release("pass")
     JobStore(url).close()
-    assert columns(url) == ("0004", True, ["KEPT"])
+    assert columns(url) == ("0005", True, ["KEPT"])
 
 
 def test_a_newer_store_is_refused_and_left_alone(url: str) -> None:

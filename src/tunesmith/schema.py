@@ -29,10 +29,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import Connection
 
-MIGRATIONS, REVISION = (
-    "tunesmith:migrations",
-    "0003",
-)  # where the revisions are, and the newest of them
+MIGRATIONS, REVISION = "tunesmith:migrations", "0004"
+"""Where the revisions are, and the newest of them."""
 
 metadata = sa.MetaData()
 

@@ -21,6 +21,7 @@ from tunesmith.errors import CheckpointOfAnother, DamagedFiles
 from tunesmith.models.layout import MICRO_TOKENS
 
 KEEP = 2  # newest checkpoints kept beside the best
+FORMAT = 2  # of the files in a checkpoint; the optimizer's state was numbered in the first
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def save(
             _optimizer_tensors(optimizer, trained) | _random_states(),
             staged / "optimizer.safetensors",
         )
-        durable.write_json(staged / "state.json", asdict(position))
+        durable.write_json(staged / "state.json", {"format": FORMAT, **asdict(position)})
         if final.exists() and again:
             durable.remove(final)
         if final.exists():  # the same step was saved already; what it holds is the same
@@ -121,7 +122,10 @@ def newest(
     for folder in found:
         try:
             durable.verify(folder)
-            position = Position(**json.loads((folder / "state.json").read_text()))
+            state = json.loads((folder / "state.json").read_text())
+            if state.pop("format", 1) != FORMAT:
+                raise DamagedFiles(folder=str(folder), reason="another release wrote it")
+            position = Position(**state)
         except DamagedFiles as e:
             damaged(e)
             continue
