@@ -196,9 +196,7 @@ def faults(trials: Trials, every: int) -> Iterator[Proof]:
     )
 
 
-def faults_of_create(
-    base: Path, rows: list[dict[str, str]], folder: Path, every: int
-) -> Iterator[Proof]:
+def faults_of_create(base: Path, rows: list[dict[str, str]], folder: Path) -> Iterator[Proof]:
     """The same for CREATE: a typed error and nothing left, or the job."""
     began, at = time.monotonic(), 0
     said: list[Any] = []
@@ -242,7 +240,7 @@ def faults_of_create(
             break
         said += told
         at += len(cases)
-        n += every
+        n += 1
     for case, why in said[:10]:
         print(f"  {case}: {why}")
     yield Proof(
@@ -470,7 +468,7 @@ def proofs(
     trials = Trials(base, rows, folder)
     if args.only in (None, "faults"):
         yield from faults(trials, args.every)
-        yield from faults_of_create(base, rows, folder, args.every)
+        yield from faults_of_create(base, rows, folder)
     if args.only in (None, "damaged"):
         yield from damaged(trials, args.damaged, args.seed)
 

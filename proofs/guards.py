@@ -156,7 +156,7 @@ FAULTS = [
     ),
     Fault(
         "a certificate of any precision",
-        "models/certificate.py",
+        "documents/certificate.py",
         "if found.precision not in PRECISIONS:",
         "if False:",
         "tests/models/test_certificate.py -k checked",

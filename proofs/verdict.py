@@ -22,7 +22,8 @@ from record import Proof, show_and_save
 
 from tunesmith.data import baseline
 from tunesmith.demo import tickets
-from tunesmith.evaluation.verdict import Word, interval, judge
+from tunesmith.documents.verdict import Word
+from tunesmith.evaluation.judge import interval, judge
 from tunesmith.phases.messages import Judged
 
 NULLS, PLANTED, COVERAGES, TUNINGS = 2000, 1000, 2000, 30

@@ -22,8 +22,8 @@ import tunesmith
 from conftest import decided
 from test_store import USED, new_job, url
 from tunesmith import Tunesmith, schema, worker
+from tunesmith.documents.verdict import Verdict, Word
 from tunesmith.errors import DamagedRow, Notice, StoreUnavailable, TunesmithError
-from tunesmith.evaluation.verdict import Verdict, Word
 from tunesmith.interfaces import doctor
 from tunesmith.interfaces.cli import app
 from tunesmith.jobs import JobStatus

@@ -21,6 +21,7 @@ LAYERS = [
     ["home"],
     ["registry", "access"],
     ["store"],
+    ["documents"],
     ["durable", "schema"],
     [
         "messages",

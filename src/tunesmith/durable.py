@@ -202,8 +202,9 @@ def making(folder: Path) -> Iterator[None]:
         owner = folder / _own(staged).name
         _about_to("rename", folder)
         staged.rename(folder)
-        _sync(folder.parent)
     try:
+        with typed_errors(folder):
+            _sync(folder.parent)
         yield
     except BaseException:
         remove(folder)

@@ -117,14 +117,14 @@ class Job:
     """What ended the training: `max_epochs`, `patience` where the validation loss had stopped
     falling, or the name of a budget."""
     quote: Mapping[str, Any] | None = None
-    """What the job was expected to take, as JSON of `tuning.quote.Quote`, measured when training
+    """What the job was expected to take, as JSON of `documents.quote.Quote`, measured when training
     began."""
     used: Mapping[str, Any] | None = None
     """What it took: tokens_per_epoch, seconds_per_epoch, memory_mb."""
     certificate: Mapping[str, Any] | None = None
-    """How the stored model was proven, as JSON of `models.certificate.Certificate`."""
+    """How the stored model was proven, as JSON of `documents.certificate.Certificate`."""
     verdict: Mapping[str, Any] | None = None
-    """Whether tuning helped, as JSON of `evaluation.verdict.Verdict`: word, metric, n, arms,
+    """Whether tuning helped, as JSON of `documents.verdict.Verdict`: word, metric, n, arms,
     interval, rows won and lost, …"""
     moved: Mapping[str, Mapping[str, Sequence[int]]] = field(default_factory=dict)
     """Rows that the job counts to another part than the frozen one, {from: {to: rows}}: parts are

@@ -28,6 +28,11 @@ from tunesmith.data.session import SESSION_SQL, Session, session
 from tunesmith.data.split import PARTS
 from tunesmith.data.template import Encoder, Messages, PromptTemplate
 from tunesmith.data.text import Broken, plain, value_of
+from tunesmith.documents import certificate
+from tunesmith.documents.card import Facts
+from tunesmith.documents.certificate import Certificate
+from tunesmith.documents.quote import Quote
+from tunesmith.documents.verdict import Verdict, Word, objection, sentence
 from tunesmith.errors import (
     BaseNotHere,
     DamagedFiles,
@@ -54,14 +59,11 @@ from tunesmith.errors import (
     WorkerAtWork,
     closest,
 )
-from tunesmith.evaluation.card import Facts
-from tunesmith.evaluation.verdict import Verdict, Word, objection, sentence
 from tunesmith.executors import Executor, ask
 from tunesmith.executors.local import LocalExecutor
 from tunesmith.home import open_store
 from tunesmith.jobs import Job, JobStatus
-from tunesmith.models import certificate, methods
-from tunesmith.models.certificate import Certificate
+from tunesmith.models import methods
 from tunesmith.names import model_key
 from tunesmith.options import Options
 from tunesmith.phases.child import EXPORT, PROVE_RESUME, REHEARSE, Assignment, Phase, Transfer, Work
@@ -70,7 +72,6 @@ from tunesmith.phases.prepare import plan_of
 from tunesmith.registry import TunedModel
 from tunesmith.settings import Settings
 from tunesmith.store import JobStore
-from tunesmith.tuning.quote import Quote
 from tunesmith.words import counted
 
 if TYPE_CHECKING:

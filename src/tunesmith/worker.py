@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith import catalog, durable, registry
+from tunesmith.documents.verdict import objection
 from tunesmith.errors import (
     ChildDied,
     DamagedRow,
@@ -36,7 +37,6 @@ from tunesmith.errors import (
     UnknownJob,
     from_json,
 )
-from tunesmith.evaluation.verdict import objection
 from tunesmith.executors import Executor, Exited, Running
 from tunesmith.executors.local import LocalExecutor
 from tunesmith.home import open_store

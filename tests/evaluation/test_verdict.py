@@ -5,18 +5,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tunesmith.evaluation.verdict import (
-    Slice,
-    Verdict,
-    Word,
-    decide,
-    interval,
-    judge,
-    objection,
-    sentence,
-    slices,
-    student_t,
-)
+from tunesmith.documents.verdict import Slice, Verdict, Word, objection, sentence
+from tunesmith.evaluation.judge import decide, interval, judge, slices, student_t
 
 
 def scores(n: int, won: int, lost: int) -> tuple[list[int], list[int]]:

@@ -13,11 +13,11 @@ from conftest import WORDS
 from tunesmith import durable
 from tunesmith.catalog import ModelSpec, fingerprint
 from tunesmith.data.template import Encoder, PromptTemplate
+from tunesmith.documents.certificate import NAME, Certificate, check, template_digest
 from tunesmith.errors import CertificateRefused, DamagedFiles
 from tunesmith.evaluation.probes import FILE, Probes, differing, record, replay
 from tunesmith.inference.engine import Engine, Sampling
 from tunesmith.models import loading
-from tunesmith.models.certificate import NAME, Certificate, check, template_digest
 from tunesmith.models.methods import Model
 
 CPU = torch.device("cpu")

@@ -12,11 +12,11 @@ from conftest import WORDS
 from tunesmith import catalog, durable
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.template import Encoder, PromptTemplate
+from tunesmith.documents.certificate import NAME, template_digest
 from tunesmith.errors import CertificateRefused
 from tunesmith.evaluation.probes import Probes, certify, record, replay
 from tunesmith.inference.engine import Engine, Sampling
 from tunesmith.models import loading, methods
-from tunesmith.models.certificate import NAME, template_digest
 from tunesmith.options import Options
 from tunesmith.phases import export as exporting
 from tunesmith.phases.child import Transfer
@@ -117,9 +117,9 @@ def test_a_merge_keeps_the_bases_precision_where_that_loses_nothing(
 ) -> None:
     source = adapter(half_base, noise, tmp_path / "adapter")
     monkeypatch.setattr(
-        "tunesmith.models.certificate.KL", 1.0
+        "tunesmith.documents.certificate.KL", 1.0
     )  # a model of 32 columns rounds coarsely; a real one is measured in the docs
-    monkeypatch.setattr("tunesmith.models.certificate.TOP1", 0.5)
+    monkeypatch.setattr("tunesmith.documents.certificate.TOP1", 0.5)
     found = export(half_base, source, tmp_path / "merged")
     assert (found["artefact"], found["precision"]) == ("merged", "bfloat16") and found[
         "different_from_base"

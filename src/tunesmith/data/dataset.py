@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 
 from tunesmith import durable
 from tunesmith.data import conversation, split
@@ -457,6 +456,8 @@ def _insert(
     if not rows:
         return
     names = [f"c{i}" for i in range(len(rows[0]))]
+    import numpy as np  # late: a list of jobs must not wait for it
+
     own.register(
         "arriving",
         {
@@ -507,6 +508,8 @@ def _split(own: duckdb.DuckDBPyConnection, seed: int) -> dict[str, split.Plan]:
 def _insert_parts(
     own: duckdb.DuckDBPyConnection, source: str, draws: Sequence[int], parts: Sequence[str]
 ) -> None:
+    import numpy as np
+
     own.register(
         "arriving", {"draw": np.array(draws, dtype=np.int64), "part": np.array(parts, dtype=object)}
     )

@@ -14,9 +14,6 @@ from datetime import date
 from functools import cache
 from importlib.resources import files
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from tunesmith.errors import InvalidPrompt, TemplateTooCostly
 
 LONGEST_SOURCE = 64 << 10  # characters; the longest of well-known bases has under 20,000
@@ -56,6 +53,9 @@ def _own() -> frozenset[str]:
 
 
 def _render(asked: Rendering) -> str:
+    import jinja2  # late: most commands render nothing
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
@@ -75,6 +75,8 @@ def _render(asked: Rendering) -> str:
 
 
 def _raise(message: str) -> None:
+    import jinja2
+
     raise jinja2.TemplateError(message)
 
 

@@ -17,9 +17,10 @@ import torch
 from tunesmith.data import baseline, prose
 from tunesmith.data.examples import Example
 from tunesmith.data.template import Encoded, Messages
-from tunesmith.evaluation.bias import LEAST_SWAPPED, MOST_SWAPPED, PAIRS, Bias, Swap, Swapped, gaps
+from tunesmith.documents.verdict import Bias, Swapped, Verdict
+from tunesmith.evaluation.bias import LEAST_SWAPPED, MOST_SWAPPED, PAIRS, Swap, gaps
+from tunesmith.evaluation.judge import decide, slices
 from tunesmith.evaluation.metrics import METRICS, commonest, metrics_for
-from tunesmith.evaluation.verdict import Verdict, decide, slices
 from tunesmith.inference.engine import Completion, Engine, Sampling
 from tunesmith.phases.messages import Doing, Report
 from tunesmith.tasks import text_generation

@@ -7,8 +7,9 @@ no torch.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
+
+from tunesmith.documents.verdict import Gap
 
 LEAST_IN_GROUP, LEAST_SWAPPED = 10, 10  # verdict rows; below, a score or a rate says nothing
 MOST_GROUPS, MOST_SWAPPED = 20, 200
@@ -21,48 +22,6 @@ PAIRS = (
 )
 """Exchanged where the option `swap_terms` names none: a small English list, for a first look and no
 more."""
-
-
-@dataclass(frozen=True)
-class Gap:
-    """The verdict rows by the values of one context column: best minus worst group, for base and
-    tuned model."""
-
-    column: str
-    rows: Mapping[str, int]
-    """Of each group that is large enough."""
-    base: float
-    tuned: float
-    base_worst: str
-    base_worst_score: float
-    tuned_worst: str
-    tuned_worst_score: float
-
-
-@dataclass(frozen=True)
-class Swapped:
-    """How often an answer changes when words for groups are exchanged in its prompt (counterfactual
-    flip rate)."""
-
-    rows: int
-    base: float
-    tuned: float
-
-
-@dataclass(frozen=True)
-class Bias:
-    gaps: tuple[Gap, ...]
-    swapped: Swapped | None
-    not_measured: tuple[str, ...]
-    """What could not be measured, and why."""
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        return cls(
-            tuple(Gap(**g) for g in data["gaps"]),
-            Swapped(**data["swapped"]) if data["swapped"] else None,
-            tuple(data["not_measured"]),
-        )
 
 
 def by_value(contexts: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, list[int]]]]:

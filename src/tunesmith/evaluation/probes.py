@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tunesmith.data.template import Encoded
+from tunesmith.documents.certificate import Certificate
 from tunesmith.errors import DamagedFiles
-from tunesmith.models.certificate import Certificate
 from tunesmith.models.layout import MICRO_TOKENS
 from tunesmith.models.methods import Model
 from tunesmith.tasks import text_generation

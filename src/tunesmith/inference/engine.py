@@ -22,10 +22,11 @@ from transformers import PreTrainedModel
 
 from tunesmith import catalog, durable
 from tunesmith.data.template import Encoder, Messages, PromptTemplate
+from tunesmith.documents import certificate
 from tunesmith.errors import PromptTooLong
 from tunesmith.inference import readers
 from tunesmith.inference.structured import Grammar, allowed
-from tunesmith.models import certificate, loading, methods, prepacked
+from tunesmith.models import loading, methods, prepacked
 from tunesmith.models.adapters import Adapter, Adapters
 from tunesmith.models.methods import Model
 from tunesmith.registry import TunedModel

@@ -6,8 +6,8 @@ from html import escape
 from typing import Any
 
 from tunesmith.data.audit import ROWS_SHOWN, AuditReport, Finding
-from tunesmith.evaluation.verdict import sentence
-from tunesmith.tuning.quote import Quote
+from tunesmith.documents.quote import Quote
+from tunesmith.documents.verdict import sentence
 from tunesmith.words import counted
 
 MARKS = {"error": "✗", "warning": "!", "note": "·"}

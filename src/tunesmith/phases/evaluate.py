@@ -4,13 +4,13 @@ import torch
 
 from tunesmith import catalog
 from tunesmith.data.examples import encode
+from tunesmith.documents.certificate import template_digest
+from tunesmith.documents.verdict import STOP_RATE, Verdict, Word, sentence
 from tunesmith.errors import CertificateRefused, DamagedFiles
 from tunesmith.evaluation.arms import Arms, Progress
 from tunesmith.evaluation.probes import Probes, certify, replay
-from tunesmith.evaluation.verdict import STOP_RATE, Verdict, Word, sentence
 from tunesmith.inference.engine import Engine
 from tunesmith.models import methods
-from tunesmith.models.certificate import template_digest
 from tunesmith.phases.child import Assignment
 from tunesmith.phases.messages import Certified, Judged, Report, Warned
 from tunesmith.phases.train import RESULT

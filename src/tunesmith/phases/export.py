@@ -10,11 +10,11 @@ from safetensors import safe_open
 
 from tunesmith import catalog, durable
 from tunesmith.catalog import ModelSpec
+from tunesmith.documents.card import CURVE, Facts, curve_svg, model_card
+from tunesmith.documents.certificate import NAME, Certificate, read
 from tunesmith.errors import CertificateRefused
-from tunesmith.evaluation.card import CURVE, Facts, curve_svg, model_card
 from tunesmith.evaluation.probes import FILE, Probes, certify, replay
 from tunesmith.models import loading, methods
-from tunesmith.models.certificate import NAME, Certificate, read
 from tunesmith.models.methods import Model
 from tunesmith.phases.child import Transfer
 from tunesmith.phases.messages import Report, Written

@@ -40,7 +40,7 @@ class Prepared:
 @dataclass(frozen=True)
 class Quoted:
     quote: Mapping[str, Any]
-    """Of `tuning.quote.Quote`."""
+    """Of `documents.quote.Quote`."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,13 @@ class Doing:
 @dataclass(frozen=True)
 class Certified:
     certificate: Mapping[str, Any]
-    """Of `models.certificate.Certificate`."""
+    """Of `documents.certificate.Certificate`."""
 
 
 @dataclass(frozen=True)
 class Judged:
     verdict: Mapping[str, Any] | None
-    """Of `evaluation.verdict.Verdict`; None where no row was kept for it."""
+    """Of `documents.verdict.Verdict`; None where no row was kept for it."""
 
 
 @dataclass(frozen=True)

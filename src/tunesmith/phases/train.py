@@ -12,15 +12,15 @@ import torch
 from tunesmith import catalog, durable, tasks
 from tunesmith.data import prose
 from tunesmith.data.examples import Example, encode
+from tunesmith.documents.certificate import LEAST_PROBES
+from tunesmith.documents.quote import Quote
 from tunesmith.evaluation.probes import Probes, record
 from tunesmith.inference.engine import Engine, Sampling
 from tunesmith.models import layout, loading, methods, packed
-from tunesmith.models.certificate import LEAST_PROBES
 from tunesmith.phases.child import Assignment
 from tunesmith.phases.messages import Quoted, Report, Trained, Warned
 from tunesmith.tuning.checkpoints import Position
 from tunesmith.tuning.loop import Budget, Run, Training, diverged, evaluate, mean_loss, train
-from tunesmith.tuning.quote import Quote
 from tunesmith.tuning.recipe import token_budget, usual_rate
 from tunesmith.tuning.rehearsal import memory_mb, rehearse
 from tunesmith.words import counted

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tunesmith.evaluation.verdict import sentence
-from tunesmith.models.certificate import Certificate
+from tunesmith.documents.certificate import Certificate
+from tunesmith.documents.verdict import sentence
 from tunesmith.words import counted
 
 HUB_LICENCES = (
