@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
 
-from tunesmith import access, catalog, durable, registry, worker
+from tunesmith import access, catalog, durable, imports, registry, worker
 from tunesmith.data import baseline
 from tunesmith.data.audit import AuditReport, audit
 from tunesmith.data.conversation import is_conversation, question
@@ -992,7 +992,8 @@ def _inference() -> Any:
     """The one late import of the house: answering needs torch, and `tunesmith job list` must not
     wait for it."""
     try:
-        from tunesmith.inference import engine
+        with imports.quickly():
+            from tunesmith.inference import engine
     except ImportError as e:
         raise MissingExtra(what=f"answering ({e.name})", extra="train") from None
     if _is_forked:

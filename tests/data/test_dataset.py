@@ -328,7 +328,7 @@ FREEZE = """
 import sys
 from tunesmith import Tunesmith, worker
 from tunesmith.data import dataset
-worker.ensure, dataset.MEMORY = lambda *_: None, 64 << 20
+worker.ensure, dataset.MEMORY = lambda *a, **k: None, 64 << 20
 rows, words = sys.argv[1:]
 query = f"SELECT i || ' ' || repeat('word ', {words}) AS prompt, 'a' AS completion FROM range({rows}) r(i)"
 job = Tunesmith().create("m", "tunesmith-tiny", query, max_epochs=1)

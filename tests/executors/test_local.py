@@ -104,7 +104,7 @@ def test_phases_end_with_whoever_asked_for_them(
     """A process asks for a long phase and is killed; what it asked for, and what that was forked
     from, go with it. Once with a preloaded process of its own, once with one that listens."""
     program = """
-import os, sys, json, tempfile, time
+import json, os, signal, sys, time
 from tunesmith.executors.local import LocalExecutor
 from tunesmith.phases.child import PHASES, Assignment
 from tunesmith.settings import Settings
@@ -113,6 +113,7 @@ work = Assignment(**json.loads(sys.argv[1]))
 log = open(os.path.join(work.folder, "log.txt"), "ab")
 running = executor.start(PHASES["prove_resume"], work, log)
 running._known_pid = running._pid.get()
+os.kill(running._known_pid, signal.SIGSTOP)  # so that it lasts
 print(running._known_pid, executor._process.pid if executor._process else 0, flush=True)
 time.sleep(60)
 """

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tunesmith import imports
 from tunesmith.phases import child
 
 IDLE_S = 60.0  # without a phase, after which a process that serves one connection ends
@@ -176,7 +177,8 @@ def become(phase: child.Phase, fds: list[int], parent: int) -> None:
 def _import(module: str) -> None:
     """What fails here fails again in the phase that needs it, whose log then says why."""
     try:
-        importlib.import_module(module)
+        with imports.quickly():
+            importlib.import_module(module)
     except Exception as e:
         print(f"{module} was not preloaded: {type(e).__name__}: {e}", file=sys.stderr, flush=True)
 
@@ -198,7 +200,10 @@ def main(words: Any = None) -> None:
     asked = parser.parse_args(words)
     if asked.parent:
         child.die_with_parent(asked.parent)
-    gc.disable()  # imports make many objects and no garbage: a fifth of their time
+    gc.disable()  # until a phase: imports make many objects and no garbage
+    # A GPU must not be touched before a fork; this way torch only asks the driver's management
+    # library whether there is one.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     _name_process("tunesmith-preloaded")
     listening = None
     if asked.socket:
