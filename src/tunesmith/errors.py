@@ -168,6 +168,11 @@ class InvalidOption(Invalid):
     """Unknown option {name!r} = {value!r}. Did you mean {closest!r}? Options: {known}."""
 
 
+class NotMergeable(Conflict):
+    """The model {name} was tuned by the method {method}, which cannot be merged into its base.
+    Export it without --merged."""
+
+
 class InvalidOptionValue(Invalid):
     """Option {name} = {value!r} is out of range: {allowed}."""
 

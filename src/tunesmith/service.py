@@ -48,6 +48,7 @@ from tunesmith.errors import (
     MissingExtra,
     MoreRowsThan,
     Notice,
+    NotMergeable,
     NotPromoted,
     OfAnotherHome,
     TooManyRows,
@@ -493,6 +494,8 @@ class Tunesmith:
             if os.path.lexists(target):
                 raise FolderTaken(folder=str(folder))
             target.exists()  # a name that is too long is told before anything is computed
+        if merged and not methods.METHODS[tuned.method].can_merge:
+            raise NotMergeable(name=tuned.name, method=tuned.method)
         _must_be_proven(tuned)
         work = Transfer(
             tuned.name,

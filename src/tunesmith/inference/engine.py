@@ -102,7 +102,7 @@ class Engine:
             PromptTemplate.read(folder) if tuned.folder else PromptTemplate.of_base(base_folder)
         )
         encoder = Encoder(template, base_folder)
-        if tuned.folder and methods.METHODS[tuned.method].artefact == "whole":
+        if tuned.folder and not methods.METHODS[tuned.method].can_share:
             return cls(
                 _prepacked(loading.load(folder, place)), encoder, tuned.name, tuned.base.context
             )

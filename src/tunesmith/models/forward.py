@@ -8,15 +8,9 @@ import inspect
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from tunesmith.models import trim
-from tunesmith.models.methods import Model
-
-
-def decoder_of(model: Model) -> PreTrainedModel:
-    """The model that a method's wrapper holds, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+from tunesmith.models.methods import Model, decoder_of
 
 
 def hidden_at(model: Model, keep_K: Tensor, **inputs: Any) -> Tensor:

@@ -384,6 +384,12 @@ def enable(model: PreTrainedModel) -> None:
             model.set_attn_implementation(before)
 
 
+def disable(model: Any, why: str) -> None:
+    """Have rows padded for this model, whatever it could take; `why` is what users are told."""
+    model.set_attn_implementation("sdpa")
+    model.tunesmith_padded = why
+
+
 @torch.no_grad()
 def _same(model: PreTrainedModel) -> bool:
     """Whether two packed rows that begin alike give what each gives alone."""
@@ -426,7 +432,8 @@ def why_padded(model: Any, longest: int) -> str:
             f"its attention reaches back {_window(model, longest)} tokens and the longest row "
             f"has {longest}"
         )
-    return _objection(model.get_base_model() if hasattr(model, "get_base_model") else model)
+    told: str = getattr(model.config.get_text_config(), "tunesmith_padded", "")
+    return told or _objection(model.get_base_model() if hasattr(model, "get_base_model") else model)
 
 
 def _window(model: Any, longest: int) -> int:

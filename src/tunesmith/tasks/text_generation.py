@@ -15,9 +15,9 @@ from tunesmith.catalog import ModelSpec
 from tunesmith.data.examples import Example
 from tunesmith.data.template import Encoded
 from tunesmith.models import chunked_loss, loading, packed
-from tunesmith.models.forward import decoder_of, hidden_at, logits_at
+from tunesmith.models.forward import hidden_at, logits_at
 from tunesmith.models.layout import micro_batches
-from tunesmith.models.methods import Model
+from tunesmith.models.methods import Model, decoder_of
 
 
 def load(spec: ModelSpec, device: torch.device, precision: str = "full") -> Model:

@@ -40,7 +40,7 @@ class Method:
 
     def prepare(self, model: Any, decided: Decided) -> Any:
         """The model with exactly its trained tensors requiring gradients."""
-        return self._do.prepare(model, decided)
+        return self._laid_out(self._do.prepare(model, decided))
 
     def save(self, model: Any, folder: Path, spec: ModelSpec) -> None:
         """Write what a plain library loads (PEFT, transformers)."""
@@ -49,11 +49,18 @@ class Method:
     def attach(self, base: Any, folder: Path) -> Any:
         """The saved model, on its base; DamagedFiles where the folder is not as `save` writes
         it."""
-        return self._do.attach(base, folder)
+        return self._laid_out(self._do.attach(base, folder))
 
     def merge(self, model: Any) -> Any:
         """A plain model of it."""
         return self._do.merge(model)
+
+    def _laid_out(self, model: Any) -> Any:
+        if not self.can_pack:
+            from tunesmith.models import packed
+
+            packed.disable(decoder_of(model), f"the method {self.name} cannot be packed")
+        return model
 
     @property
     def _do(self) -> Any:
@@ -91,6 +98,11 @@ def _readers(methods: Mapping[str, Method]) -> Readers:
 
 
 READERS = _readers(METHODS)
+
+
+def decoder_of(model: "Model") -> "PreTrainedModel":
+    """The model that a method's wrapper holds, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def trained_tensors(model: "Model") -> "dict[str, torch.nn.Parameter]":
