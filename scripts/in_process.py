@@ -16,6 +16,7 @@ from tunesmith.phases import evaluate, train
 from tunesmith.phases.child import Assignment
 from tunesmith.phases.messages import Message, Report, from_line, to_line
 from tunesmith.phases.prepare import plan_of
+from tunesmith.tuning.recipe import split_seed
 
 Row = tuple[str, ...]
 Phase = Callable[[Assignment, Report], None]
@@ -43,7 +44,7 @@ def run_job(
     )
     with duckdb.connect() as connection:
         frozen = snapshot(
-            connection, sources, home / "data", home=home, seed=int(asked.get("seed", 0))
+            connection, sources, home / "data", home=home, seed=split_seed(Options.parse(asked))
         )
     spec = catalog.find(base, home)
     template = PromptTemplate.of_base(Path(spec.folder))

@@ -128,6 +128,7 @@ def decided(**values: Any) -> Any:
     from tunesmith.options import Decided, Options
 
     usual = {"max_epochs": 3, "method": "lora", "learning_rate": 1e-2, "batch_size": 4, "rank": 4}
+    usual |= {"split_seed": 0, "order_seed": 0}
     return Decided(**{**vars(Options()), **usual, **values})
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from conftest import next_word_rows
 from tunesmith import Tunesmith, worker
+from tunesmith.catalog import ModelSpec
+from tunesmith.data.dataset import Dataset
 from tunesmith.errors import (
     BudgetTooSmall,
     DatabaseBusy,
@@ -29,6 +31,8 @@ from tunesmith.errors import (
     WeightsNotHere,
 )
 from tunesmith.jobs import JobStatus
+from tunesmith.options import Decided, Options
+from tunesmith.tuning.recipe import Known, decide
 
 ROWS = "SELECT 'q' || i AS prompt, 'a' AS completion FROM range(20) r(i)"
 
@@ -324,3 +328,20 @@ def test_prices_are_the_users_to_write(service: Tunesmith) -> None:
     (home / "prices.toml").write_text("[tunesmith-tiny]\ntraining = 5.0\n")
     assert catalog.credits(home, "tunesmith-tiny", "training", 2_000_000) == pytest.approx(10)
     assert catalog.credits(home, "unheard-of", "inference", 1_000_000) == pytest.approx(0.1)
+
+
+def test_three_seeds_decide_apart(service: Tunesmith) -> None:
+    def parts(**options: Any) -> list[int]:
+        job = service.create("m", "tunesmith-tiny", ROWS, **options)
+        folder = service.settings.job_folder(job.id) / "data"
+        return [r.row for r in Dataset.open(folder, job.data_digest).rows("verdict")]
+
+    assert parts(seed=1) == parts(seed=2, split_seed=1) != parts(seed=2)
+    decided = decide(Options.parse({"seed": 5, "order_seed": 7}), KNOWN)
+    assert (decided.seed, decided.split_seed, decided.order_seed) == (5, 5, 7)
+    assert decided.reasons["split_seed"].words == "as seed"
+    old = {n: d for n, d in decided.to_json().items() if n not in ("split_seed", "order_seed")}
+    assert Decided.from_json(old).order_seed == 5, "a job of an earlier release had one seed"
+
+
+KNOWN = Known(ModelSpec(name="b", parameters=3_000_000), 100)

@@ -14,6 +14,7 @@ from tunesmith.errors import (
     closest,
 )
 
+MOST = 2**31 - 1  # of a seed
 Readers: TypeAlias = Mapping[str, tuple[str, ...]]
 """Of each option that only some methods read: those methods."""
 
@@ -86,7 +87,13 @@ class Options:
         words="a text codec such as latin-1",
     )
     seed: int = option(
-        0, "Decides the split, the order of rows and every random number.", low=0, high=2**31 - 1
+        0, "Decides every random number: new weights, dropout, and what follows.", low=0, high=MOST
+    )
+    split_seed: int | str = option(
+        "auto", "Decides which rows go to which part; auto: as seed.", low=0, high=MOST, auto=True
+    )
+    order_seed: int | str = option(
+        "auto", "Decides the order of rows in training; auto: as seed.", low=0, high=MOST, auto=True
     )
     test_data: str = option(
         "",
@@ -248,6 +255,8 @@ class Decided:
     learn: str
     encoding: str
     seed: int
+    split_seed: int
+    order_seed: int
     test_data: str
     swap_terms: str
     new_version_of: str
@@ -273,5 +282,7 @@ class Decided:
             for f in fields(Options)
             if f.name in data or f.default != "auto"
         }
+        for name in ("split_seed", "order_seed"):  # newer than the first release
+            values.setdefault(name, values.get("seed", 0))
         reasons = {name: Reason(d["origin"], d["reason"]) for name, d in data.items()}
         return cls(**values, reasons=reasons)

@@ -73,6 +73,7 @@ from tunesmith.phases.prepare import plan_of
 from tunesmith.registry import TunedModel
 from tunesmith.settings import Settings
 from tunesmith.store import JobStore
+from tunesmith.tuning.recipe import split_seed
 from tunesmith.words import counted
 
 if TYPE_CHECKING:
@@ -860,7 +861,7 @@ class Tunesmith:
                     sources,
                     folder,
                     home=self.settings.home,
-                    seed=options.seed,
+                    seed=split_seed(options),
                     most=UNUSABLE * limit,
                 )
             except MoreRowsThan as e:

@@ -599,3 +599,13 @@ def test_patience_ends_a_stage_and_a_budget_ends_the_run(scene: Scene) -> None:
     other.budget = Budget(tokens=sum(r.size for r in other.rows) * 3)
     _, at = other.train(batch_size=4)
     assert (at.stage, at.step, at.stopped_by) == (1, 9, "budget_tokens")
+
+
+def test_the_order_of_rows_has_a_seed_of_its_own(scene: Scene) -> None:
+    def rows(**options: Any) -> list[float]:
+        scene.told.clear()
+        scene.folder = scene.folder / "next"
+        scene.train(max_epochs=1, learning_rate=1e-9, **options)
+        return [r[0] for f in scene.heard(RowLosses) if f.part == "train" for r in f.rows]
+
+    assert rows(seed=1) == rows(seed=2) != rows(seed=1, order_seed=3)

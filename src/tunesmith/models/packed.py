@@ -432,8 +432,9 @@ def why_padded(model: Any, longest: int) -> str:
             f"its attention reaches back {_window(model, longest)} tokens and the longest row "
             f"has {longest}"
         )
-    told: str = getattr(model.config.get_text_config(), "tunesmith_padded", "")
-    return told or _objection(model.get_base_model() if hasattr(model, "get_base_model") else model)
+    decoder = model.get_base_model() if hasattr(model, "get_base_model") else model
+    told: str = getattr(decoder, "tunesmith_padded", "")
+    return told or _objection(decoder)
 
 
 def _window(model: Any, longest: int) -> int:

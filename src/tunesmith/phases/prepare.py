@@ -84,7 +84,7 @@ def plan_of(
     resolved = decide(asked, Known(spec, len(train), learn=why_last))
     tokens, option = token_budget(resolved, price)
     if tokens and not steps_within(
-        [len(e.encoded.ids) for e in train], resolved.batch_size, resolved.seed, 1, tokens
+        [len(e.encoded.ids) for e in train], resolved.batch_size, resolved.order_seed, 1, tokens
     ):
         raise BudgetTooSmall(name=option, tokens=tokens, batch_size=resolved.batch_size)
     counts = {p: len(e) for p, e in accepted.items()}

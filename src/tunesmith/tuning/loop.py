@@ -145,7 +145,7 @@ class Plan:
             return self.whole
         sizes = [r.size for r in self.rows]
         steps = steps_within(
-            sizes, self.decided.batch_size, self.decided.seed, self.whole, self.budget.tokens
+            sizes, self.decided.batch_size, self.decided.order_seed, self.whole, self.budget.tokens
         )
         return max(1, steps)  # a budget below one step was refused before
 
@@ -205,7 +205,7 @@ class _Stage(Generic[R]):
 
     def _rows_of(self, step: int) -> list[R]:
         rows, decided = self._training.rows, self._decided
-        places = rows_of_step(len(rows), decided.batch_size, decided.seed, step)
+        places = rows_of_step(len(rows), decided.batch_size, decided.order_seed, step)
         return [rows[i] for i in places]
 
     def _is_bad(self, step: Step, at: Position) -> bool:

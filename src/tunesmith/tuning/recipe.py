@@ -127,12 +127,23 @@ def _rank(facts: Known, known: Mapping[str, Any]) -> tuple[int, str]:
     return 16, "16 on every linear layer"
 
 
+def split_seed(options: Options) -> int:
+    """The seed of the split, which is needed before anything else is decided."""
+    return options.seed if options.split_seed == "auto" else int(options.split_seed)
+
+
+def _seed(facts: Known, known: Mapping[str, Any]) -> tuple[int, str]:
+    return known["seed"], "as seed"
+
+
 _RULES: dict[str, Callable[[Known, Mapping[str, Any]], tuple[Any, str]]] = {
     "max_epochs": _max_epochs,
     "method": _method,
     "learning_rate": _learning_rate,
     "batch_size": _batch_size,
     "rank": _rank,
+    "split_seed": _seed,
+    "order_seed": _seed,
 }
 
 

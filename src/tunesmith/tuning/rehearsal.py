@@ -64,7 +64,7 @@ def _rehearse(training: Training[R], micro_tokens: int) -> Measured:
 
 def _rows_of(training: Training[R], step: int) -> list[R]:
     decided = training.decided
-    places = rows_of_step(len(training.rows), decided.batch_size, decided.seed, step)
+    places = rows_of_step(len(training.rows), decided.batch_size, decided.order_seed, step)
     return [training.rows[i] for i in places]
 
 
