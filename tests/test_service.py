@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from conftest import next_word_rows
-from tunesmith import Tunesmith, worker
+from tunesmith import Tunesmith, access, worker
+from tunesmith.access import Principal
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.dataset import Dataset
 from tunesmith.errors import (
@@ -15,11 +16,13 @@ from tunesmith.errors import (
     DatabaseBusy,
     DatabaseNotOpened,
     DiskFull,
+    Forbidden,
     IdempotencyConflict,
     InvalidModelName,
     InvalidOption,
     InvalidOptionValue,
     MissingExtra,
+    NoSuchTable,
     NotADataSource,
     NoUsableRows,
     TooManyRows,
@@ -345,3 +348,22 @@ def test_three_seeds_decide_apart(service: Tunesmith) -> None:
 
 
 KNOWN = Known(ModelSpec(name="b", parameters=3_000_000), 100)
+
+
+def test_the_service_acts_for_whoever_it_is_told_and_on_his_own_rows(
+    service: Tunesmith, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = duckdb.connect()
+    rows.execute(
+        "CREATE TABLE mine AS SELECT 'q' || i AS prompt, 'a' AS completion FROM range(9) r(i)"
+    )
+    ana = service.as_(Principal("ana", role="tuners"), rows)
+    job = ana.create("m", "tunesmith-tiny", "SELECT * FROM mine")
+    assert job.owner == "ana" and service.describe(job.id).owner == "ana"
+    assert service.create("n", "tunesmith-tiny", ROWS).owner == service.principal.user
+    with pytest.raises(NoSuchTable, match="mine"):
+        service.create("o", "tunesmith-tiny", "SELECT * FROM mine")
+    monkeypatch.setattr(access, "can", lambda who, privilege, on: who.user != "ana")
+    with pytest.raises(Forbidden, match="ana may not OPERATE"):
+        ana.cancel(job.id)
+    assert service.cancel(job.id).status is JobStatus.CANCELLED

@@ -1,6 +1,7 @@
 """Tunesmith, the service: the few verbs that every door calls. Embedded, a user's queries run on
 his own connection."""
 
+import copy
 import json
 import os
 import sys
@@ -14,11 +15,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import duckdb
 
 from tunesmith import access, catalog, durable, imports, registry, worker
+from tunesmith.access import Principal
 from tunesmith.data import baseline
 from tunesmith.data.audit import AuditReport, audit
 from tunesmith.data.conversation import is_conversation, question
@@ -81,6 +83,8 @@ if TYPE_CHECKING:
 
     from tunesmith.inference.engine import Completion
 
+Source: TypeAlias = str | os.PathLike[str] | duckdb.DuckDBPyConnection
+"""Where a user's queries run: a DuckDB file, or an open connection."""
 M = TypeVar("M")
 MOST_TOGETHER = 16  # models that are loaded and answer together
 POLL_S = 0.5  # between two looks of a waiter
@@ -100,12 +104,13 @@ class Tunesmith:
 
     def __init__(
         self,
-        database: str | os.PathLike[str] | duckdb.DuckDBPyConnection = ":memory:",
+        database: Source = ":memory:",
         *,
         home: str | os.PathLike[str] | None = None,
         executor: Executor | None = None,
     ) -> None:
         """`executor` runs what a verb needs torch for in a process of its own."""
+        self.principal = Principal.of_process()
         self.settings = Settings.read(home)
         self._executor = executor or LocalExecutor(self.settings)
         self._database = database
@@ -113,6 +118,15 @@ class Tunesmith:
         self._process, self._opening = os.getpid(), threading.Lock()
         self._encoders: dict[Path, Encoder] = {}
         self._warned: set[str] = set()
+
+    def as_(self, principal: Principal, source: Source | None = None) -> "Tunesmith":
+        """The same service for somebody else: with his rights, and with the file or connection in
+        which his queries run. Store and executor are shared."""
+        other = copy.copy(self)
+        other._store = self.store
+        other.principal, other._warned = principal, set()
+        other._database = self._database if source is None else source
+        return other
 
     @property
     def store(self) -> JobStore:
@@ -141,7 +155,7 @@ class Tunesmith:
         `options` are those of `Options`. A taken name gets a suffix; the same idempotency key gives
         the same job.
         """
-        access.require(access.principal(), "CREATE MODEL", name)
+        access.require(self.principal, "CREATE MODEL", name)
         model_key(name)  # InvalidModelName before anything is read
         store = self.store
         _must_be_able_to_train()
@@ -159,7 +173,7 @@ class Tunesmith:
             training_data=_described(training_data),
             validation_data=_described(validation_data),
             options=parsed,
-            owner=access.principal(),
+            owner=self.principal.user,
             template=template.to_json(),
             base=spec.to_json(),
         )
@@ -196,7 +210,7 @@ class Tunesmith:
     def cancel(self, job_id: str) -> Job:
         """Ask a job to stop: a waiting one stops now, a working one within a step. No model will
         appear."""
-        access.require(access.principal(), "OPERATE", job_id)
+        access.require(self.principal, "OPERATE", job_id)
         job = self.store.request_cancel(job_id)
         if (
             job.status.is_final and job.home == self.store.home
@@ -207,13 +221,13 @@ class Tunesmith:
     def pause(self, job_id: str) -> Job:
         """Stop a training job for now; JobNotInState unless it is RUNNING. What came after its last
         checkpoint is done again later."""
-        access.require(access.principal(), "OPERATE", job_id)
+        access.require(self.principal, "OPERATE", job_id)
         return self._hand_out(self.store.request_pause(job_id))
 
     def resume(self, job_id: str) -> Job:
         """Let a paused job go on from its last checkpoint; it ends with the weights it would have
         had."""
-        access.require(access.principal(), "OPERATE", job_id)
+        access.require(self.principal, "OPERATE", job_id)
         job = self.store.resume(job_id)
         worker.ensure(self.settings, self.store)
         return self._hand_out(job)
@@ -225,7 +239,7 @@ class Tunesmith:
         JobNotInState before its end, JobHasModel while its model is in the catalogue,
         OfAnotherHome.
         """
-        access.require(access.principal(), "OWNERSHIP", job_id)
+        access.require(self.principal, "OWNERSHIP", job_id)
         try:
             self._here(self.store.get(job_id))
         except (
@@ -261,7 +275,7 @@ class Tunesmith:
         In a process of its own, on the job's own rows and options; nothing of the job is touched.
         JobNotInState before its options are decided.
         """
-        access.require(access.principal(), "MONITOR", job_id)
+        access.require(self.principal, "MONITOR", job_id)
         job = self._here(self.store.get(job_id))
         if job.resolved is None:
             raise JobNotInState(id=job.id, status=job.status.value, needed="past VALIDATING")
@@ -315,7 +329,7 @@ class Tunesmith:
         `base_model` decides tokens and windows; `groups` names columns whose values are groups
         (default: those with few values).
         """
-        access.require(access.principal(), "USAGE", base_model)
+        access.require(self.principal, "USAGE", base_model)
         spec = catalog.find(base_model, self.settings.home)
         sources = sources_of(
             {"training": training_data, "validation": validation_data, "test": test_data}, encoding
@@ -337,7 +351,7 @@ class Tunesmith:
         Nothing is kept and no job is created. Errors are those of `create`, and those that would
         fail the job.
         """
-        access.require(access.principal(), "CREATE MODEL", base_model)
+        access.require(self.principal, "CREATE MODEL", base_model)
         parsed, spec = (
             Options.parse(options).must_be_read(methods.READERS),
             catalog.find(base_model, self.settings.home),
@@ -436,7 +450,7 @@ class Tunesmith:
         certificate (CertificateRefused).
         """
         tuned = self._tuned(name)
-        access.require(access.principal(), "OWNERSHIP", tuned.line)
+        access.require(self.principal, "OWNERSHIP", tuned.line)
         _must_be_proven(tuned)
         if not force and (reason := objection(tuned.verdict)):
             raise NotPromoted(line=tuned.line, name=tuned.name, reason=reason)
@@ -457,7 +471,7 @@ class Tunesmith:
             tuned = self._files_here(registry.itself(self.store, self.settings.home, name))
         except DamagedRow as e:
             return self._drop_damaged(name, e)
-        access.require(access.principal(), "OWNERSHIP", tuned.name)
+        access.require(self.principal, "OWNERSHIP", tuned.name)
         is_last = [m.id for m in self.models() if m.line == tuned.line] == [tuned.id]
         for job in self.store.all_jobs([s for s in JobStatus if not s.is_final]):
             if job.options.new_version_of and _is_of(
@@ -489,7 +503,7 @@ class Tunesmith:
         answer as the trained model did; then nothing is written.
         """
         tuned = self._tuned(name)
-        access.require(access.principal(), "USAGE", tuned.name)
+        access.require(self.principal, "USAGE", tuned.name)
         target = Path(folder).expanduser().absolute()
         with durable.typed_errors(target):
             if os.path.lexists(target):
@@ -523,7 +537,7 @@ class Tunesmith:
         source = Path(folder).expanduser().absolute()
         manifest = durable.verify(source)
         name = name or str(manifest.get("name", source.name))
-        access.require(access.principal(), "CREATE MODEL", name)
+        access.require(self.principal, "CREATE MODEL", name)
         key = model_key(name)
         base = self._base_of(folder, base_model, certificate.read(name, source).base_digest)
         certificate.check(name, source, catalog.fingerprint(base))
@@ -556,7 +570,7 @@ class Tunesmith:
                 folder=str(place),
                 digest=written.digest,
                 verdict=None,
-                owner=access.principal(),
+                owner=self.principal.user,
             )
             store.add_model(facts)
         return next(m for m in self.models() if m.id == model_id)
@@ -640,7 +654,7 @@ class Tunesmith:
 
     def _usable(self, name: str) -> TunedModel:
         tuned = self._files_here(self.model(name))
-        access.require(access.principal(), "USAGE", tuned.name)
+        access.require(self.principal, "USAGE", tuned.name)
         self._warn_once(tuned)
         return tuned
 
