@@ -86,7 +86,6 @@ if TYPE_CHECKING:
 Source: TypeAlias = str | os.PathLike[str] | duckdb.DuckDBPyConnection
 """Where a user's queries run: a DuckDB file, or an open connection."""
 M = TypeVar("M")
-MOST_TOGETHER = 16  # models that are loaded and answer together
 POLL_S = 0.5  # between two looks of a waiter
 PRIVATE_OPTIONS = ("test_data", "swap_terms", "new_version_of")  # never in a model card
 UNUSABLE = (
@@ -606,14 +605,13 @@ class Tunesmith:
         }
         self._must_record(tuned.values())
         inference, sampling = _inference(), _sampling(options)
+        pool, most = inference.of_device(self.settings.device), inference.MOST_TOGETHER
         found: dict[int, Completion] = {}
         by_base = sorted(tuned, key=lambda n: tuned[n].base.name)
-        for some in (by_base[i : i + MOST_TOGETHER] for i in range(0, len(by_base), MOST_TOGETHER)):
-            engines = {n: inference.engine_for(tuned[n], self.settings.device) for n in some}
-            places = [i for i, n in enumerate(names) if n in engines]
-            answers = inference.generate_all(
-                [(engines[names[i]], messages[i]) for i in places], inference.Sampling(**sampling)
-            )
+        for some in (by_base[i : i + most] for i in range(0, len(by_base), most)):
+            places = [i for i, n in enumerate(names) if n in some]
+            asked = [(tuned[names[i]], messages[i]) for i in places]
+            answers = pool.complete(inference.Request(asked, inference.Sampling(**sampling)))
             found |= zip(places, answers, strict=True)
         for n in tuned:
             self._charge(tuned[n], [found[i] for i, other in enumerate(names) if other == n], began)
@@ -638,17 +636,16 @@ class Tunesmith:
         catalog.prices(self.settings.home)
         tuned, inference, asked = self._usable(name), _inference(), _sampling(options)
         self._must_record([tuned])
-        engine, sampling, last = (
-            inference.engine_for(tuned, self.settings.device),
-            inference.Sampling(**asked),
-            None,
-        )
+        request = inference.Request([(tuned, messages)], inference.Sampling(**asked))
+        last = None
+        written = inference.of_device(self.settings.device).stream(request)
         try:
-            for so_far in engine.stream(messages, sampling):
+            for so_far in written:
                 piece, last = so_far.text[len(last.text) if last else 0 :], so_far
                 if piece:
                     yield piece
         finally:
+            written.close()
             if last:
                 self._charge(tuned, [last], began)
 
@@ -1011,12 +1008,12 @@ def _inference() -> Any:
     wait for it."""
     try:
         with imports.quickly():
-            from tunesmith.inference import engine
+            from tunesmith.inference import pool
     except ImportError as e:
         raise MissingExtra(what=f"answering ({e.name})", extra="train") from None
     if _is_forked:
-        engine.use_one_thread()
-    return engine
+        pool.use_one_thread()
+    return pool
 
 
 _is_forked = False

@@ -17,9 +17,10 @@ from tunesmith import durable
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.template import Encoder, PromptTemplate
 from tunesmith.errors import DamagedFiles
-from tunesmith.inference import engine as engine_module
+from tunesmith.inference import pool as pools
 from tunesmith.inference import readers
-from tunesmith.inference.engine import Engine, Sampling, engine_for, generate_all
+from tunesmith.inference.engine import Engine, Sampling, generate_all
+from tunesmith.inference.pool import Pool
 from tunesmith.models import loading, methods
 from tunesmith.registry import TunedModel
 
@@ -82,9 +83,9 @@ def by_peft(tuned: TunedModel, prompt: Any, n: int) -> tuple[str, float]:
 def test_adapters_of_one_base_in_one_batch_answer_as_peft_does(
     adapters: list[TunedModel], packs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine_module._loaded.clear()
+    pool = Pool("cpu")
     models = [TunedModel(name="base", base=adapters[0].base), *adapters]
-    engines = [engine_for(m, "cpu") for m in models]
+    engines = [pool.engine_for(m) for m in models]
     assert len({id(e.model) for e in engines}) == 1, "one base"
     if not packs:
         monkeypatch.setattr(readers.packed, "can_hold", lambda *a: False)
@@ -102,7 +103,8 @@ def test_adapters_of_one_base_in_one_batch_answer_as_peft_does(
 def test_adapters_go_through_the_model_together(
     adapters: list[TunedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engines = [engine_for(m, "cpu") for m in adapters]
+    pool = Pool("cpu")
+    engines = [pool.engine_for(m) for m in adapters]
     passes = 0
     forward = engines[0].model.forward
 
@@ -117,7 +119,8 @@ def test_adapters_go_through_the_model_together(
 
 
 def test_what_a_row_draws_depends_on_no_other_model(adapters: list[TunedModel]) -> None:
-    first, second = (engine_for(m, "cpu") for m in adapters[:2])
+    pool = Pool("cpu")
+    first, second = (pool.engine_for(m) for m in adapters[:2])
     hot = Sampling(temperature=1.0, seed=3, max_tokens=6)
     alone = second.generate(PROMPTS, hot)
     assert generate_all([(e, p) for p in PROMPTS for e in (first, second)], hot)[1::2] == alone
@@ -126,24 +129,22 @@ def test_what_a_row_draws_depends_on_no_other_model(adapters: list[TunedModel]) 
 def test_an_adapter_that_had_to_go_still_answers_whoever_holds_it(
     adapters: list[TunedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine_module._loaded.clear()
-    first = engine_for(adapters[0], "cpu")
+    pool = Pool("cpu")
+    first = pool.engine_for(adapters[0])
     before = first.generate(PROMPTS, Sampling(max_tokens=8))
-    monkeypatch.setattr(engine_module, "LOADED_SHARE", 0.0)
-    second = engine_for(adapters[1], "cpu")
-    assert list(engine_module._loaded.values()) == [second] and second.model is first.model
+    monkeypatch.setattr(pools, "LOADED_SHARE", 0.0)
+    second = pool.engine_for(adapters[1])
+    assert list(pool.engines.values()) == [second] and second.model is first.model
     assert first.generate(PROMPTS, Sampling(max_tokens=8)) == before
 
 
 def test_the_memory_of_a_base_is_counted_once(
     adapters: list[TunedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine_module._loaded.clear()
-    engines = [engine_for(m, "cpu") for m in adapters]
+    pool = Pool("cpu")
+    engines = [pool.engine_for(m) for m in adapters]
     weights = sum(p.numel() * p.element_size() for p in engines[0].model.parameters())
-    assert engine_module._bytes_loaded() == weights + sum(
-        e.adapter.size for e in engines if e.adapter
-    )
+    assert pool.bytes_loaded() == weights + sum(e.adapter.size for e in engines if e.adapter)
 
 
 def test_alone_the_loaded_model_is_the_tuned_one_for_whoever_calls_it(

@@ -200,6 +200,7 @@ def main(words: Any = None) -> None:
     asked = parser.parse_args(words)
     if asked.parent:
         child.die_with_parent(asked.parent)
+    imports.is_own_process = True
     gc.disable()  # until a phase: imports make many objects and no garbage
     # A GPU must not be touched before a fork; this way torch only asks the driver's management
     # library whether there is one.

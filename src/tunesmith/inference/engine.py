@@ -2,19 +2,14 @@
 
 Prompts are read in groups and answered together (`readers`): what they begin with alike is computed
 once, rows that are done leave, and the next group joins where there is room. Equal prompts are
-answered once when greedy. Adapters of one base share its weights and a batch. Models stay loaded as
-far as there is memory for them.
+answered once when greedy. Adapters of one base share its weights and a batch.
 """
 
 import hashlib
-import os
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -31,9 +26,6 @@ from tunesmith.models.adapters import Adapter, Adapters
 from tunesmith.models.methods import Model
 from tunesmith.registry import TunedModel
 
-# of this machine's memory, for the weights of models that are kept loaded; the last one asked
-# always is
-LOADED_SHARE = 0.25
 FEW = 0.75  # where fewer of a cohort's rows are still being answered, the others leave it
 
 
@@ -338,51 +330,6 @@ def choose(logits_BV: Tensor, sampling: Sampling, u_B: Tensor | None) -> Tensor:
         max=p_BV.shape[-1] - 1
     )
     return index.gather(-1, place_B).squeeze(-1)
-
-
-def use_one_thread() -> None:
-    """In a forked child: more would wait for the parent's threads for ever."""
-    if torch.get_num_threads() > 1:
-        torch.set_num_threads(1)
-
-
-_loading = threading.Lock()
-_loaded: OrderedDict[tuple[str, ...], Engine] = OrderedDict()
-_bases: WeakValueDictionary[tuple[str, ...], Adapters] = WeakValueDictionary()
-
-
-def engine_for(tuned: TunedModel, device: str) -> Engine:
-    """The engine of a model, loaded when first asked and kept while the weights of all fit into
-    `LOADED_SHARE` of the memory."""
-    with _loading:
-        return _engine_for(tuned, device)
-
-
-def _engine_for(tuned: TunedModel, device: str) -> Engine:
-    of_base = tuned.base.name, tuned.base.folder, device
-    key = (*of_base, tuned.folder, tuned.digest)
-    if key not in _loaded:
-        shared = _bases.get(of_base)
-        engine = _loaded[key] = Engine.load(tuned, device, shared)
-        if shared is None and engine.adapters:
-            _bases[of_base] = engine.adapters
-    _loaded.move_to_end(key)
-    room = LOADED_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    while len(_loaded) > 1 and _bytes_loaded() > room:
-        _loaded.popitem(last=False)
-    return _loaded[key]
-
-
-def _bytes_loaded() -> int:
-    models = {id(e.model): e.model for e in _loaded.values()}
-    return sum(map(_weights, models.values())) + sum(
-        e.adapter.size for e in _loaded.values() if e.adapter
-    )
-
-
-def _weights(model: Model) -> int:
-    plain: int = sum(p.nbytes for p in model.parameters())
-    return plain + sum(m.size for m in model.modules() if isinstance(m, prepacked.Prepacked))
 
 
 def _prepacked(model: PreTrainedModel) -> PreTrainedModel:

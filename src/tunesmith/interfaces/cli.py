@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunesmith import imports
 from tunesmith.errors import InvalidOptionValue, Notice, OptionNotRead, TunesmithError
 from tunesmith.jobs import Job, JobStatus
 from tunesmith.options import Options, allowed_values
@@ -61,6 +62,7 @@ JobId = Annotated[str, typer.Argument(help="Id of a job (ft_…).")]
 
 def main() -> None:
     """The console script: errors become one sentence and an exit code."""
+    imports.is_own_process = True
     for stream in (
         sys.stdout,
         sys.stderr,

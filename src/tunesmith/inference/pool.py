@@ -1,0 +1,243 @@
+"""The one owner of the models that are loaded on a device. Requests of many threads wait in its
+queue, and those that can be answered in one batch are.
+
+A request is plain data, so that the owner can be a thread here, or stand in a process of its own.
+"""
+
+import os
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
+
+import torch
+
+from tunesmith.data.template import Messages
+from tunesmith.inference.engine import Completion, Engine, Sampling, generate_all
+from tunesmith.models import prepacked
+from tunesmith.models.adapters import Adapters
+from tunesmith.models.methods import Model
+from tunesmith.registry import TunedModel
+
+# of this machine's memory, for the weights of models that are kept loaded; the last one asked
+# always is
+LOADED_SHARE = 0.25
+MOST_TOGETHER = 16  # models that are loaded and answer together
+
+
+@dataclass(frozen=True)
+class Request:
+    """Prompts, each with its model; names and rights were looked at before."""
+
+    asked: Sequence[tuple[TunedModel, Messages]]
+    sampling: Sampling
+
+    @property
+    def models(self) -> set[tuple[str, str]]:
+        return {(t.base.name, t.folder) for t, _ in self.asked}
+
+
+@dataclass
+class _Waiting:
+    """A request in the queue, and where its answers go."""
+
+    request: Request
+    answers: "Future[list[Completion]]" = field(default_factory=Future)
+    pieces: "queue.Queue[Completion | Exception | None] | None" = None
+    """Where the parts of a streamed answer go, then None."""
+    is_given_up: bool = False
+
+    def fail(self, error: Exception) -> None:
+        self.pieces.put(error) if self.pieces else self.answers.set_exception(error)
+
+
+class _GivenUp(BaseException):
+    """Nobody waits for any of these answers any more."""
+
+
+class Pool:
+    """The models that are loaded on one device, and the thread that alone computes with them."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._queue: queue.SimpleQueue[_Waiting] = queue.SimpleQueue()
+        self._starting, self._owner = threading.Lock(), 0
+        self.is_busy = False
+        self.engines: OrderedDict[tuple[str, ...], Engine] = OrderedDict()
+        self._bases: WeakValueDictionary[tuple[str, ...], Adapters] = WeakValueDictionary()
+
+    def complete(self, request: Request) -> list[Completion]:
+        """One answer for each prompt, in order. Errors are those of `generate_all`; they and the
+        answers are the same whoever else asks at the time."""
+        waiting = self._ask(_Waiting(request))
+        try:
+            return waiting.answers.result()
+        finally:
+            waiting.is_given_up = True
+
+    def stream(self, request: Request) -> Generator[Completion]:
+        """The answer to the one prompt of a request, as far as it is written, after every token."""
+        pieces: queue.Queue[Completion | Exception | None] = queue.Queue()
+        waiting = self._ask(_Waiting(request, pieces=pieces))
+        try:
+            while (piece := pieces.get()) is not None:
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
+        finally:
+            waiting.is_given_up = True
+
+    def _ask(self, waiting: _Waiting) -> _Waiting:
+        with self._starting:
+            if self._owner != os.getpid():  # a forked child does not have its parent's threads
+                self._owner = os.getpid()
+                threading.Thread(target=self._serve, name="tunesmith-owner", daemon=True).start()
+        self._queue.put(waiting)
+        return waiting
+
+    # ------------------------------------------------------------ in the owner's thread
+
+    def _serve(self) -> None:
+        while True:
+            waiting = [self._queue.get()]
+            self.is_busy = True
+            while not self._queue.empty():
+                waiting.append(self._queue.get())
+            for group in _joined(waiting):
+                self._answer(group)
+            self.is_busy = False
+
+    def _answer(self, group: list[_Waiting]) -> None:
+        """Answer requests in one batch; one that cannot be answered fails alone."""
+        try:
+            if group[0].pieces is not None:
+                self._write_pieces(group[0], group[0].pieces)
+            elif len(group) == 1:
+                group[0].answers.set_result(self._answers(group))
+            else:
+                good = [w for w in group if self._is_answerable(w)]
+                found = self._answers(good) if good else []
+                for w in good:
+                    n = len(w.request.asked)
+                    w.answers.set_result(found[:n])
+                    found = found[n:]
+        except _GivenUp:
+            pass
+        except Exception as e:
+            waiting = [w for w in group if not w.answers.done()]
+            for w in waiting if len(group) > 1 else ():
+                self._answer([w])
+            if len(group) == 1:
+                group[0].fail(e)
+
+    def _is_answerable(self, waiting: _Waiting) -> bool:
+        try:
+            for tuned, messages in waiting.request.asked:
+                self.engine_for(tuned).prompt_ids(messages)
+        except Exception as e:
+            waiting.fail(e)
+            return False
+        return True
+
+    def _answers(self, group: list[_Waiting]) -> list[Completion]:
+        def look(done: int) -> None:
+            if all(w.is_given_up for w in group):
+                raise _GivenUp
+
+        asked = [(self.engine_for(t), m) for w in group for t, m in w.request.asked]
+        return generate_all(asked, group[0].request.sampling, look)
+
+    def _write_pieces(
+        self, waiting: _Waiting, pieces: "queue.Queue[Completion | Exception | None]"
+    ) -> None:
+        [(tuned, messages)] = waiting.request.asked
+        for so_far in self.engine_for(tuned).stream(messages, waiting.request.sampling):
+            pieces.put(so_far)
+            if waiting.is_given_up:
+                return
+        pieces.put(None)
+
+    def engine_for(self, tuned: TunedModel) -> Engine:
+        """The engine of a model, loaded when first asked and kept while the weights of all fit into
+        `LOADED_SHARE` of the memory."""
+        of_base = tuned.base.name, tuned.base.folder
+        key = (*of_base, tuned.folder, tuned.digest)
+        if key not in self.engines:
+            shared = self._bases.get(of_base)
+            engine = self.engines[key] = Engine.load(tuned, self._device, shared)
+            if shared is None and engine.adapters:
+                self._bases[of_base] = engine.adapters
+        self.engines.move_to_end(key)
+        room = LOADED_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        while len(self.engines) > 1 and self.bytes_loaded() > room:
+            self.engines.popitem(last=False)
+        return self.engines[key]
+
+    def bytes_loaded(self) -> int:
+        models = {id(e.model): e.model for e in self.engines.values()}
+        adapters = (e.adapter.size for e in self.engines.values() if e.adapter)
+        return sum(map(_weights, models.values())) + sum(adapters)
+
+
+def _joined(waiting: list[_Waiting]) -> list[list[_Waiting]]:
+    """Requests that are answered together: greedy, with the same limits, and of no more models than
+    are loaded at once. What is drawn at random is answered alone, since a row draws by how often
+    its prompt stood in its request; so is what is streamed."""
+    groups: list[list[_Waiting]] = []
+    for w in waiting:
+        for group in groups:
+            first = group[0]
+            models = set().union(*(g.request.models for g in [*group, w]))
+            if (
+                w.pieces is None is first.pieces
+                and w.request.sampling == first.request.sampling
+                and w.request.sampling.temperature == 0
+                and len(models) <= MOST_TOGETHER
+            ):
+                group.append(w)
+                break
+        else:
+            groups.append([w])
+    return groups
+
+
+def _weights(model: Model) -> int:
+    plain: int = sum(p.nbytes for p in model.parameters())
+    return plain + sum(m.size for m in model.modules() if isinstance(m, prepacked.Prepacked))
+
+
+# ---------------------------------------------------------------- the pools of this process
+
+_pools: dict[str, Pool] = {}
+_finding = threading.Lock()
+
+
+def use_one_thread() -> None:
+    """In a child that was forked beside torch: more would wait for the parent's threads for
+    ever."""
+    if torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+
+
+def of_device(device: str) -> Pool:
+    with _finding:
+        if device not in _pools:
+            _pools[device] = Pool(device)
+        return _pools[device]
+
+
+def _after_fork() -> None:
+    """A child has none of its parent's threads: it answers with an owner of its own. Models that
+    were computing when it was forked may hold locks, and are loaded anew."""
+    global _finding
+    _finding = threading.Lock()
+    for device, pool in list(_pools.items()):
+        fresh = _pools[device] = Pool(device)
+        if not pool.is_busy:
+            fresh.engines, fresh._bases = pool.engines, pool._bases
+
+
+os.register_at_fork(after_in_child=_after_fork)
