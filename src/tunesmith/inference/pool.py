@@ -9,7 +9,7 @@ import queue
 import threading
 from collections import OrderedDict
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
@@ -52,10 +52,6 @@ class _Waiting:
 
     def fail(self, error: Exception) -> None:
         self.pieces.put(error) if self.pieces else self.answers.set_exception(error)
-
-
-class _GivenUp(BaseException):
-    """Nobody waits for any of these answers any more."""
 
 
 class Pool:
@@ -124,7 +120,7 @@ class Pool:
                     n = len(w.request.asked)
                     w.answers.set_result(found[:n])
                     found = found[n:]
-        except _GivenUp:
+        except CancelledError:
             pass
         except Exception as e:
             waiting = [w for w in group if not w.answers.done()]
@@ -145,7 +141,7 @@ class Pool:
     def _answers(self, group: list[_Waiting]) -> list[Completion]:
         def look(done: int) -> None:
             if all(w.is_given_up for w in group):
-                raise _GivenUp
+                raise CancelledError  # nobody waits for any of these answers any more
 
         asked = [(self.engine_for(t), m) for w in group for t, m in w.request.asked]
         return generate_all(asked, group[0].request.sampling, look)
