@@ -19,8 +19,8 @@ from pathlib import Path
 
 import crash
 import large
-from crash import InProcess, make_base
-from forks import at_once, forked, room, start
+from crash import make_base
+from forks import InThisProcess, at_once, forked, room, start
 from record import Proof, show_and_save
 
 from tunesmith import Tunesmith, durable, repair, worker
@@ -54,7 +54,7 @@ def shared(base: Path, folder: Path, homes: int, each: int, seed: int) -> Iterat
     def work(place: Path) -> None:
         settings = Settings.read(place)
         store = open_store(settings)
-        InProcess(settings, store).work_all()
+        worker.Worker(settings, store, InThisProcess()).work_all()
         repair.repair(settings, store, list(repair.mismatches(settings, store, read=True)))
 
     for place in places:

@@ -1007,7 +1007,8 @@ def _inference() -> Any:
     """The one late import of the house: answering needs torch, and `tunesmith job list` must not
     wait for it."""
     try:
-        with imports.quickly():
+        # SciPy: for losses of object detection
+        with imports.quickly("transformers", without="scipy"):
             from tunesmith.inference import pool
     except ImportError as e:
         raise MissingExtra(what=f"answering ({e.name})", extra="train") from None

@@ -7,6 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from tunesmith.interfaces import doctor
+from tunesmith.schema import REVISION
 from tunesmith.store import JobStore
 
 
@@ -18,7 +19,10 @@ def test_a_fit_machine_is_told_what_is_there(home: Path) -> None:
     found = checks()
     assert all(c.ok for c in found.values()), [c for c in found.values() if not c.ok]
     assert "ms a file" in found["fsync"].found and "boot clock" in found["clock"].found
-    assert sqlite3.sqlite_version in found["store"].found and "schema 0003" in found["store"].found
+    assert (
+        sqlite3.sqlite_version in found["store"].found
+        and f"schema {REVISION}" in found["store"].found
+    )
     assert found["torch build"].found in ("for the CPU",) or found["torch build"].found.startswith(
         "for CUDA"
     )

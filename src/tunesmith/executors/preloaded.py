@@ -38,7 +38,6 @@ MODULES = (
     "torch",
     "transformers.models.llama.modeling_llama",
     child.EVALUATE.module,
-    "tunesmith.models.methods.lora",
     child.TRAIN.module,
     child.REHEARSE.module,
     child.PROVE_RESUME.module,
@@ -177,7 +176,8 @@ def become(phase: child.Phase, fds: list[int], parent: int) -> None:
 def _import(module: str) -> None:
     """What fails here fails again in the phase that needs it, whose log then says why."""
     try:
-        with imports.quickly():
+        # SciPy: for losses of object detection
+        with imports.quickly("transformers", without="scipy"):
             importlib.import_module(module)
     except Exception as e:
         print(f"{module} was not preloaded: {type(e).__name__}: {e}", file=sys.stderr, flush=True)

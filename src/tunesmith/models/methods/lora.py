@@ -13,16 +13,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import layer as lora_layer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from tunesmith import imports
 from tunesmith.catalog import ModelSpec
 from tunesmith.errors import DamagedFiles
 from tunesmith.models import lora_files
 from tunesmith.options import Decided
+
+# bitsandbytes takes a second, and is needed where weights are frozen in NF4 alone: then it has been
+# imported before this. PEFT keeps what it finds when it is asked first.
+with imports.quickly("peft", without="bitsandbytes"):
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft.import_utils import is_bnb_4bit_available, is_bnb_available
+    from peft.tuners.lora import layer as lora_layer
+
+    is_bnb_available()
+    is_bnb_4bit_available()
 
 
 def prepare(model: PreTrainedModel, options: Decided) -> PeftModel:
