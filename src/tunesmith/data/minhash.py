@@ -64,7 +64,7 @@ def _signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
     pairs = _mixed(flat * np.uint64(0x9E3779B97F4A7C15) + np.append(flat[1:], np.uint64(0)))
     ends = (
         np.asarray([*starts[1:], len(words)], np.int64) - 1
-    )  # the pair (end mark, next text's first word) is nobody's
+    )  # a pair of an end mark and the next text's first word belongs to neither text
     pairs[ends] = np.uint64(2**64 - 1)
     generator = np.random.default_rng(0)
     found = np.empty((len(texts), HASHES), np.uint32)

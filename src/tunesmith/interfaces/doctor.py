@@ -183,7 +183,7 @@ def _prices_check(home: Path) -> Check:
         catalog.prices(home)
     except TunesmithError as e:
         return Check("prices", False, str(own), str(e))
-    words = str(own) if own.exists() else "the shipped table, nobody's prices"
+    words = str(own) if own.exists() else "the shipped table (invented figures)"
     return Check("prices", True, words, "" if own.exists() else f"write your own into {own}")
 
 

@@ -35,7 +35,7 @@ from tunesmith.errors import (
     ReservedSchemaName,
     TunesmithError,
 )
-from tunesmith.interfaces.contract import cancelled, completion_object, description, listing
+from tunesmith.interfaces.cortex import cancelled, completion_object, description, listing
 from tunesmith.options import Options
 from tunesmith.service import Tunesmith, database_error
 

@@ -36,18 +36,20 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 @dataclass(frozen=True)
 class Bucket:
-    """Nodes of like length, each attending to itself."""
+    """Nodes of like length that are attended to in one call: M nodes, each padded to L places, so
+    that they make a grid of M x L."""
 
     shape: tuple[int, int]
     """(M, L)"""
     places: Tensor
-    """Where their tokens stand, (M, L) flattened; after its end a node repeats its last token."""
+    """For each place of the grid, row by row, the position in the packed sequence of the token that
+    stands there; padding repeats a node's last token."""
     flat: Tensor
-    """Where the tokens stand, padding left out."""
+    """The same positions for tokens alone, padding left out."""
     valid: Tensor
-    """The same tokens as places in the flattened (M, L)."""
+    """For each of these tokens, its place in the grid, counted row by row."""
     padding: Tensor | None
-    """The other places there; None where there are none."""
+    """Places of the grid that hold padding; None where there is none."""
 
 
 @dataclass(frozen=True)
