@@ -15,7 +15,7 @@ demo: .venv/train.done
 	$(BIN)/tunesmith demo
 
 test: check
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 
 proofs: .venv/dev.done
 	$(BIN)/python proofs/all.py

@@ -42,6 +42,17 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["TUNESMITH_PRELOADED"] = str(place)
 
 
+SPREAD = ("test_promises.py", "test_docs.py")  # whose tests take long and share nothing
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long tests first, each for whoever is free; those of any other file stay together."""
+    items.sort(key=lambda item: item.path.name not in SPREAD)
+    for item in items:
+        if item.path.name not in SPREAD:
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """With CI set, what is missing is a failure, not a skip."""

@@ -31,6 +31,7 @@ from sqlalchemy.engine import Connection
 
 MIGRATIONS, REVISION = "tunesmith:migrations", "0004"
 """Where the revisions are, and the newest of them."""
+SEALED_SINCE = "0003"  # the revision in which rows got seals
 
 metadata = sa.MetaData()
 

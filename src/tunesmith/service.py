@@ -1,6 +1,7 @@
 """Tunesmith, the service: the few verbs that every door calls. Embedded, a user's queries run on
 his own connection."""
 
+import atexit
 import copy
 import json
 import os
@@ -10,12 +11,13 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from weakref import WeakSet
 
 import duckdb
 
@@ -484,6 +486,7 @@ class Tunesmith:
     def _drop_damaged(self, name: str, error: DamagedRow) -> str:
         """A model whose row cannot be believed: its row, and its files in the folder of its id,
         which is here or the error stays."""
+        access.require(self.principal, "OWNERSHIP", name)
         folder = self.settings.home / "models" / str(error.fields["row"])
         if folder.name not in {p.name for p in (self.settings.home / "models").glob("*")}:
             raise error
@@ -630,8 +633,15 @@ class Tunesmith:
         """The answer to one prompt in pieces as they are written; joined they are what `complete`
         gives. Options as there.
 
-        Who stops listening pays for what was written until then.
+        Who stops listening pays for what he heard until then.
         """
+        written = self._written(name, prompt, options)
+        _streams.add(written)
+        return written
+
+    def _written(
+        self, name: str, prompt: Any, options: Mapping[str, Any]
+    ) -> Generator[str, None, None]:
         messages, began = _messages(prompt), time.time()
         catalog.prices(self.settings.home)
         tuned, inference, asked = self._usable(name), _inference(), _sampling(options)
@@ -1015,6 +1025,16 @@ def _inference() -> Any:
     if _is_forked:
         pool.use_one_thread()
     return pool
+
+
+_streams: WeakSet[Generator[str, None, None]] = WeakSet()
+
+
+@atexit.register
+def _close_streams() -> None:
+    """What was heard is counted, also where a program ends in the middle of an answer."""
+    for written in list(_streams):
+        written.close()
 
 
 _is_forked = False

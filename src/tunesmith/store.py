@@ -922,7 +922,8 @@ def _upgrade(c: Connection, found: str | None) -> bool:
     if found not in {s.revision for s in ScriptDirectory.from_config(config).walk_revisions()}:
         return False
     command.upgrade(config, schema.REVISION)
-    schema.seal_all(c)
+    if (found or "") < schema.SEALED_SINCE:  # in later ones a row without a seal is a damaged one
+        schema.seal_all(c)
     return True
 
 

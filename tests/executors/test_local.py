@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from conftest import next_word_rows, until
 from tunesmith import Tunesmith, worker
-from tunesmith.errors import TrainingFailed
+from tunesmith.errors import InvalidSetting, TrainingFailed
 from tunesmith.executors import Exited, ask
 from tunesmith.executors.local import LocalExecutor
 from tunesmith.jobs import Job
@@ -112,9 +113,9 @@ executor = LocalExecutor(Settings.read())
 work = Assignment(**json.loads(sys.argv[1]))
 log = open(os.path.join(work.folder, "log.txt"), "ab")
 running = executor.start(PHASES["prove_resume"], work, log)
-running._known_pid = running._pid.get()
-os.kill(running._known_pid, signal.SIGSTOP)  # so that it lasts
-print(running._known_pid, executor._process.pid if executor._process else 0, flush=True)
+running._began.wait()
+os.kill(running.pid, signal.SIGSTOP)  # so that it lasts
+print(running.pid, executor._process.pid if executor._process else 0, flush=True)
 time.sleep(60)
 """
     from dataclasses import asdict
@@ -166,3 +167,89 @@ def test_what_died_without_a_word_is_an_error_with_the_end_of_its_log(
     executor = LocalExecutor(Settings.read())
     with tempfile.TemporaryFile() as log, pytest.raises(TrainingFailed, match="missing 1"):
         ask(executor, REHEARSE, NoAssignment(), Measured, log)
+
+
+def test_a_preloaded_process_that_died_unseen_is_replaced_when_a_phase_is_sent(
+    work: Assignment, alone: LocalExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard(alone, work)
+    process = alone._process
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    monkeypatch.setattr(process, "poll", lambda: None)  # as if it ended between look and send
+    assert heard(alone, work)[-1] == Exited(0) and alone._process is not process
+
+
+def test_an_end_is_heard_whatever_was_said(
+    work: Assignment, alone: LocalExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message of another release, which cannot be read, ends the phase and nothing else."""
+
+    def unreadable(line: bytes) -> Message:
+        raise KeyError("Unknown")
+
+    monkeypatch.setattr("threading.excepthook", lambda told: None)
+    with monkeypatch.context() as patch:
+        patch.setattr("tunesmith.executors.local.from_line", unreadable)
+        assert isinstance(heard(alone, work)[-1], Exited)
+    assert heard(alone, work)[-1] == Exited(0)
+
+
+def test_a_phase_that_is_stopped_before_it_begins_does_not_work(
+    work: Assignment, alone: LocalExecutor
+) -> None:
+    with tempfile.TemporaryFile() as log:
+        running = alone.start(PREPARE, work, log)  # nothing is imported yet
+        running.stop()
+        told = []
+        while not isinstance(message := running.hear(30.0), Exited):
+            told.append(message)
+    assert message.code == -signal.SIGKILL and not any(isinstance(m, Done) for m in told)
+
+
+def test_no_descriptor_or_thread_stays_of_a_phase(work: Assignment, alone: LocalExecutor) -> None:
+    heard(alone, work)
+
+    def left() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    before = left()
+    for _ in range(5):
+        heard(alone, work)
+    until(lambda: left() <= before, 5)
+
+
+def test_a_fork_of_the_users_program_holds_no_phase_and_no_preloaded_process(
+    work: Assignment, alone: LocalExecutor
+) -> None:
+    with tempfile.TemporaryFile() as log:
+        running = alone.start(PREPARE, work, log)
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(30)
+            os._exit(0)
+        try:
+            began = time.monotonic()
+            while not isinstance(running.hear(1.0), Exited):
+                pass
+            process = alone._process
+            assert process is not None
+            alone.close()
+            assert process.poll() is not None and time.monotonic() - began < 25
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def test_a_socket_that_is_gone_is_told_by_its_setting(
+    work: Assignment, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNESMITH_PRELOADED", str(home / "gone"))
+    executor = LocalExecutor(Settings.read())
+    executor.warm()
+    with (
+        tempfile.TemporaryFile() as log,
+        pytest.raises(InvalidSetting, match="TUNESMITH_PRELOADED"),
+    ):
+        executor.start(PREPARE, work, log)

@@ -1,6 +1,9 @@
 """One owner computes for many threads: together, and with the answers that each would get alone."""
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 
 from conftest import WORDS
+from tunesmith import Tunesmith
 from tunesmith.catalog import ModelSpec
 from tunesmith.errors import PromptTooLong
 from tunesmith.inference import pool as pools
@@ -37,7 +41,7 @@ def at_once(pool: Pool, requests: list[Request]) -> list[Any]:
         begin.wait()
         try:
             found[i] = pool.complete(requests[i])
-        except Exception as e:
+        except BaseException as e:
             found[i] = e
 
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(requests))]
@@ -89,7 +93,7 @@ def test_a_request_that_cannot_be_answered_fails_alone(
 def test_what_is_drawn_or_streamed_is_answered_alone(base: TunedModel) -> None:
     hot = Sampling(max_tokens=8, temperature=1.0, seed=1)
     kinds = [request(base, "a"), request(base, "a", sampling=hot), request(base, "b")]
-    waiting = [_Waiting(r) for r in kinds] + [_Waiting(kinds[0], pieces=pools.queue.Queue())]
+    waiting = [_Waiting(r) for r in kinds] + [_Waiting(kinds[0], pieces=pools.Pieces())]
     assert [len(g) for g in _joined(waiting)] == [2, 1, 1]
     pool = Pool("cpu")
     drawn = pool.complete(request(base, "a", "a", sampling=hot))
@@ -122,3 +126,48 @@ def test_a_forked_child_answers_with_an_owner_of_its_own(base: TunedModel) -> No
     os.close(write)
     assert os.read(read, 10) == b"same"
     os.waitpid(pid, 0)
+
+
+def test_a_panic_of_a_library_fails_its_request_and_the_owner_goes_on(
+    base: TunedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Panic(BaseException):
+        """As Rust's are."""
+
+    def panics(*arguments: Any) -> Any:
+        raise Panic
+
+    pool = Pool("cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(pools, "generate_all", panics)
+        assert all(isinstance(f, Panic) for f in at_once(pool, [request(base, "a")] * 3))
+    assert pool.complete(request(base, "say red"))[0].text
+
+
+@pytest.mark.parametrize("ends", ["by itself", "by Ctrl-C"])
+def test_a_program_that_ends_while_something_is_computed_ends_well(home: Path, ends: str) -> None:
+    program = """
+from tunesmith import Tunesmith
+service = Tunesmith()
+pieces = service.stream("tunesmith-tiny", "Where is my card?", max_tokens=200)
+print(next(pieces), flush=True)
+"""
+    if ends == "by Ctrl-C":
+        program += (
+            "service.complete('tunesmith-tiny', [f'{i} cards' for i in range(500)], max_tokens=300)"
+        )
+    started = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert started.stdout is not None and started.stdout.readline()
+    if ends == "by Ctrl-C":
+        time.sleep(1.0)
+        started.send_signal(signal.SIGINT)
+    _, said = started.communicate(timeout=60)
+    assert started.returncode == (0 if ends == "by itself" else -signal.SIGINT), said
+    assert "Exception ignored" not in said
+    assert ends != "by itself" or Tunesmith(home=home).rows("usage"), "what was heard is counted"

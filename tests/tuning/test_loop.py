@@ -1,3 +1,5 @@
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +9,7 @@ import pytest
 import torch
 
 from conftest import WORDS, decided, next_word_rows
+from tunesmith import durable
 from tunesmith.data.dataset import Row
 from tunesmith.data.examples import Example
 from tunesmith.data.template import Encoder, PromptTemplate
@@ -609,3 +612,34 @@ def test_the_order_of_rows_has_a_seed_of_its_own(scene: Scene) -> None:
         return [r[0] for f in scene.heard(RowLosses) if f.part == "train" for r in f.rows]
 
     assert rows(seed=1) == rows(seed=2) != rows(seed=1, order_seed=3)
+
+
+def test_checkpoints_of_another_release_are_passed_over_and_do_not_outlive_the_new_ones(
+    scene: Scene,
+) -> None:
+    """They have higher steps than a run that begins anew, and would count as the newest."""
+    whole, _ = scene.train()
+    for file in (scene.folder / "attempt-1").glob("step-*/state.json"):
+        state = json.loads(file.read_text())
+        del state["format"]
+        shutil.rmtree(target := file.parents[1] / f"step-{state['step'] + 100:08d}", True)
+        staged = shutil.copytree(file.parent, scene.folder / "old", ignore=_manifest)
+        durable.write_json(staged / "state.json", state)
+        durable.publish(staged, target)
+        durable.remove(file.parent)
+    scene.told.clear()
+
+    def kill(model: Any, message: Message) -> None:
+        if isinstance(message, Stepped) and message.step == 7:
+            raise Killed
+
+    with pytest.raises(Killed):
+        scene.train(kill, attempt=2)
+    assert scene.heard(Started)[-1].step == 0
+    assert any("another release" in w.message for w in scene.heard(Warned))
+    resumed, _ = scene.train(attempt=3)
+    assert scene.heard(Started)[-1].step == 6 and same(weights(whole), weights(resumed))
+
+
+def _manifest(folder: str, names: list[str]) -> list[str]:
+    return [n for n in names if n == durable.MANIFEST]

@@ -62,11 +62,15 @@ class Preloaded:
         self._watch(self._woken, self._reap)
         if listening is not None:
             self._own.append(listening)
-            self._watch(listening, lambda: self.connect(listening.accept()[0]))
+            self._watch(listening, lambda: self._accept(listening))
         self._serves_one = listening is None
 
     def _watch(self, source: socket.socket, act: Callable[[], None]) -> None:
         self._selector.register(source, selectors.EVENT_READ, act)
+
+    def _accept(self, listening: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # too many files: who knocks hears that it is closed
+            self.connect(listening.accept()[0])
 
     def connect(self, connection: socket.socket) -> None:
         self._own.append(connection)
@@ -96,8 +100,13 @@ class Preloaded:
             name, fds, _, _ = socket.recv_fds(connection, 64, 4)
         except OSError:
             name, fds = b"", []
+        phase = child.PHASES.get(name.decode(errors="replace"))
+        if phase is not None and len(fds) == 4:
+            self._waiting.append((connection, phase, fds))
+            return
+        for fd in fds:  # of another release, or there were too many files: its end is told
+            os.close(fd)
         if name:
-            self._waiting.append((connection, child.PHASES[name.decode()], fds))
             return
         self._selector.unregister(connection)
         self._own.remove(connection)
@@ -118,7 +127,15 @@ class Preloaded:
                 self._fork(*request)
 
     def _fork(self, connection: socket.socket, phase: child.Phase, fds: list[int]) -> None:
-        parent, pid = os.getpid(), os.fork()
+        parent = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError as e:  # too many processes, or no memory: this phase has ended, no other
+            os.write(fds[2], f"the phase could not be forked: {e}\n".encode())
+            os.write(fds[3], f"ended {-signal.SIGKILL}\n".encode())
+            for fd in fds:
+                os.close(fd)
+            return
         if pid == 0:
             try:
                 signal.set_wakeup_fd(-1)
@@ -127,10 +144,14 @@ class Preloaded:
                     source.close()
                 for _, told in self._children.values():
                     os.close(told)
+                for _, _, waiting in self._waiting:
+                    for fd in waiting:
+                        os.close(fd)
                 self._selector.close()
                 become(phase, fds, parent)
             except BaseException:
                 traceback.print_exc()
+                _flush()
             finally:
                 os._exit(1)
         self._children[pid] = (connection, fds[3])
@@ -169,8 +190,15 @@ def become(phase: child.Phase, fds: list[int], parent: int) -> None:
     os.environ.update(asked["environment"])
     os.chdir(asked["folder"])
     child.run(phase, asked["work"])
-    sys.stderr.flush()
+    _flush()
     os._exit(0)
+
+
+def _flush() -> None:
+    """What libraries print goes to the log, to its last word."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
 
 
 def _import(module: str) -> None:
@@ -205,6 +233,7 @@ def main(words: Any = None) -> None:
     # A GPU must not be touched before a fork; this way torch only asks the driver's management
     # library whether there is one.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when it is imported
     _name_process("tunesmith-preloaded")
     listening = None
     if asked.socket:

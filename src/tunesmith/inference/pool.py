@@ -4,6 +4,7 @@ queue, and those that can be answered in one batch are.
 A request is plain data, so that the owner can be a thread here, or stand in a process of its own.
 """
 
+import atexit
 import os
 import queue
 import threading
@@ -25,6 +26,7 @@ from tunesmith.registry import TunedModel
 # of this machine's memory, for the weights of models that are kept loaded; the last one asked
 # always is
 LOADED_SHARE = 0.25
+FINISH_S = 30.0  # at most, for what is being computed when a program ends
 MOST_TOGETHER = 16  # models that are loaded and answer together
 
 
@@ -46,12 +48,47 @@ class _Waiting:
 
     request: Request
     answers: "Future[list[Completion]]" = field(default_factory=Future)
-    pieces: "queue.Queue[Completion | Exception | None] | None" = None
-    """Where the parts of a streamed answer go, then None."""
+    pieces: "Pieces | None" = None
     is_given_up: bool = False
 
-    def fail(self, error: Exception) -> None:
-        self.pieces.put(error) if self.pieces else self.answers.set_exception(error)
+    def fail(self, error: BaseException) -> None:
+        if self.pieces is not None:
+            self.pieces.end(error)
+        elif not self.answers.done():
+            self.answers.set_exception(error)
+
+
+class Pieces:
+    """A streamed answer on its way: who writes leaves it as far as it is, who reads takes the
+    latest, however slowly."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._latest: Completion | None = None
+        self._is_over, self._error = False, None  # type: bool, BaseException | None
+
+    def put(self, so_far: Completion) -> None:
+        with self._changed:
+            self._latest = so_far
+            self._changed.notify()
+
+    def end(self, error: BaseException | None = None) -> None:
+        with self._changed:
+            self._is_over, self._error = True, error
+            self._changed.notify()
+
+    def __iter__(self) -> Generator[Completion]:
+        while True:
+            with self._changed:
+                while self._latest is None and not self._is_over:
+                    self._changed.wait()
+                found, self._latest = self._latest, None
+                error = self._error if found is None else None
+            if error is not None:
+                raise error
+            if found is None:
+                return
+            yield found
 
 
 class Pool:
@@ -59,15 +96,15 @@ class Pool:
 
     def __init__(self, device: str) -> None:
         self._device = device
-        self._queue: queue.SimpleQueue[_Waiting] = queue.SimpleQueue()
-        self._starting, self._owner = threading.Lock(), 0
-        self.is_busy = False
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._starting, self._owner = threading.Lock(), None  # type: threading.Lock, threading.Thread | None
+        self.is_busy = self._is_over = False
         self.engines: OrderedDict[tuple[str, ...], Engine] = OrderedDict()
         self._bases: WeakValueDictionary[tuple[str, ...], Adapters] = WeakValueDictionary()
 
     def complete(self, request: Request) -> list[Completion]:
-        """One answer for each prompt, in order. Errors are those of `generate_all`; they and the
-        answers are the same whoever else asks at the time."""
+        """One answer for each prompt, in order. Errors are those of `generate_all`; they are the
+        same whoever else asks at the time, and so are the answers, near ties apart."""
         waiting = self._ask(_Waiting(request))
         try:
             return waiting.answers.result()
@@ -75,34 +112,44 @@ class Pool:
             waiting.is_given_up = True
 
     def stream(self, request: Request) -> Generator[Completion]:
-        """The answer to the one prompt of a request, as far as it is written, after every token."""
-        pieces: queue.Queue[Completion | Exception | None] = queue.Queue()
+        """The answer to the one prompt of a request, as far as it is written. Other requests wait
+        until it has ended, or is closed."""
+        pieces = Pieces()
         waiting = self._ask(_Waiting(request, pieces=pieces))
         try:
-            while (piece := pieces.get()) is not None:
-                if isinstance(piece, Exception):
-                    raise piece
-                yield piece
+            yield from pieces
         finally:
             waiting.is_given_up = True
 
     def _ask(self, waiting: _Waiting) -> _Waiting:
         with self._starting:
-            if self._owner != os.getpid():  # a forked child does not have its parent's threads
-                self._owner = os.getpid()
-                threading.Thread(target=self._serve, name="tunesmith-owner", daemon=True).start()
-        self._queue.put(waiting)
+            if self._is_over:
+                raise CancelledError
+            if self._owner is None or not self._owner.is_alive():
+                self._owner = threading.Thread(
+                    target=self._serve, name="tunesmith-owner", daemon=True
+                )
+                self._owner.start()
+            self._queue.put(waiting)
         return waiting
+
+    def finish(self) -> None:
+        """Before the process ends: a thread that is inside torch then would abort it."""
+        with self._starting:
+            self._is_over = True
+            self._queue.put(None)
+        if self._owner is not None:
+            self._owner.join(FINISH_S)
 
     # ------------------------------------------------------------ in the owner's thread
 
     def _serve(self) -> None:
-        while True:
-            waiting = [self._queue.get()]
+        while not self._is_over:
+            found = [self._queue.get()]
             self.is_busy = True
             while not self._queue.empty():
-                waiting.append(self._queue.get())
-            for group in _joined(waiting):
+                found.append(self._queue.get())
+            for group in _joined([w for w in found if w is not None]):
                 self._answer(group)
             self.is_busy = False
 
@@ -120,9 +167,10 @@ class Pool:
                     n = len(w.request.asked)
                     w.answers.set_result(found[:n])
                     found = found[n:]
-        except CancelledError:
-            pass
-        except Exception as e:
+        except CancelledError as e:
+            for w in group:
+                w.fail(e)
+        except BaseException as e:  # also what a library in Rust raises when it panics
             waiting = [w for w in group if not w.answers.done()]
             for w in waiting if len(group) > 1 else ():
                 self._answer([w])
@@ -133,28 +181,26 @@ class Pool:
         try:
             for tuned, messages in waiting.request.asked:
                 self.engine_for(tuned).prompt_ids(messages)
-        except Exception as e:
+        except BaseException as e:
             waiting.fail(e)
             return False
         return True
 
     def _answers(self, group: list[_Waiting]) -> list[Completion]:
         def look(done: int) -> None:
-            if all(w.is_given_up for w in group):
+            if self._is_over or all(w.is_given_up for w in group):
                 raise CancelledError  # nobody waits for any of these answers any more
 
         asked = [(self.engine_for(t), m) for w in group for t, m in w.request.asked]
         return generate_all(asked, group[0].request.sampling, look)
 
-    def _write_pieces(
-        self, waiting: _Waiting, pieces: "queue.Queue[Completion | Exception | None]"
-    ) -> None:
+    def _write_pieces(self, waiting: _Waiting, pieces: Pieces) -> None:
         [(tuned, messages)] = waiting.request.asked
         for so_far in self.engine_for(tuned).stream(messages, waiting.request.sampling):
             pieces.put(so_far)
-            if waiting.is_given_up:
-                return
-        pieces.put(None)
+            if waiting.is_given_up or self._is_over:
+                break
+        pieces.end()
 
     def engine_for(self, tuned: TunedModel) -> Engine:
         """The engine of a model, loaded when first asked and kept while the weights of all fit into
@@ -236,4 +282,10 @@ def _after_fork() -> None:
             fresh.engines, fresh._bases = pool.engines, pool._bases
 
 
+def _finish() -> None:
+    for pool in list(_pools.values()):
+        pool.finish()
+
+
 os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_finish)

@@ -19,6 +19,7 @@ from tunesmith.inference.engine import Engine, Sampling
 from tunesmith.models import layout, loading, methods, packed
 from tunesmith.phases.child import Assignment
 from tunesmith.phases.messages import Quoted, Report, Trained, Warned
+from tunesmith.tuning import checkpoints
 from tunesmith.tuning.checkpoints import Position
 from tunesmith.tuning.loop import Budget, Run, Training, diverged, evaluate, mean_loss, train
 from tunesmith.tuning.recipe import token_budget, usual_rate
@@ -51,9 +52,6 @@ def run(work: Assignment, report: Report) -> None:
     if why := packed.why_padded(training.model, max(r.size for r in every)):
         report(Warned(f"rows are padded, not packed: slower, and otherwise the same ({why})"))
     micro_tokens = layout.micro_tokens(training.model)
-    is_new = not any(True for a in work.attempts for _ in a.glob("step-*"))
-    if is_new:  # a resumed job was quoted when it began
-        micro_tokens = _quote(work, training, report)
     decided, spec = training.decided, work.spec
     bound_to: dict[str, Any] = {
         "data": work.data_digest,
@@ -61,6 +59,8 @@ def run(work: Assignment, report: Report) -> None:
         "base": catalog.fingerprint(spec),
         "template": dict(work.template),
     }
+    if checkpoints.newest(work.attempts, bound_to) is None:  # a resumed one was quoted before
+        micro_tokens = _quote(work, training, report)
     where = Run(work.attempts, Path(work.home), bound_to, report, micro_tokens)
     at = train(training, where, budget(work))
     if told := diverged(at, decided.learning_rate, usual_rate(spec, decided.method)[0]):

@@ -181,6 +181,11 @@ def collect(attempts: list[Path], best_step: int) -> None:
             durable.remove(folder)
 
 
+def remove_all(attempts: list[Path]) -> None:
+    for folder in (c for a in attempts for c in a.glob("step-*")):
+        durable.remove(folder)
+
+
 def _optimizer_tensors(
     optimizer: torch.optim.Optimizer, trained: dict[str, torch.nn.Parameter]
 ) -> dict[str, torch.Tensor]:

@@ -438,6 +438,9 @@ def _begin(
     that its optimizer has yet to be restored from."""
     found, here = _newest(run), checkpoints.environment(next(iter(trained.values())).device)
     if found is None:
+        checkpoints.remove_all(
+            run.attempts
+        )  # those that were passed over would count as the newest
         at = Position(bound_to=run.bound_to, micro_tokens=run.micro_tokens, environment=here)
         return at, None
     checkpoints.load_weights(found.folder, trained)
@@ -453,7 +456,7 @@ def _begin(
 
 def _newest(run: Run) -> checkpoints.Checkpoint | None:
     def say(e: DamagedFiles) -> None:
-        run.report(Warned(f"a damaged checkpoint was passed over for the one before it: {e}"))
+        run.report(Warned(f"a checkpoint was passed over: {e}"))
 
     return checkpoints.newest(run.attempts, run.bound_to, say)
 

@@ -1,7 +1,7 @@
 """The task `causal_lm` is called `text_generation`. Rows that are damaged stay as they are, for
 their seals to tell."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,6 +12,7 @@ from tunesmith.schema import damage, jobs, models, seal_of
 revision, down_revision = "0004", "0003"
 
 OLD, NEW = "causal_lm", "text_generation"
+PAGE = 500  # rows in memory
 
 
 def upgrade() -> None:
@@ -19,21 +20,40 @@ def upgrade() -> None:
     for table in (jobs, models):
         there = {found["name"] for found in sa.inspect(c).get_columns(table.name)}
         columns = [column for column in table.columns if column.name in there]
-        for (key,) in c.execute(sa.select(table.c.id)).all():
-            row = c.execute(sa.select(*columns).where(table.c.id == key)).one()
-            if changes := _renamed(table, {**dict.fromkeys(table.c.keys()), **row._mapping}):
-                c.execute(table.update().where(table.c.id == key).values(changes))
+        ids = list(c.scalars(sa.select(table.c.id)))
+        for i in range(0, len(ids), PAGE):
+            changed = []
+            for row in _readable(c, columns, table.c.id, ids[i : i + PAGE]):
+                changes = _renamed(table, {**dict.fromkeys(table.c.keys()), **row})
+                if changes:
+                    changed.append({"key": row["id"], **changes})
+            if changed:
+                c.execute(table.update().where(table.c.id == sa.bindparam("key")), changed)
+
+
+def _readable(
+    c: sa.Connection, columns: Sequence[Any], key: Any, ids: Sequence[str]
+) -> Iterator[Mapping[str, Any]]:
+    """The rows of these ids; where SQLite's own pages are broken, those that can be read."""
+    try:
+        for row in c.execute(sa.select(*columns).where(key.in_(ids))).all():
+            yield dict(row._mapping)
+    except sa.exc.DatabaseError:
+        if len(ids) > 1 and c.dialect.name == "sqlite":
+            for one in ids:
+                yield from _readable(c, columns, key, [one])
 
 
 def _renamed(table: sa.Table, row: Mapping[str, Any]) -> dict[str, Any]:
-    """What changes in a row. One without a seal, of an older store, is sealed after this."""
+    """What a row is from now on: task, base and seal. One without a seal, of a store that had none,
+    is sealed after this."""
     if row["seal"] and damage(table, row):
         return {}
-    changes: dict[str, Any] = {}
-    if row["task"] == OLD:
-        changes["task"] = NEW
-    if isinstance(row["base"], dict) and row["base"].get("task") == OLD:
-        changes["base"] = {**row["base"], "task": NEW}
-    if changes and row["seal"]:
-        changes["seal"] = seal_of(table, {**row, **changes}, is_read=True)
-    return changes
+    base = row["base"]
+    if isinstance(base, dict) and base.get("task") == OLD:
+        base = {**base, "task": NEW}
+    changes: dict[str, Any] = {"task": NEW if row["task"] == OLD else row["task"], "base": base}
+    if changes["task"] == row["task"] and base is row["base"]:
+        return {}
+    seal = seal_of(table, {**row, **changes}, is_read=True) if row["seal"] else None
+    return {**changes, "seal": seal}
