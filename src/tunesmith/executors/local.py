@@ -161,7 +161,7 @@ class LocalExecutor:
         try:
             return os.fdopen(durable.open_private(self._settings.home / "worker.log"), "ab")
         except (OSError, TunesmithError):  # a home that is not there, or cannot be written
-            return open(os.devnull, "ab")
+            return os.fdopen(os.open(os.devnull, os.O_WRONLY), "wb")
 
     def _environment(self) -> dict[str, str]:
         found = {**os.environ, **self._settings.environment()}
