@@ -438,9 +438,8 @@ def _begin(
     that its optimizer has yet to be restored from."""
     found, here = _newest(run), checkpoints.environment(next(iter(trained.values())).device)
     if found is None:
-        checkpoints.remove_all(
-            run.attempts
-        )  # those that were passed over would count as the newest
+        # those that were passed over would be taken for the newest
+        checkpoints.remove_all(run.attempts)
         at = Position(bound_to=run.bound_to, micro_tokens=run.micro_tokens, environment=here)
         return at, None
     checkpoints.load_weights(found.folder, trained)
