@@ -84,6 +84,7 @@ def test_a_store_of_an_earlier_release_opens_and_its_jobs_go_on(
 NEXT = """
 import sqlalchemy as sa
 from alembic import op
+from tunesmith.errors import DamagedRow
 revision, down_revision = "0005", "0004"
 def upgrade():
     op.add_column("jobs", sa.Column("colour", sa.String(), nullable=True))
@@ -145,3 +146,18 @@ def test_a_newer_store_is_refused_and_left_alone(url: str) -> None:
     with pytest.raises(StoreTooNew, match="9999"):
         JobStore(url)
     assert columns(url)[0] == "9999"
+
+
+@pytest.mark.parametrize("change", ["trained_tokens = 9, seal = NULL", "trained_tokens = 9"])
+def test_an_upgrade_makes_no_damaged_row_sound(tmp_path: Path, change: str) -> None:
+    [fixture] = [f for f in FIXTURES if f.stem == "store-0003"]
+    with sqlite3.connect(tmp_path / "state.db") as c:
+        c.executescript(fixture.read_text())
+        c.execute(f"UPDATE jobs SET {change} WHERE name = 'done'")
+        [(done,)] = c.execute("SELECT id FROM jobs WHERE name = 'done'").fetchall()
+    store = JobStore(f"sqlite:///{tmp_path / 'state.db'}")
+    with pytest.raises(DamagedRow):
+        store.get(done)
+    others = [r for r in store.rows("jobs")]
+    assert len(others) == 3 and {r["task"] for r in others} == {"text_generation"}
+    store.close()
