@@ -281,13 +281,6 @@ FAULTS = [
         "tests/test_durable.py -k many_threads",
     ),
     Fault(
-        "a forked child waits for its parent's threads",
-        "inference/engine.py",
-        "        torch.set_num_threads(1)",
-        "        pass",
-        "tests/test_settings.py -k forked",
-    ),
-    Fault(
         "four bits that do not come back",
         "models/quantized.py",
         "    return bool(((w_BN - u_BN)",
