@@ -26,6 +26,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from tunesmith.models.methods import decoder_of
+
 NAME = "tunesmith_packed"
 LEAST_SHARED = 8  # tokens: a shorter beginning costs more as a node of its own than it saves
 BUCKET = 0.7  # nodes at least this share as long as the longest are attended to together
@@ -434,7 +436,7 @@ def why_padded(model: Any, longest: int) -> str:
             f"its attention reaches back {_window(model, longest)} tokens and the longest row "
             f"has {longest}"
         )
-    decoder = model.get_base_model() if hasattr(model, "get_base_model") else model
+    decoder = decoder_of(model)
     told: str = getattr(decoder, "tunesmith_padded", "")
     return told or _objection(decoder)
 
