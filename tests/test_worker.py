@@ -51,6 +51,25 @@ def test_the_lock_ends_with_its_process_however_that_ends(home: Path) -> None:
     assert not worker.is_alive(home)
 
 
+def test_a_worker_that_has_not_written_its_number_yet_is_waited_for(home: Path) -> None:
+    """A kill of process 0 ends the killer's whole group, the test run with it; so this one runs in
+    a group of its own."""
+    code = f"""
+import os, subprocess, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from conftest import kill_worker, until
+from tunesmith import worker
+home = Path({str(home)!r})
+late = "import os, sys, time; from pathlib import Path; from tunesmith import worker; fd = worker._lock(Path(sys.argv[1]), 2); os.truncate(fd, 0); print(1, flush=True); time.sleep(0.5); os.write(fd, str(os.getpid()).encode()); time.sleep(60)"
+holder = subprocess.Popen([sys.executable, "-c", late, str(home)], stdout=subprocess.PIPE)
+holder.stdout.readline()
+assert kill_worker(home) == holder.pid and holder.wait() == -9
+"""
+    done = subprocess.run([sys.executable, "-c", code], start_new_session=True)
+    assert done.returncode == 0
+
+
 def test_a_worker_starts_by_itself_and_goes_home_without_work(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
