@@ -11,7 +11,7 @@ from pathlib import Path
 import marked
 
 from tunesmith import Tunesmith
-from tunesmith.data.audit import AuditReport
+from tunesmith.documents.audit import AuditReport
 
 TABLES = {
     "banking77": (

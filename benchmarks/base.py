@@ -156,8 +156,9 @@ def tune(run: Run, data: str) -> dict[str, Any]:
     from in_process import run_job
 
     from tunesmith.data.examples import encode
-    from tunesmith.evaluation.metrics import exact_match
+    from tunesmith.data.metrics import exact_match
     from tunesmith.inference.engine import Engine, Sampling
+    from tunesmith.options import Options
     from tunesmith.phases import train
     from tunesmith.phases.messages import Trained
     from tunesmith.registry import TunedModel
@@ -189,7 +190,7 @@ def tune(run: Run, data: str) -> dict[str, Any]:
             "cpu",
         )
         verdict = encode(
-            assignment.dataset(), "verdict", assignment.encoder(), spec, "reject"
+            assignment.dataset(), "verdict", assignment.encoder(), spec, Options(learn="last")
         ).accepted
         room = 2 * max(e.encoded.n_completion for e in verdict)
         answers = [

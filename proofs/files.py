@@ -28,7 +28,7 @@ from tunesmith import Tunesmith, durable, worker
 from tunesmith.data.dataset import Dataset
 from tunesmith.errors import DamagedFiles, DiskFull, StorageFailed, TunesmithError
 from tunesmith.home import open_store
-from tunesmith.inference.engine import Engine
+from tunesmith.inference.opening import open_model
 from tunesmith.settings import Settings
 from tunesmith.tuning import checkpoints
 
@@ -132,7 +132,7 @@ def _model_accepted(home: Path, chance: random.Random) -> str:
     [tuned] = Tunesmith(home=home).models()
     undo = damage(Path(tuned.folder), chance)
     try:
-        Engine.load(tuned, "cpu")
+        open_model(tuned, "cpu")
         return "it was loaded"
     except DamagedFiles:
         return ""

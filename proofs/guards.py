@@ -163,7 +163,7 @@ FAULTS = [
     ),
     Fault(
         "probes need not fit each other",
-        "evaluation/probes.py",
+        "tasks/text_generation/probes.py",
         "            found._check()\n",
         "",
         "tests/models/test_certificate.py -k fit",
@@ -199,7 +199,7 @@ FAULTS = [
     Fault(
         "a column that is there twice: the last one wins",
         "data/given.py",
-        "            if len(places[w]) > 1:",
+        "            if len(places[name]) > 1:",
         "            if False:",
         "tests/data/test_files.py -k twice",
     ),
@@ -262,7 +262,7 @@ FAULTS = [
     Fault(
         "an option that nothing reads",
         "options.py",
-        'if self.method not in ("auto", *readers[name]):',
+        "if not set(possible) & set(by_method[name]):",
         "if False:",
         "tests/test_jobs.py -k does_not_read",
     ),

@@ -59,7 +59,6 @@ def run_job(
     (home / "attempt-1").mkdir()
     assignment = Assignment(
         job_id="in-process",
-        task="text_generation",
         home=str(home),
         folder=str(home / "attempt-1"),
         data_folder=str(home / "data"),

@@ -20,6 +20,7 @@ from tunesmith.jobs import MOVES, WORKING, Job, JobStatus
 from tunesmith.models import methods
 from tunesmith.names import model_key
 from tunesmith.options import Decided, Options
+from tunesmith.tasks.specs import TEXT_GENERATION
 from tunesmith.tuning.recipe import Known, decide
 
 
@@ -158,11 +159,15 @@ def test_an_option_that_the_method_does_not_read_is_an_error_that_says_who_does(
     with pytest.raises(
         OptionNotRead, match=f"{name} = .*read by the method lora, and the method is full"
     ):
-        Options.parse({"method": "full", name: ONLY_LORA[name]}).must_be_read(methods.READERS)
+        Options.parse({"method": "full", name: ONLY_LORA[name]}).must_be_read(
+            TEXT_GENERATION, methods.READERS
+        )
     for method in ("lora", "auto"):
-        Options.parse({"method": method, name: ONLY_LORA[name]}).must_be_read(methods.READERS)
+        Options.parse({"method": method, name: ONLY_LORA[name]}).must_be_read(
+            TEXT_GENERATION, methods.READERS
+        )
     unset = {f.name: f.default for f in fields(Options)}
-    Options.parse({**unset, "method": "full"}).must_be_read(methods.READERS)
+    Options.parse({**unset, "method": "full"}).must_be_read(TEXT_GENERATION, methods.READERS)
 
 
 def test_an_option_of_one_method_decides_for_it_with_that_as_the_reason() -> None:

@@ -27,12 +27,14 @@ from tunesmith.errors import (
     WeightsNotHere,
     closest,
 )
+from tunesmith.tasks import specs
+from tunesmith.tasks.specs import TaskSpec
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     name: str
-    task: str = "text_generation"
+    task: str = specs.TEXT_GENERATION.name
     hub_id: str = ""
     bundled: bool = False
     scratch_of: str = ""
@@ -61,6 +63,11 @@ class ModelSpec:
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         known = {f.name for f in fields(cls)}
         return cls(**{k: v for k, v in data.items() if k in known})
+
+    @property
+    def task_spec(self) -> TaskSpec:
+        """UnknownTask where no package that is installed here declares its task."""
+        return specs.find(self.task)
 
     @property
     def public_name(self) -> str:
@@ -110,25 +117,37 @@ def locate(spec: ModelSpec, home: Path) -> Path | None:
 def _of_folder(name: str, folder: Path) -> ModelSpec:
     if not (folder / "config.json").is_file():
         raise UnknownBaseModel(name=name, closest=closest(folder.name, entries()))
-    return _completed(ModelSpec(name=name), folder)
+    task = specs.of_config(safe_files.read_config(folder))
+    return _completed(ModelSpec(name=name, task=task.name), folder)
 
 
 def _completed(spec: ModelSpec, folder: Path) -> ModelSpec:
-    """The spec with its folder, and with windows from config.json where the catalogue gives
-    none."""
-    config = safe_files.read_config(folder)
+    """The spec with its folder, its weights counted, and with the windows that its task needs."""
     weights = safe_files.check_model(folder)
-    if not (folder / "tokenizer.json").is_file():
-        raise UnsafeBaseModel(
-            folder=str(folder),
-            reason="there is no tokenizer.json; write one with transformers: "
-            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
-        )
+    for name in spec.task_spec.needs:
+        if not (folder / name).is_file():
+            raise UnsafeBaseModel(
+                folder=str(folder), reason=f"there is no {name}{BRING.get(name, '')}"
+            )
     if not list(folder.glob("*.safetensors")):
         raise UnsafeBaseModel(
             folder=str(folder),
             reason="there is no .safetensors file; save the model once with save_pretrained",
         )
+    found = replace(spec, folder=str(folder), parameters=spec.parameters or weights)
+    return _with_windows(found, folder) if spec.task_spec.has_windows else found
+
+
+BRING = {
+    "tokenizer.json": "; write one with transformers: "
+    "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+}
+"""How a file that is missing comes into a base's folder."""
+
+
+def _with_windows(spec: ModelSpec, folder: Path) -> ModelSpec:
+    """Those of the catalogue, and from config.json where it gives none."""
+    config = safe_files.read_config(folder)
     positions = config.get("max_position_embeddings") or config.get("n_positions") or 2048
     if type(positions) is not int or positions < 2:
         raise UnsafeBaseModel(
@@ -139,20 +158,18 @@ def _completed(spec: ModelSpec, folder: Path) -> ModelSpec:
     completion = spec.completion_window or context // 4
     return replace(
         spec,
-        folder=str(folder),
         context=context,
         completion_window=min(completion, context),
         prompt_window=min(
             spec.prompt_window or context - completion, context - min(completion, context)
         ),
-        parameters=spec.parameters or weights,
     )
 
 
 @cache
 def _fingerprint(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
-    """A digest of a base's configuration and tokenizer, and of its weights' headers and 64 places
-    spread over each file."""
+    """A digest of a base's configuration and what else its task needs, and of its weights' headers
+    and 64 places spread over each file."""
     digest = hashlib.sha256()
     for name, size, _ in stamps:
         digest.update(f"{name}:{size};".encode())
@@ -167,9 +184,8 @@ def fingerprint(spec: ModelSpec) -> str:
     """What tells one base from another: cheap for files of any size, and blind to a few changed
     bytes between its places."""
     folder = Path(spec.folder)
-    files = sorted(
-        [*folder.glob("*.safetensors"), folder / "config.json", folder / "tokenizer.json"]
-    )
+    named = [folder / name for name in ("config.json", *spec.task_spec.needs)]
+    files = sorted([*folder.glob("*.safetensors"), *named])
     try:
         stamps = tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)
         return _fingerprint(folder, stamps) + (":scratch" if spec.scratch_of else "")

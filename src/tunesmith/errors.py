@@ -114,6 +114,15 @@ class UnknownBaseModel(NotFound):
     organisation/name."""
 
 
+class UnknownTask(NotFound):
+    """The task {name!r} is known to no package that is installed here: {known}. Install the package
+    that brings it, where the worker runs too."""
+
+
+class WrongTask(Invalid):
+    """{what} needs a model for {needed}, and {name} is one for {task}."""
+
+
 class UnknownGroup(NotFound):
     """The training query gives no column {name!r} to look at as a group. Did you mean {closest!r}?
     Its columns beside prompt and completion are: {known}. Add the column to the SELECT."""

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self, TypeAlias
 
@@ -13,10 +13,12 @@ from tunesmith.errors import (
     OptionNotRead,
     closest,
 )
+from tunesmith.tasks import specs
+from tunesmith.tasks.specs import TaskSpec
 
 MOST = 2**31 - 1  # of a seed
 Readers: TypeAlias = Mapping[str, tuple[str, ...]]
-"""Of each option that only some methods read: those methods."""
+"""Of each option that only some methods, or some tasks, read: those."""
 
 
 def option(default: Any, help: str, **limits: Any) -> Any:
@@ -134,21 +136,29 @@ class Options:
                 values[name.lower()] = _checked(known[name.lower()], value)
         return cls(**values)
 
-    def must_be_read(self, readers: Readers) -> Self:
-        """OptionNotRead for one that was set and that the method which was asked for does not
-        read."""
-        for name in self.set_for_some(readers):
-            if self.method not in ("auto", *readers[name]):
-                raise OptionNotRead(
-                    name=name,
-                    value=getattr(self, name),
-                    readers="the method " + " or ".join(readers[name]),
-                    here=f"the method is {self.method}",
-                )
+    def must_be_read(self, task: TaskSpec, by_method: Readers) -> Self:
+        """OptionNotRead for one that was set and that this task, or the method which was asked for,
+        does not read; InvalidOptionValue for a method that the task has not."""
+        if self.method not in ("auto", *task.methods):
+            allowed = f"{task.name} is tuned by {' or '.join(task.methods)}"
+            raise InvalidOptionValue(name="method", value=self.method, allowed=allowed)
+        by_task = specs.readers(specs.OWN.values())
+        for name in self.set_for_some(by_task):
+            if name not in task.reads:
+                self._is_not_read(name, "the task", by_task[name], f"the task is {task.name}")
+        possible = task.methods if self.method == "auto" else (self.method,)
+        for name in self.set_for_some(by_method):
+            if not set(possible) & set(by_method[name]):
+                here = f"the method is {' or '.join(possible)}"
+                self._is_not_read(name, "the method", by_method[name], here)
         return self
 
+    def _is_not_read(self, name: str, what: str, readers: Sequence[str], here: str) -> None:
+        words = f"{what} {' or '.join(readers)}"
+        raise OptionNotRead(name=name, value=getattr(self, name), readers=words, here=here)
+
     def set_for_some(self, readers: Readers) -> list[str]:
-        """The options that only some methods read and that are not as they are by default."""
+        """The options that only some read and that are not as they are by default."""
         found = [f for f in fields(self) if getattr(self, f.name) != f.default]
         return [f.name for f in found if f.name in readers]
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith import catalog
+from tunesmith import catalog, durable
 from tunesmith.catalog import ModelSpec
+from tunesmith.documents import certificate
 from tunesmith.errors import UnknownBaseModel, UnknownModel, closest
 from tunesmith.names import model_key
 from tunesmith.store import JobStore
@@ -73,6 +74,13 @@ def itself(store: JobStore, home: Path, name: str) -> TunedModel:
     if row is None:
         raise UnknownModel(name=name, closest=closest(name, store.model_names()))
     return _tuned(row, home)
+
+
+def must_be_proven(tuned: TunedModel) -> None:
+    """DamagedFiles or CertificateRefused unless the files are those that were published, and may be
+    used."""
+    durable.verify(Path(tuned.folder), tuned.digest)
+    certificate.check(tuned.name, Path(tuned.folder), catalog.fingerprint(tuned.base))
 
 
 def listing(store: JobStore, home: Path) -> list[TunedModel]:

@@ -24,15 +24,14 @@ import duckdb
 from tunesmith import access, catalog, durable, imports, registry, worker
 from tunesmith.access import Principal
 from tunesmith.data import baseline
-from tunesmith.data.audit import AuditReport, audit
-from tunesmith.data.conversation import is_conversation, question
+from tunesmith.data.checks import audit
 from tunesmith.data.dataset import Dataset, Snapshot, snapshot
+from tunesmith.data.gate import quoted
 from tunesmith.data.given import Data, sources_of
 from tunesmith.data.session import SESSION_SQL, Session, session
 from tunesmith.data.split import PARTS
-from tunesmith.data.template import Encoder, Messages, PromptTemplate
-from tunesmith.data.text import Broken, plain, value_of
 from tunesmith.documents import certificate
+from tunesmith.documents.audit import AuditReport
 from tunesmith.documents.card import Facts
 from tunesmith.documents.certificate import Certificate
 from tunesmith.documents.quote import Quote
@@ -45,7 +44,6 @@ from tunesmith.errors import (
     DatabaseNotOpened,
     FolderTaken,
     InvalidOptionValue,
-    InvalidPrompt,
     InvalidSchema,
     JobNotInState,
     LineAwaited,
@@ -62,6 +60,7 @@ from tunesmith.errors import (
     UsageNotRecorded,
     ViewNotWritten,
     WorkerAtWork,
+    WrongTask,
     closest,
 )
 from tunesmith.executors import Executor, ask
@@ -117,7 +116,7 @@ class Tunesmith:
         self._database = database
         self._store: JobStore | None = None
         self._process, self._opening = os.getpid(), threading.Lock()
-        self._encoders: dict[Path, Encoder] = {}
+        self._encoders: dict[tuple[str, str], Any] = {}
         self._warned: set[str] = set()
 
     def as_(self, principal: Principal, source: Source | None = None) -> "Tunesmith":
@@ -160,12 +159,12 @@ class Tunesmith:
         model_key(name)  # InvalidModelName before anything is read
         store = self.store
         _must_be_able_to_train()
-        parsed = Options.parse(options).must_be_read(methods.READERS)
         spec = catalog.find(base_model, self.settings.home)
+        task = spec.task_spec
+        parsed = Options.parse(options).must_be_read(task, methods.READERS)
         catalog.prices(self.settings.home)  # UnreadableSettings now, not when the job has run
         if parsed.new_version_of:
             self._tuned(parsed.new_version_of)  # UnknownModel now, not when the job has run
-        template = PromptTemplate.of_base(Path(spec.folder))
         job = Job(
             id=Job.new_id(),
             name=name,
@@ -175,7 +174,7 @@ class Tunesmith:
             validation_data=_described(validation_data),
             options=parsed,
             owner=self.principal.user,
-            template=template.to_json(),
+            template=task.rules.preprocessing(spec),
             base=spec.to_json(),
         )
         folder = self.settings.job_folder(job.id)
@@ -332,11 +331,10 @@ class Tunesmith:
         """
         access.require(self.principal, "USAGE", base_model)
         spec = catalog.find(base_model, self.settings.home)
-        sources = sources_of(
-            {"training": training_data, "validation": validation_data, "test": test_data}, encoding
-        )
+        given = {"training": training_data, "validation": validation_data, "test": test_data}
+        sources = sources_of(given, encoding, spec.task_spec)
         with self._source() as connection:
-            return audit(connection, sources, self._encoder_of(Path(spec.folder)), spec, groups)
+            return audit(connection, sources, self._encoder_of(spec), spec, groups)
 
     def quote(
         self,
@@ -353,21 +351,18 @@ class Tunesmith:
         fail the job.
         """
         access.require(self.principal, "CREATE MODEL", base_model)
-        parsed, spec = (
-            Options.parse(options).must_be_read(methods.READERS),
-            catalog.find(base_model, self.settings.home),
-        )
+        spec = catalog.find(base_model, self.settings.home)
+        rules = spec.task_spec.rules
+        parsed = Options.parse(options).must_be_read(spec.task_spec, methods.READERS)
         _must_be_able_to_train()
-        template = PromptTemplate.of_base(Path(spec.folder))
         folder = self.settings.home / "quotes" / uuid.uuid4().hex
         try:
             frozen = self._snapshot(training_data, validation_data, parsed, folder / "data", spec)
             dataset = Dataset.open(folder / "data", frozen.digest)
             price = catalog.credits(self.settings.home, spec.name, "training", 1)
-            plan = plan_of(dataset, self._encoder_of(Path(spec.folder)), spec, parsed, price)
+            plan = plan_of(dataset, self._encoder_of(spec), spec, parsed, price)
             assignment = Assignment(
                 job_id="quote",
-                task=spec.task,
                 home=str(self.settings.home),
                 folder=str(folder / "attempt-1"),
                 data_folder=str(folder / "data"),
@@ -375,7 +370,7 @@ class Tunesmith:
                 options=parsed.to_json(),
                 resolved=plan.resolved.to_json(),
                 base=spec.to_json(),
-                template=template.to_json(),
+                template=rules.preprocessing(spec),
                 device=self.settings.device,
                 threads=self.settings.threads,
                 moved=plan.moved,
@@ -383,7 +378,7 @@ class Tunesmith:
             measured = self._run(REHEARSE, assignment, Measured)
             divided = replace(dataset, moved=plan.moved)
             train, validation = (
-                [(r.question, r.completion) for r in divided.rows(p)]
+                [(rules.words(r), r.completion) for r in divided.rows(p)]
                 for p in ("train", "validation")
             )
         finally:
@@ -397,16 +392,14 @@ class Tunesmith:
             price,
             self.settings.threads,
         )
-        return replace(
-            found,
-            linear=baseline.score(train, validation) if baseline.is_installed() else None,
-            linear_rows=len(validation),
-        )
+        has_words = baseline.is_installed() and all(w is not None for w, _ in train + validation)
+        linear = baseline.score(train, validation) if has_words else None
+        return replace(found, linear=linear, linear_rows=len(validation))
 
     def write_view(self, name: str, sql: str) -> int:
         """Make (or replace) a view of a query, such as `AuditReport.clean_sql`, in the user's
         database; returns its rows."""
-        parts = ".".join('"' + part.replace('"', '""') + '"' for part in name.split("."))
+        parts = ".".join(map(quoted, name.split(".")))
         database = self._database
         if (
             not isinstance(database, duckdb.DuckDBPyConnection)
@@ -452,7 +445,7 @@ class Tunesmith:
         """
         tuned = self._tuned(name)
         access.require(self.principal, "OWNERSHIP", tuned.line)
-        _must_be_proven(tuned)
+        registry.must_be_proven(tuned)
         if not force and (reason := objection(tuned.verdict)):
             raise NotPromoted(line=tuned.line, name=tuned.name, reason=reason)
         self.store.promote(tuned.id)
@@ -513,7 +506,7 @@ class Tunesmith:
             target.exists()  # a name that is too long is told before anything is computed
         if merged and not methods.METHODS[tuned.method].can_merge:
             raise NotMergeable(name=tuned.name, method=tuned.method)
-        _must_be_proven(tuned)
+        registry.must_be_proven(tuned)
         work = Transfer(
             tuned.name,
             tuned.base.to_json(),
@@ -594,18 +587,21 @@ class Tunesmith:
         anything is computed, of 16 models at a time; UnfinishedAnswer where an answer that should
         follow a schema was cut, unless `allow_unfinished`.
         """
-        messages, began = [_messages(p) for p in prompts], time.time()
-        names = [name] * len(messages) if isinstance(name, str) else list(name)
-        if len(names) != len(messages):
+        began = time.time()
+        names = [name] * len(prompts) if isinstance(name, str) else list(name)
+        if len(names) != len(prompts):
             raise InvalidOptionValue(
                 name="name",
                 value=counted(len(names), "model"),
-                allowed=f"one, or one for each of {counted(len(messages), 'prompt')}",
+                allowed=f"one, or one for each of {counted(len(prompts), 'prompt')}",
             )
         catalog.prices(self.settings.home)  # UnreadableSettings before anything is computed
         tuned = {
             n: self._usable(n) for n in ([name] if isinstance(name, str) else dict.fromkeys(names))
         }
+        questions = [
+            tuned[n].base.task_spec.rules.question(p) for n, p in zip(names, prompts, strict=True)
+        ]
         self._must_record(tuned.values())
         inference, sampling = _inference(), _sampling(options)
         pool, most = inference.of_device(self.settings.device), inference.MOST_TOGETHER
@@ -613,7 +609,7 @@ class Tunesmith:
         by_base = sorted(tuned, key=lambda n: tuned[n].base.name)
         for some in (by_base[i : i + most] for i in range(0, len(by_base), most)):
             places = [i for i, n in enumerate(names) if n in some]
-            asked = [(tuned[names[i]], messages[i]) for i in places]
+            asked = [(tuned[names[i]], questions[i]) for i in places]
             answers = pool.complete(inference.Request(asked, inference.Sampling(**sampling)))
             found |= zip(places, answers, strict=True)
         for n in tuned:
@@ -627,7 +623,7 @@ class Tunesmith:
                 answer=first.text[:60] + "…",
                 max_tokens=most,
             )
-        return [found[i] for i in range(len(messages))]
+        return [found[i] for i in range(len(prompts))]
 
     def stream(self, name: str, prompt: Any, **options: Any) -> Iterator[str]:
         """The answer to one prompt in pieces as they are written; joined they are what `complete`
@@ -642,11 +638,13 @@ class Tunesmith:
     def _written(
         self, name: str, prompt: Any, options: Mapping[str, Any]
     ) -> Generator[str, None, None]:
-        messages, began = _messages(prompt), time.time()
+        began = time.time()
         catalog.prices(self.settings.home)
-        tuned, inference, asked = self._usable(name), _inference(), _sampling(options)
+        tuned = self._usable(name)
+        question = tuned.base.task_spec.rules.question(prompt)
+        inference, asked = _inference(), _sampling(options)
         self._must_record([tuned])
-        request = inference.Request([(tuned, messages)], inference.Sampling(**asked))
+        request = inference.Request([(tuned, question)], inference.Sampling(**asked))
         last = None
         written = inference.of_device(self.settings.device).stream(request)
         try:
@@ -699,8 +697,14 @@ class Tunesmith:
         )
 
     def count_tokens(self, name: str, text: str) -> int:
-        """Tokens of a text for this model, its template left out."""
-        return len(self._encoder(name).text(text))
+        """Tokens of a text for this model, its template left out; WrongTask for a model that reads
+        none."""
+        spec = self.model(name).base
+        if spec.task_spec.unit != "token":
+            raise WrongTask(
+                what="Counting tokens", needed="text", name=name, task=spec.task_spec.name
+            )
+        return len(self._encoder_of(spec).text(text))
 
     def rows(self, table: str, job_id: str | None = None) -> list[dict[str, Any]]:
         """A table of the store (jobs, metrics, models, rejections, row_losses, usage, events), or
@@ -773,6 +777,7 @@ class Tunesmith:
             base.hub_id,
             base.licence,
             tuned.method,
+            base.task,
             verdict=tuned.verdict,
         )
         if not tuned.job_id:
@@ -852,13 +857,11 @@ class Tunesmith:
     def _hand_out(self, job: Job) -> Job:
         return replace(job, service=self)
 
-    def _encoder(self, name: str) -> Encoder:
-        return self._encoder_of(Path(self.model(name).base.folder))
-
-    def _encoder_of(self, folder: Path) -> Encoder:
-        if folder not in self._encoders:
-            self._encoders[folder] = Encoder(PromptTemplate.of_base(folder), folder)
-        return self._encoders[folder]
+    def _encoder_of(self, spec: catalog.ModelSpec) -> Any:
+        key, rules = (spec.task, spec.folder), spec.task_spec.rules
+        if key not in self._encoders:
+            self._encoders[key] = rules.encoder(rules.preprocessing(spec), spec)
+        return self._encoders[key]
 
     def _snapshot(
         self,
@@ -873,7 +876,7 @@ class Tunesmith:
             "validation": validation_data,
             "test": options.test_data,
         }
-        sources = sources_of(given, options.encoding)
+        sources = sources_of(given, options.encoding, spec.task_spec)
         with self._source() as connection:
             limit, epochs = spec.row_limit // _epochs(options), _epochs(options)
             try:
@@ -961,13 +964,6 @@ def _epochs(options: Options) -> int:
     return DEFAULT_EPOCHS if options.max_epochs == "auto" else int(options.max_epochs)
 
 
-def _must_be_proven(tuned: TunedModel) -> None:
-    """DamagedFiles or CertificateRefused unless the files are those that were published, and may be
-    used."""
-    durable.verify(Path(tuned.folder), tuned.digest)
-    certificate.check(tuned.name, Path(tuned.folder), catalog.fingerprint(tuned.base))
-
-
 def _must_be_able_to_train() -> None:
     if not all(map(_is_installed, ("torch", "transformers", "peft"))):
         raise MissingExtra(what="tuning", extra="train")
@@ -999,18 +995,6 @@ def _described(data: Data) -> str:
         if isinstance(data, (str, os.PathLike))
         else f"<{type(data).__module__.partition('.')[0]} {type(data).__name__}>"
     )
-
-
-def _messages(prompt: Any) -> Messages:
-    """A prompt in one form: messages as they are, every other value as the text that training would
-    make of it."""
-    prompt = plain(prompt) if not isinstance(prompt, (str, Broken)) else prompt
-    if is_conversation(prompt):
-        return question(prompt)
-    value = value_of(prompt)
-    if value is None or isinstance(value, Broken):
-        raise InvalidPrompt(reason="it is missing" if value is None else "it is no valid Unicode")
-    return question(str(value))
 
 
 def _inference() -> Any:

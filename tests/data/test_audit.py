@@ -14,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith import catalog, demo
-from tunesmith.data.audit import AuditReport, Finding, audit, dependence, suspect_labels
+from tunesmith.data.checks import audit
+from tunesmith.data.checks.measures import dependence, suspect_labels
 from tunesmith.data.given import sources_of
 from tunesmith.data.minhash import near_duplicates
 from tunesmith.data.personal import DETECTORS, is_card, is_iban
 from tunesmith.data.template import Encoder, PromptTemplate
+from tunesmith.documents.audit import AuditReport, Finding
 from tunesmith.errors import UnknownGroup
 
 SPEC = catalog.find("tunesmith-tiny", Path("/nowhere"))

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tunesmith.evaluation.bias import PAIRS, Swap, gaps
+from tunesmith.data.swaps import PAIRS, Swap
+from tunesmith.evaluation.bias import gaps
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from tunesmith.catalog import ModelSpec, fingerprint
 from tunesmith.data.template import Encoder, PromptTemplate
 from tunesmith.documents.certificate import NAME, Certificate, check, template_digest
 from tunesmith.errors import CertificateRefused, DamagedFiles
-from tunesmith.evaluation.probes import FILE, Probes, differing, record, replay
 from tunesmith.inference.engine import Engine, Sampling
 from tunesmith.models import loading
 from tunesmith.models.methods import Model
+from tunesmith.tasks.text_generation.probes import FILE, Probes, record
 
 CPU = torch.device("cpu")
 GOOD = Certificate("adapter", "float32", 40, 40, 0, 1.0, 1e-9, 12, 1.0, "base", "template", "data")
@@ -64,8 +64,8 @@ def test_the_same_model_agrees_to_the_last_probe(
         probes.answers,
         probes.stopped,
     )
-    found = replay(model, again)
-    assert (found.equal, found.ties, found.top1, differing(again, found, replay(model, again))) == (
+    found = again.replay(model)
+    assert (found.equal, found.ties, found.top1, again.differing(found, again.replay(model))) == (
         40,
         0,
         1.0,
@@ -74,12 +74,12 @@ def test_the_same_model_agrees_to_the_last_probe(
 
 
 def test_another_model_does_not(trained: tuple[Model, Probes], tiny_base: Path) -> None:
-    found = replay(loading.load(tiny_base, CPU), trained[1])
+    found = trained[1].replay(loading.load(tiny_base, CPU))
     assert (
         found.equal < 5
         and found.top1 < 0.5
         and found.kl > 0.1
-        and differing(trained[1], found, replay(*trained)) == 40
+        and trained[1].differing(found, trained[1].replay(trained[0])) == 40
     )
 
 
@@ -92,8 +92,8 @@ def test_a_change_is_seen_from_a_thousandth_of_a_nat_on(
     with torch.no_grad():
         for p in changed.parameters():
             p.add_(torch.randn_like(p) * scale * p.abs().mean())
-    found = replay(changed, trained[1])
-    assert (differing(trained[1], found, replay(*trained)) > 0) is (scale > 1e-3)
+    found = trained[1].replay(changed)
+    assert (trained[1].differing(found, trained[1].replay(trained[0])) > 0) is (scale > 1e-3)
 
 
 def test_damaged_probes_are_refused(trained: tuple[Model, Probes], tmp_path: Path) -> None:

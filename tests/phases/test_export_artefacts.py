@@ -14,13 +14,14 @@ from tunesmith.catalog import ModelSpec
 from tunesmith.data.template import Encoder, PromptTemplate
 from tunesmith.documents.certificate import NAME, template_digest
 from tunesmith.errors import CertificateRefused
-from tunesmith.evaluation.probes import Probes, certify, record, replay
+from tunesmith.evaluation.certify import certify
 from tunesmith.inference.engine import Engine, Sampling
 from tunesmith.models import loading, methods
 from tunesmith.options import Options
 from tunesmith.phases import export as exporting
 from tunesmith.phases.child import Transfer
 from tunesmith.phases.messages import Message
+from tunesmith.tasks.text_generation.probes import Probes, record
 from tunesmith.tuning.recipe import Known, decide
 
 CPU = torch.device("cpu")
@@ -80,7 +81,7 @@ def adapter(
         "float32",
         model,
         probes,
-        replay(loading.load_base(spec, CPU), probes),
+        probes.replay(loading.load_base(spec, CPU)),
         base_digest=catalog.fingerprint(spec),
         template_digest=template_digest(folder),
         data_digest="d",
@@ -144,7 +145,7 @@ def test_a_merge_that_rounds_the_change_away_is_refused_and_float32_takes_its_pl
         "bfloat16",
         loading.load(tmp_path / "rounded", CPU),
         probes,
-        replay(loading.load_base(half_base, CPU), probes),
+        probes.replay(loading.load_base(half_base, CPU)),
         base_digest="",
         template_digest="",
         data_digest="",

@@ -15,6 +15,7 @@ from tunesmith.errors import OptionNotRead
 from tunesmith.jobs import JobStatus
 from tunesmith.models import loading, methods, quantized
 from tunesmith.options import Options
+from tunesmith.tasks.specs import TEXT_GENERATION
 from tunesmith.tuning.recipe import Known, decide
 
 CPU = torch.device("cpu")
@@ -108,7 +109,9 @@ def test_an_adapter_is_trained_over_weights_of_lower_precision(
 
 def test_a_whole_model_has_no_frozen_weights() -> None:
     with pytest.raises(OptionNotRead, match="read by the method lora, and the method is full"):
-        Options.parse({"method": "full", "precision": "nf4"}).must_be_read(methods.READERS)
+        Options.parse({"method": "full", "precision": "nf4"}).must_be_read(
+            TEXT_GENERATION, methods.READERS
+        )
     small = Known(ModelSpec(name="b", parameters=3_000_000), 100)
     assert (
         decide(Options(), small).method == "full"

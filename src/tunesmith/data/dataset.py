@@ -20,12 +20,12 @@ from typing import Any
 import duckdb
 
 from tunesmith import durable
-from tunesmith.data import conversation, split
+from tunesmith.data import split
 from tunesmith.data.conversation import Message
+from tunesmith.data.gate import literal
 from tunesmith.data.given import PARQUET, Source
 from tunesmith.data.split import PARTS
-from tunesmith.data.text import INVALID, LIST, MISSING, is_empty
-from tunesmith.errors import FreezingFailed, InvalidPrompt, MoreRowsThan, NoUsableRows
+from tunesmith.errors import FreezingFailed, MoreRowsThan, NoUsableRows
 from tunesmith.words import counted
 
 ROW_HASH = "md5(prompt || chr(31) || completion)"
@@ -170,12 +170,12 @@ def snapshot(
             own.execute(
                 f"COPY (SELECT row, prompt, completion, context, chat, draw FROM rows "
                 f"WHERE part = '{part}') "
-                f"TO '{_quoted(staged / part)}.parquet' ({PARQUET})"
+                f"TO {literal(f'{staged / part}.parquet')} ({PARQUET})"
             )
         own.execute(
             f"COPY (SELECT source AS part, row, reason, context FROM rows "
             f"WHERE reason IS NOT NULL) "
-            f"TO '{_quoted(staged / 'rejected')}.parquet' ({PARQUET})"
+            f"TO {literal(str(staged / 'rejected.parquet'))} ({PARQUET})"
         )
         facts = {
             "rows": rows,
@@ -296,12 +296,9 @@ def collect(
         file = folder / f"{source.part}.raw"
         source.stage(connection, file, most)
         _make_room(own, file)
-        if _count(own, f"SELECT count(*) FROM read_parquet('{_quoted(file)}')") > most:
+        if _count(own, f"SELECT count(*) FROM read_parquet({literal(str(file))})") > most:
             raise MoreRowsThan(part=source.part, most=f"{most:,}")
-        values = {"source": source.part, "file": str(file)}
-        if not source.is_chat:
-            own.execute(_PAIRS, values)
-        _conversations(own, source, values, unread)
+        source.task.rules.add_rows(own, source, file, unread)
     for source in sources:
         _must_have_rows(own, source.part)
     return [
@@ -310,169 +307,34 @@ def collect(
     ]
 
 
-_LISTS = f"prompt_is = '{LIST}' OR completion_is = '{LIST}'"
-
-
-def _reasons(column: str) -> str:
-    return (
-        f"WHEN {column}_is = '{MISSING}' THEN '{column} is missing' "
-        f"WHEN {column}_is = '{INVALID}' THEN '{column} is no valid Unicode' "
-        f"WHEN NOT regexp_matches({column}, '\\S') THEN '{column} is empty' "
-    )
-
-
-_PAIRS = f"""
-INSERT INTO rows SELECT $source, row, prompt, completion, context, false,
-    md5({NORMAL.format("prompt")}),
-    CASE {_reasons("prompt")} {_reasons("completion")} END, NULL, NULL
-FROM read_parquet($file) WHERE NOT ({_LISTS})
-"""
-
-
-def _conversations(
-    own: duckdb.DuckDBPyConnection,
-    source: Source,
-    values: Mapping[str, str],
-    unread: dict[str, int],
+def insert_rows(
+    own: duckdb.DuckDBPyConnection, source: str, rows: Sequence[tuple[Any, ...]]
 ) -> None:
-    """Rows with a list in them: messages, or a text after all."""
-    columns = (
-        "messages, messages_is, NULL, NULL"
-        if source.is_chat
-        else "prompt, prompt_is, completion, completion_is"
-    )
-    where = "true" if source.is_chat else _LISTS
-    query = f"SELECT row, {columns}, context FROM read_parquet($file) WHERE {where} ORDER BY row"
-    with own.cursor() as reading:
-        found = reading.execute(query, {"file": values["file"]})
-        while batch := found.fetchmany(8192):
-            source.has_lists = True
-            judged = [_judged(source, values, unread) for values in batch]
-            _insert(
-                own,
-                "rows",
-                source.part,
-                [(r, p, c, x, chat, key, why) for (r, p, c, x, chat, key, why), _ in judged],
-            )
-            _insert(own, "begins", source.part, [pair for _, pairs in judged for pair in pairs])
+    """Add judged rows of a source: row, prompt, completion, context, chat, the text of which
+    duplicates are told (spaces and case apart), and the reason why it cannot be used, or None."""
+    key = f"md5({NORMAL.format('CAST(c5 AS VARCHAR)')})"
+    values = f"c0, c1, c2, c3, c4, {key}, c6, NULL, NULL"
+    _insert(own, f"INSERT INTO rows SELECT ?, {values} FROM arriving", source, rows)
 
 
-_Judged = tuple[
-    tuple[int, str | None, str | None, str, bool, str | None, str | None], list[tuple[str, str]]
-]
-
-
-def _judged(source: Source, values: tuple[Any, ...], unread: dict[str, int]) -> _Judged:
-    """A row of `rows` without its source, and what its conversation begins with that is learnt too,
-    as pairs of keys."""
-    row, first, first_is, second, second_is, context = values
-    names = ("messages", "") if source.is_chat else ("prompt", "completion")
-    try:
-        parsed = [
-            _parsed(n, v, k, source.is_chat)
-            for n, v, k in zip(names, (first, second), (first_is, second_is), strict=True)
-            if n
-        ]
-        if not source.is_chat and not any(map(conversation.is_conversation, parsed)):
-            return (row, first, second, context, False, first, _empty(first, second)), []
-        if tools := next(
-            (t for t in ("tools", "functions") if _is_something(json.loads(context).get(t))), ""
-        ):
-            raise InvalidPrompt(reason=f"the row has {tools}: tool calls are not supported")
-        messages = parsed[0] if source.is_chat else _joined(parsed, (first, second))
-        for key in conversation.unread_keys(messages):
-            unread[key] = unread.get(key, 0) + 1
-        turns = conversation.lesson(messages)
-    except InvalidPrompt as e:
-        return (row, None, None, context, False, None, str(e.fields["reason"])), []
-    before, answer = turns[:-1], turns[-1]["content"]
-    is_plain = len(before) == 1
-    prompt = before[0]["content"] if is_plain else json.dumps(before, ensure_ascii=False)
-    key = _key_of(before)
-    learnt = [n for n, m in enumerate(before) if m["role"] == "assistant" and "weight" not in m]
-    return (row, prompt, answer, context, not is_plain, key, None), [
-        (key, _key_of(before[:n])) for n in learnt
-    ]
-
-
-def _parsed(name: str, text: str | None, kind: str, is_chat: bool) -> Any:
-    if kind == MISSING or text is None:
-        raise InvalidPrompt(
-            reason=f"{name} is {'missing' if kind == MISSING else 'no valid Unicode'}"
-        )
-    if kind != LIST and not is_chat:
-        return text
-    try:
-        return conversation.read(text)
-    except (ValueError, RecursionError):
-        if (
-            not is_chat
-        ):  # a list all the same, of numbers that nobody can hold, or too deep to look into: a text
-            return text
-        raise InvalidPrompt(reason=f"{name} is no JSON list of messages") from None
-
-
-def _is_something(value: Any) -> bool:
-    return value not in (None, [], {}, "", "[]", "{}", "null")
-
-
-def _joined(parsed: Sequence[Any], texts: Sequence[str]) -> list[Any]:
-    """One conversation of prompt and completion, each messages or a text."""
-    if empty := next(
-        (name for side, name in zip(parsed, ("prompt", "completion"), strict=True) if side == []),
-        "",
-    ):
-        raise InvalidPrompt(reason=f"{empty} is empty")
-    sides = zip(parsed, texts, ("user", "assistant"), strict=True)
-    return [
-        m
-        for side, text, role in sides
-        for m in (side if conversation.is_conversation(side) else [{"role": role, "content": text}])
-    ]
-
-
-def _empty(prompt: str, completion: str) -> str | None:
-    return next(
-        (
-            f"{name} is empty"
-            for name, text in (("prompt", prompt), ("completion", completion))
-            if is_empty(text)
-        ),
-        None,
-    )
-
-
-def _key_of(messages: Sequence[Message]) -> str:
-    """The text by which duplicates are told: a single question's own, as for rows without
-    messages."""
-    if len(messages) == 1:
-        return str(messages[0]["content"])
-    return json.dumps([[m["role"], m["content"]] for m in messages], ensure_ascii=False)
+def insert_beginnings(
+    own: duckdb.DuckDBPyConnection, source: str, pairs: Sequence[tuple[str, str]]
+) -> None:
+    """Add pairs of keys: of a row, and of what it begins with and teaches too."""
+    values = ", ".join(f"md5({NORMAL.format(f'CAST({c} AS VARCHAR)')})" for c in ("c0", "c1"))
+    _insert(own, f"INSERT INTO begins SELECT ?, {values} FROM arriving", source, pairs)
 
 
 def _insert(
-    own: duckdb.DuckDBPyConnection, table: str, source: str, rows: Sequence[tuple[Any, ...]]
+    own: duckdb.DuckDBPyConnection, sql: str, source: str, rows: Sequence[tuple[Any, ...]]
 ) -> None:
     if not rows:
         return
-    names = [f"c{i}" for i in range(len(rows[0]))]
     import numpy as np  # late: a list of jobs must not wait for it
 
-    own.register(
-        "arriving",
-        {
-            name: np.array(values, dtype=object)
-            for name, values in zip(names, zip(*rows, strict=True), strict=True)
-        },
-    )
-    values = (
-        "c0, c1, c2, c3, c4, md5({}), c6, NULL, NULL" if table == "rows" else "md5({}), md5({})"
-    )
-    keys = [
-        NORMAL.format(f"CAST({k} AS VARCHAR)")
-        for k in (["c5"] if table == "rows" else ["c0", "c1"])
-    ]
-    own.execute(f"INSERT INTO {table} SELECT ?, {values.format(*keys)} FROM arriving", [source])
+    columns = [np.array(values, dtype=object) for values in zip(*rows, strict=True)]
+    own.register("arriving", {f"c{i}": values for i, values in enumerate(columns)})
+    own.execute(sql, [source])
     own.unregister("arriving")
 
 
@@ -549,10 +411,6 @@ def _must_have_rows(own: duckdb.DuckDBPyConnection, source: str) -> None:
     if not any(reason == "" for reason, _ in counted):
         reasons = "; ".join(f"{n} x {reason}" for reason, n in counted) or "the query gives no rows"
         raise NoUsableRows(part=source, rows=sum(n for _, n in counted), reasons=reasons)
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace("'", "''")
 
 
 def _count(own: duckdb.DuckDBPyConnection, sql: str) -> int:

@@ -1,13 +1,14 @@
 """The rows of a part as token ids: which are accepted, which are too long. The same for trainer,
 evaluator and audit."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.dataset import Dataset, Row
+from tunesmith.data.rules import REFUSED, TOO_LONG, Encoding
 from tunesmith.data.template import Encoded, Encoder, Messages
 from tunesmith.errors import InvalidPrompt
+from tunesmith.options import Decided, Options
 from tunesmith.words import counted
 
 
@@ -35,21 +36,13 @@ class Example:
         return self.encoded.n_learnt
 
     @property
+    def is_cut(self) -> bool:
+        return self.cut is not None
+
+    @property
     def messages(self) -> Messages:
         """What the model is asked: the row's messages, or what is left of them."""
         return self.row.messages if self.cut is None else self.cut
-
-
-@dataclass
-class Examples:
-    """The accepted rows of a part, and those that this base cannot take."""
-
-    accepted: list[Example] = field(default_factory=list)
-    rejected: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def tokens(self) -> int:
-        return sum(e.size for e in self.accepted)
 
 
 def encode(
@@ -57,35 +50,22 @@ def encode(
     part: str,
     encoder: Encoder,
     spec: ModelSpec,
-    on_long: str,
-    learn: str = "last",
-) -> Examples:
+    options: Options | Decided,
+) -> Encoding[Example]:
     """A part's rows as ids. The same rows are accepted whoever asks: prepare, trainer or evaluator.
     An answer is never cut.
 
-    `learn`: which answers of a conversation, "all" or "last"; AnswersNotFound where the base's
-    template does not allow "all".
+    AnswersNotFound where all answers of conversations are to be learnt (the option `learn`) and
+    the base's template does not allow that.
     """
-    found = Examples()
+    found = Encoding[Example]()
     for row in dataset.rows(part):
-        fit = _fit(row, encoder, spec, on_long, learn)
+        fit = _fit(row, encoder, spec, options.on_long, options.learn)
         if isinstance(fit, Example):
             found.accepted.append(fit)
         else:
-            reason, detail = fit
-            found.rejected.append(
-                {
-                    "part": part,
-                    "row": row.row,
-                    "reason": reason,
-                    "detail": detail,
-                    "context": row.context,
-                }
-            )
+            found.reject(part, row, *fit)
     return found
-
-
-TOO_LONG, REFUSED = "too long", "refused by the chat template"
 
 
 def _fit(

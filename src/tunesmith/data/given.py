@@ -47,13 +47,13 @@ from tunesmith.errors import (
     UnreadableValue,
     closest,
 )
+from tunesmith.tasks.specs import MESSAGES, TEXT_GENERATION, TaskSpec
 
 Data = Any
 """Training data: a query; a file, a folder or a glob of files (Parquet, CSV, TSV, JSON; also as
 @path); rows as dictionaries; a pandas or Arrow table."""
 
 
-PAIR, CHAT = ("prompt", "completion"), ("messages",)
 BATCH = 20_000  # rows of a file held in memory at a time
 
 
@@ -62,35 +62,39 @@ class Columns:
     """Which columns of the data are trained on, and which are the rows' context."""
 
     wanted: Mapping[str, int]
-    """prompt and completion, or messages, each with its place."""
+    """prompt and completion, or messages, each with its column's place."""
     others: Mapping[str, int]
 
     @property
     def is_chat(self) -> bool:
-        return "messages" in self.wanted
+        return MESSAGES in self.wanted
 
     @classmethod
-    def among(cls, part: str, found: Sequence[str]) -> "Columns":
+    def among(cls, part: str, found: Sequence[str], task: TaskSpec) -> "Columns":
         """MissingColumns, or TwoColumns where a name that is wanted stands there twice."""
         places: dict[str, list[int]] = {}
         for i, name in enumerate(found):
             places.setdefault(name.lower(), []).append(i)
-        is_chat = "messages" in places and not set(PAIR) <= set(places)
-        wanted = CHAT if is_chat else PAIR
-        missing = [w for w in wanted if w not in places]
-        if missing:
+        named = {
+            wanted: next((n for n in names if n in places), "")
+            for wanted, names in task.columns.items()
+        }
+        if task.takes_messages and MESSAGES in places and not all(named.values()):
+            named = {MESSAGES: MESSAGES}
+        if missing := [task.columns[w][0] for w, name in named.items() if not name]:
             raise MissingColumns(
                 part=part,
                 missing=" and no column ".join(missing),
                 found=list(found),
                 nearest=[closest(m, found) for m in missing],
             )
-        for w in wanted:
-            if len(places[w]) > 1:
-                raise TwoColumns(part=part, name=w, columns=[found[i] for i in places[w]])
-        others = [i for i, name in enumerate(found) if name.lower() not in wanted]
+        for name in named.values():
+            if len(places[name]) > 1:
+                raise TwoColumns(part=part, name=name, columns=[found[i] for i in places[name]])
+        wanted = {w: places[name][0] for w, name in named.items()}
+        others = [i for i in range(len(found)) if i not in wanted.values()]
         names = files.distinct([found[i] for i in others])
-        return cls({w: places[w][0] for w in wanted}, dict(zip(names, others, strict=True)))
+        return cls(wanted, dict(zip(names, others, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ class Source:
     on."""
 
     part: str
+    task: TaskSpec
     sql: str = ""
     """A query that gives the rows, for the audit's fixes; empty where there is none."""
     not_text: list[NotText] = field(default_factory=list)
@@ -116,6 +121,8 @@ class Source:
     """Whether the rows are in a column `messages`."""
     has_lists: bool = False
     """Whether a row may be a conversation."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What the columns that are trained on are called in the data."""
 
     def stage(self, connection: duckdb.DuckDBPyConnection, file: Path, most: int) -> None:
         """Write the rows as Parquet: row, what is trained on as text with its kind, context as a
@@ -178,10 +185,10 @@ class ParquetFiles(Source):
                 raise UnreadableFile(
                     path=str(path), where="", reason=f"it is no whole Parquet file ({e})"
                 ) from None
-            _must_be_distinct(self.part, schema.names)
+            _must_be_distinct(self, schema.names)
             for name, kind in zip(schema.names, map(str, schema.types), strict=True):
                 before, where = types.setdefault(name.lower(), (kind, path))
-                if before != kind and name.lower() in (*PAIR, *CHAT):
+                if before != kind and name.lower() in self.task.names:
                     reason = (
                         f"its column {name} is {kind}, and {before} in {where.name}: name "
                         f"them one by one, or cast them in a query"
@@ -204,10 +211,10 @@ class TextFiles(Source):
         self.sql = files.as_sql(self.paths, self.encoding, keys)
 
 
-def _must_be_distinct(part: str, names: Sequence[Any]) -> None:
-    for wanted in (*PAIR, *CHAT):
+def _must_be_distinct(source: Source, names: Sequence[Any]) -> None:
+    for wanted in source.task.names:
         if len(same := [str(n) for n in names if str(n).lower() == wanted]) > 1:
-            raise TwoColumns(part=part, name=wanted, columns=same)
+            raise TwoColumns(part=source.part, name=wanted, columns=same)
 
 
 @dataclass
@@ -243,7 +250,7 @@ class Frame(Source):
         names = getattr(self.frame, "column_names", None) or getattr(
             getattr(self.frame, "schema", None), "names", None
         )
-        _must_be_distinct(self.part, names if isinstance(names, (list, tuple)) else [])
+        _must_be_distinct(self, names if isinstance(names, (list, tuple)) else [])
         with duckdb.connect() as own:
             try:
                 own.register(f"{self.part}_data", self.frame)
@@ -252,7 +259,9 @@ class Frame(Source):
             _stage_sql(own, self, file, most)
 
 
-def source_of(part: str, data: Data, encoding: str = "") -> Source | None:
+def source_of(
+    part: str, data: Data, encoding: str = "", task: TaskSpec = TEXT_GENERATION
+) -> Source | None:
     """What was given as the data of a part; None where nothing was. NotADataSource, NoSuchFile or
     UnreadableFile."""
     if data is None or (isinstance(data, str) and not data):
@@ -265,14 +274,14 @@ def source_of(part: str, data: Data, encoding: str = "") -> Source | None:
             raise QueryRefused(part=part, reason="it is no valid Unicode", query=repr(text))
         paths = files.named(text if isinstance(data, str) else f"@{text}")
         if not paths:
-            return Query(part, text)
+            return Query(part, task, text)
         return (
-            ParquetFiles(part, paths=paths)
+            ParquetFiles(part, task, paths=paths)
             if files.are_parquet(paths)
-            else TextFiles(part, paths=paths, encoding=encoding)
+            else TextFiles(part, task, paths=paths, encoding=encoding)
         )
     if type(data).__module__.partition(".")[0] == "pandas":
-        return _of_pandas(part, data)
+        return _of_pandas(part, task, data)
     if isinstance(data, Mapping):
         raise NotADataSource(value=f"one dictionary with the keys {', '.join(map(str, data))}")
     if (
@@ -284,24 +293,24 @@ def source_of(part: str, data: Data, encoding: str = "") -> Source | None:
         if not all(isinstance(r, Mapping) for r in rows):
             n = next(n for n, r in enumerate(rows, 1) if not isinstance(r, Mapping))
             raise NotADataSource(value=f"a list whose row {n} is {rows[n - 1]!r:.100}")
-        return Rows(part, rows=rows)
-    return Frame(part, frame=data)
+        return Rows(part, task, rows=rows)
+    return Frame(part, task, frame=data)
 
 
-def sources_of(given: Mapping[str, Data], encoding: str = "") -> list[Source]:
-    """The data of those parts that were given; OptionNotRead where `encoding` is and no text file
-    is among them."""
+def sources_of(
+    given: Mapping[str, Data], encoding: str = "", task: TaskSpec = TEXT_GENERATION
+) -> list[Source]:
+    """The data of those parts that were given, as rows of a task; OptionNotRead where `encoding` is
+    and no text file is among them."""
     if given["training"] is None or (
         isinstance(given["training"], str) and not given["training"].strip()
     ):
         raise QueryRefused(
             part="training", reason="it is empty", query=str(given["training"] or "")
         )
-    found = [
-        source
-        for part, data in given.items()
-        if (source := source_of(part, data, files.checked_encoding(encoding) if encoding else ""))
-    ]
+    checked = files.checked_encoding(encoding) if encoding else ""
+    every = (source_of(part, data, checked, task) for part, data in given.items())
+    found = [source for source in every if source]
     if encoding and not any(isinstance(s, TextFiles) for s in found):
         raise OptionNotRead(
             name="encoding",
@@ -312,26 +321,25 @@ def sources_of(given: Mapping[str, Data], encoding: str = "") -> list[Source]:
     return found
 
 
-def _of_pandas(part: str, frame: Any) -> Source:
+def _of_pandas(part: str, task: TaskSpec, frame: Any) -> Source:
     """A frame as an Arrow table where every column has one type; else as rows, since DuckDB guesses
     the type of a mixed column."""
     if not hasattr(frame, "columns"):
         raise NotADataSource(value=f"a {type(frame).__name__} of pandas, not a DataFrame")
     pyarrow = _pyarrow("tuning on a pandas frame")
     names = [str(c) for c in frame.columns]
-    _must_be_distinct(part, names)
+    _must_be_distinct(Source(part, task), names)
     columns = [frame.iloc[:, i] for i in range(len(names))]
     arrays = [_arrow_of(pyarrow, part, column) for column in columns]
     if all(a is not None for a in arrays):
-        return Frame(part, frame=pyarrow.Table.from_arrays(arrays, names=names))
+        return Frame(part, task, frame=pyarrow.Table.from_arrays(arrays, names=names))
     cells = [
         _cells(part, c) if a is None else _typed_cells(pyarrow, a)
         for a, c in zip(arrays, columns, strict=True)
     ]
     distinct = files.distinct(names)
-    return Records(
-        part, records=[dict(zip(distinct, row, strict=True)) for row in zip(*cells, strict=True)]
-    )
+    records = [dict(zip(distinct, row, strict=True)) for row in zip(*cells, strict=True)]
+    return Records(part, task, records=records)
 
 
 def _arrow_of(pyarrow: Any, part: str, column: Any) -> Any:
@@ -407,8 +415,9 @@ def _stage_sql(
     can meet another."""
     try:
         found = connection.sql(source.sql)
-        columns = Columns.among(source.part, found.columns)
+        columns = Columns.among(source.part, found.columns, source.task)
         source.is_chat = columns.is_chat
+        source.names = {w: found.columns[i] for w, i in columns.wanted.items()}
         types = [str(t) for t in found.types]
         values = ", ".join(
             f"{sql_text(f'#{i + 1}')} AS {w}, {sql_kind(f'#{i + 1}')} AS {w}_is"
@@ -497,7 +506,7 @@ def _stage_records(
     """Write records, whose keys may differ from row to row: the columns are the union of the keys,
     which is given back."""
     pyarrow = _pyarrow("reading files or rows in memory")
-    texts = [name for w in (*PAIR, *CHAT) for name in (w, f"{w}_is")]
+    texts = [name for w in source.task.names for name in (w, f"{w}_is")]
     schema = pyarrow.schema(
         [
             ("row", pyarrow.int64()),
@@ -513,37 +522,42 @@ def _stage_records(
         for n, record in enumerate(islice(records, most + 1), 1):
             signature = "\0".join(record)
             if signature not in spellings:
-                spellings[signature] = _spelling(source.part, record)
+                spellings[signature] = _spelling(source, record)
                 keys |= dict.fromkeys(record)
-            _append(batch, n, record, spellings[signature])
+            _append(batch, n, record, spellings[signature], source.task.names)
             if n % BATCH == 0:
                 writer.write_table(pyarrow.table(batch, schema))
                 batch = {name: [] for name in schema.names}
         writer.write_table(pyarrow.table(batch, schema))
     if not keys:
         raise NoUsableRows(part=source.part, rows=0, reasons="it has no rows")
-    columns = Columns.among(source.part, list(keys))
+    columns = Columns.among(source.part, list(keys), source.task)
     source.is_chat = columns.is_chat
-    _choose_columns(file, columns)
+    source.names = {w: list(keys)[i] for w, i in columns.wanted.items()}
+    _choose_columns(file, columns, source)
     return list(keys)
 
 
-def _spelling(part: str, record: Mapping[str, Any]) -> dict[str, str]:
+def _spelling(source: Source, record: Mapping[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     for key in record:
         lower = key.lower()
-        if lower in (*PAIR, *CHAT):
+        if lower in source.task.names:
             if lower in found:
-                raise TwoColumns(part=part, name=lower, columns=[found[lower], key])
+                raise TwoColumns(part=source.part, name=lower, columns=[found[lower], key])
             found[lower] = key
     return found
 
 
 def _append(
-    batch: dict[str, list[Any]], n: int, record: files.Record, spelling: Mapping[str, str]
+    batch: dict[str, list[Any]],
+    n: int,
+    record: files.Record,
+    spelling: Mapping[str, str],
+    names: Sequence[str],
 ) -> None:
     batch["row"].append(n)
-    for wanted in (*PAIR, *CHAT):
+    for wanted in names:
         value = record.get(spelling[wanted]) if wanted in spelling else None
         batch[wanted].append(None if isinstance(value, Broken) else value)
         batch[f"{wanted}_is"].append(kind_of(value))
@@ -574,11 +588,10 @@ def _json_value(value: Value) -> str:
     return _quote(str(value))
 
 
-def _choose_columns(file: Path, columns: Columns) -> None:
+def _choose_columns(file: Path, columns: Columns, source: Source) -> None:
     """The staged file with the wanted columns alone; a wanted name that is not meant after all
     becomes context."""
-    wanted = CHAT if columns.is_chat else PAIR
-    extra = {name: name.lower() for name in columns.others if name.lower() in (*PAIR, *CHAT)}
+    extra = {name: name.lower() for name in columns.others if name.lower() in source.task.names}
     context = "context"
     if extra:
         added = ", ".join(
@@ -587,7 +600,8 @@ def _choose_columns(file: Path, columns: Columns) -> None:
             for name, low in extra.items()
         )
         context = f"CAST(json_merge_patch(CAST(context AS JSON), json_object({added})) AS VARCHAR)"
-    kept = ", ".join(f"{w}, {w}_is" for w in wanted)
+    called = {wanted: name.lower() for wanted, name in source.names.items()}
+    kept = ", ".join(f"{name} AS {w}, {name}_is AS {w}_is" for w, name in called.items())
     part = f"{file}.part"
     with duckdb.connect() as own:
         own.execute(

@@ -11,6 +11,7 @@ from typing import Any
 
 from tunesmith.documents.certificate import Certificate
 from tunesmith.documents.verdict import sentence
+from tunesmith.tasks import specs
 from tunesmith.words import counted
 
 HUB_LICENCES = (
@@ -37,6 +38,7 @@ class Facts:
     hub_id: str
     licence: str
     method: str
+    task: str = specs.TEXT_GENERATION.name
     rows: Mapping[str, int] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     """Those that decide training, as they were decided."""
@@ -71,7 +73,7 @@ def _front_matter(facts: Facts, certificate: Certificate) -> str:
     licence = facts.licence.lower()
     known = {
         "library_name": _library(certificate),
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": specs.find(facts.task).pipeline_tag,
         "base_model": facts.hub_id,
         "license": licence if licence in HUB_LICENCES else "other",
         "license_name": "" if licence in HUB_LICENCES else f'"{facts.licence}"',
@@ -123,6 +125,15 @@ def _tuning(facts: Facts, certificate: Certificate) -> str:
 
 
 def _loading(facts: Facts, certificate: Certificate) -> str:
+    rights = (
+        f"Licence of the base: {facts.licence}. The rows that it learned from are not here; what "
+        "they allow, their owner knows."
+    )
+    if facts.task != specs.TEXT_GENERATION.name:
+        return (
+            f"It is a model for the task `{facts.task}`: `tunesmith model import FOLDER` takes it "
+            f"in where its base and the package of that task are installed.\n\n{rights}"
+        )
     if _library(certificate) == "peft":
         code = (
             "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, "
@@ -139,9 +150,7 @@ def _loading(facts: Facts, certificate: Certificate) -> str:
     return (
         f'```python\n{code}tokenizer = AutoTokenizer.from_pretrained(".")\n```\n\n'
         "Prompts go through the chat template beside the weights; an answer ends at a stop id of "
-        "`prompt_template.json`.\n\n"
-        f"Licence of the base: {facts.licence}. The rows that it learned from are not here; what "
-        "they allow, their owner knows."
+        f"`prompt_template.json`.\n\n{rights}"
     )
 
 

@@ -19,7 +19,8 @@ TOP1, KL = (
     0.01,
 )  # least share of equal best tokens, largest mean divergence, where the precision was reduced
 PRECISIONS = ("float32", "bfloat16", "float16")
-NAME = "certificate.json"
+NAME, PROBES = "certificate.json", "probes.safetensors"
+PREPROCESSING = ("prompt_template.json", "preprocessing.json")
 
 
 @dataclass(frozen=True)
@@ -97,4 +98,6 @@ def read(name: str, folder: Path) -> Certificate:
 
 
 def template_digest(folder: Path) -> str:
-    return durable.sha256(folder / "prompt_template.json")
+    """Of the file that says how rows become what goes into the model, whatever its task."""
+    found = [folder / name for name in PREPROCESSING if (folder / name).exists()]
+    return durable.sha256(found[0] if found else folder / PREPROCESSING[0])

@@ -7,31 +7,21 @@ model.
 
 import json
 import math
-import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-
-from tunesmith.data import baseline, prose
-from tunesmith.data.examples import Example
-from tunesmith.data.template import Encoded, Messages
+from tunesmith.data import baseline
+from tunesmith.data.metrics import commonest
+from tunesmith.data.rules import RowRules, different_first
 from tunesmith.documents.verdict import Bias, Swapped, Verdict
-from tunesmith.evaluation.bias import LEAST_SWAPPED, MOST_SWAPPED, PAIRS, Swap, gaps
+from tunesmith.evaluation.bias import LEAST_SWAPPED, gaps
 from tunesmith.evaluation.judge import decide, slices
-from tunesmith.evaluation.metrics import METRICS, commonest, metrics_for
-from tunesmith.inference.engine import Completion, Engine, Sampling
 from tunesmith.phases.messages import Doing, Report
-from tunesmith.tasks import text_generation
+from tunesmith.tasks.task import Engine, Exam, Task
 from tunesmith.tuning.loop import evaluate, mean_loss
 from tunesmith.words import counted
 
-ROOM = 2  # an answer may be this many times as long as the longest wanted one before it is cut
-LEAST_EXAMPLES, MOST_EXAMPLES = (
-    3,
-    16,
-)  # in the prompt; more cost time in proportion, whatever they bring
 WORST_LISTED = 10
 LARGEST_LOSS = 1e6
 
@@ -68,83 +58,62 @@ class Arms:
     """The arms' answers to the verdict rows, gathered arm by arm, then judged."""
 
     def __init__(
-        self,
-        train: Sequence[Example],
-        rows: Sequence[Example],
-        seed: int,
-        swap_terms: str,
-        doing: Progress,
+        self, exam: Exam[Any], task: Task, rules: RowRules, seed: int, doing: Progress
     ) -> None:
-        self._train, self._rows, self._seed, self._doing = train, rows, seed, doing
-        self._wanted = [e.row.completion for e in rows]
-        self._sampling = Sampling(max_tokens=ROOM * max(e.encoded.n_completion for e in rows))
-        self._always = commonest([e.row.completion for e in train])
+        self._exam, self._task, self._rules, self._doing = exam, task, rules, doing
+        self._train, self._rows, self._seed = exam.train, exam.rows, seed
+        self._wanted = [e.row.completion for e in exam.rows]
+        self._always = commonest([e.row.completion for e in exam.train])
         self._answers: dict[str, list[str]] = {}
         self._losses: dict[str, list[tuple[float, int]]] = {}
         self._retention: dict[str, float] = {}
         self._notes: list[str] = []
         self._n_examples, self._stop_rate = 0, 1.0
-        self._swapped = swapped(rows, Swap(swap_terms or PAIRS))
         self._changed: dict[str, float] = {}
 
     def verdict(self) -> Verdict:
         self._answers["commonest"] = [self._always] * len(self._rows)
-        return self._judge(metrics_for([e.row.completion for e in self._train]))
+        return self._judge(self._rules.metrics_for([e.row.completion for e in self._train]))
 
     def ask_base(self, engine: Engine) -> None:
-        self._answers["base"] = [c.text for c in self._complete(engine, [], "base")]
-        examples = self._examples(engine)
-        self._n_examples = sum(m["role"] == "assistant" for m in examples)
+        self._ask(engine, "base")
+        examples = self._exam.examples(engine)
+        self._n_examples = len(examples)
         if examples:
-            self._answers["examples"] = [
-                c.text
-                for c in self._complete(engine, examples, f"base with {self._n_examples} examples")
-            ]
-        else:
-            self._notes.append(
-                f"the base was not asked with examples: its window holds fewer than "
-                f"{LEAST_EXAMPLES}"
-            )
-        self._changed["base"] = self._share_changed(engine, "base")
-        self._measure_losses(engine, "base")
+            self._doing.begin(f"base with {len(examples)} examples", len(self._rows))
+            found = self._exam.answers(engine, self._doing.done, examples)
+            self._answers["examples"] = [c.text for c in found]
+        elif self._exam.why_no_examples:
+            self._notes.append(self._exam.why_no_examples)
 
     def ask_tuned(self, engine: Engine) -> None:
-        completions = self._complete(engine, [], "tuned")
-        self._answers["tuned"] = [c.text for c in completions]
-        self._stop_rate = sum(c.stopped for c in completions) / len(completions)
-        self._changed["tuned"] = self._share_changed(engine, "tuned")
-        self._measure_losses(engine, "tuned")
+        self._ask(engine, "tuned")
 
-    def _complete(self, engine: Engine, examples: Messages, arm: str) -> list[Completion]:
+    def _ask(self, engine: Engine, arm: str) -> None:
         self._doing.begin(arm, len(self._rows))
-        return engine.generate(
-            [with_examples(e.messages, examples) for e in self._rows],
-            self._sampling,
-            self._doing.done,
-        )
-
-    def _measure_losses(self, engine: Engine, arm: str) -> None:
+        found = self._exam.answers(engine, self._doing.done)
+        self._answers[arm] = [c.text for c in found]
+        self._stop_rate = sum(c.stopped for c in found) / len(found)
+        self._changed[arm] = self._share_changed(engine, arm)
         self._doing.begin(f"losses, {arm}", len(self._rows))
-        self._losses[arm], self._retention[arm] = (
-            evaluate(text_generation, engine.model, self._rows),
-            retention(engine),
-        )
+        self._losses[arm] = evaluate(self._task, engine.model, self._rows)
+        if (kept := self._exam.retention(engine)) is not None:
+            self._retention[arm] = _finite(kept)
 
     def _share_changed(self, engine: Engine, arm: str) -> float:
         """Of the rows that hold a word to exchange: how many are answered otherwise when it is
         exchanged."""
-        self._doing.begin(f"words exchanged, {arm}", len(self._swapped))
-        found = engine.generate(list(self._swapped.values()), self._sampling, self._doing.done)
-        changed = [
-            c.text != self._answers[arm][i] for i, c in zip(self._swapped, found, strict=True)
-        ]
+        places = self._exam.swapped
+        self._doing.begin(f"words exchanged, {arm}", len(places))
+        found = self._exam.swapped_answers(engine, self._doing.done)
+        changed = [c.text != self._answers[arm][i] for i, c in zip(places, found, strict=True)]
         return sum(changed) / max(1, len(changed))
 
     def _bias(self, scores: Mapping[str, Sequence[float]]) -> Bias:
         found, not_measured = gaps(
             [json.loads(e.row.context) for e in self._rows], scores["base"], scores["tuned"]
         )
-        n = len(self._swapped)
+        n = len(self._exam.swapped)
         if n < LEAST_SWAPPED:
             not_measured.append(
                 f"words exchanged: {counted(n, 'verdict row')} with one (option swap_terms), "
@@ -158,12 +127,14 @@ class Arms:
             tuple(not_measured),
         )
 
-    def _judge(self, metrics: list[str]) -> Verdict:
+    def _judge(self, metrics: Mapping[str, Callable[[str, str], float]]) -> Verdict:
         scores = {
-            m: {arm: self._scores(m, arm) for arm in ARMS if arm in self._answers} for m in metrics
+            m: {arm: self._scores(of, arm) for arm in ARMS if arm in self._answers}
+            for m, of in metrics.items()
         }
+        names = list(metrics)
         means = {m: {arm: sum(s) / len(s) for arm, s in arms.items()} for m, arms in scores.items()}
-        primary, arms = scores[metrics[0]], means[metrics[0]]
+        primary, arms = scores[names[0]], means[names[0]]
         word, against, difference, low, high = decide(primary, self._seed)
         if arms["tuned"] <= arms["commonest"] and against != "commonest":
             self._notes.append(
@@ -179,7 +150,7 @@ class Arms:
         ]
         return Verdict(
             word,
-            metrics[0],
+            names[0],
             len(self._rows),
             arms,
             against,
@@ -190,7 +161,7 @@ class Arms:
             examples=self._n_examples,
             losses={arm: _finite(mean_loss(found)) for arm, found in self._losses.items()},
             commonest_answer=self._always,
-            other_metrics={m: means[m] for m in metrics[1:]},
+            other_metrics={m: means[m] for m in names[1:]},
             won=tuple(r for r, d in flips if d > 0),
             lost=tuple(r for r, d in flips if d < 0),
             worst=tuple(self._worst()),
@@ -202,10 +173,8 @@ class Arms:
             notes=tuple(self._notes),
         )
 
-    def _scores(self, metric: str, arm: str) -> list[float]:
-        return [
-            METRICS[metric](a, w) for a, w in zip(self._answers[arm], self._wanted, strict=True)
-        ]
+    def _scores(self, metric: Callable[[str, str], float], arm: str) -> list[float]:
+        return [metric(a, w) for a, w in zip(self._answers[arm], self._wanted, strict=True)]
 
     def _worst(self) -> list[dict[str, Any]]:
         """The rows on which the tuned model's loss is highest."""
@@ -221,26 +190,14 @@ class Arms:
             for i in order
         ]
 
-    def _examples(self, engine: Engine) -> Messages:
-        """Training rows as turns before the question: as many as fit beside the longest one,
-        different answers first."""
-        longest = max(self._rows, key=lambda e: e.encoded.n_prompt).messages
-        room = engine.context - self._sampling.max_tokens
-        turns: list[Mapping[str, str]] = []
-        for example in different_first(self._train, self._seed)[:MOST_EXAMPLES]:
-            turn = [m for m in example.messages if m["role"] != "system"] + [
-                {"role": "assistant", "content": example.row.completion}
-            ]
-            if len(engine.encoder.prompt(with_examples(longest, turns + turn))) > room:
-                break
-            turns += turn
-        return turns if sum(m["role"] == "assistant" for m in turns) >= LEAST_EXAMPLES else []
-
     def ask_linear_model(self) -> None:
         """Where answers are a closed set: what words alone tell."""
         train = different_first(self._train, self._seed)
         labels = [e.row.completion.strip() for e in train]
+        texts = [self._rules.words(e.row) for e in [*train, *self._rows]]
         if not (len(set(labels)) >= 2 and baseline.is_closed_set(set(labels), len(labels))):
+            return
+        if not all(t is not None for t in texts):
             return
         if not baseline.is_installed():
             self._notes.append(
@@ -248,8 +205,9 @@ class Arms:
             )
             return
         self._doing.begin("linear model", len(self._rows))
-        model = baseline.fit([question(e) for e in train], labels)
-        self._answers["linear"] = [str(a) for a in model.predict([question(e) for e in self._rows])]
+        known = [t or "" for t in texts]
+        model = baseline.fit(known[: len(train)], labels)
+        self._answers["linear"] = [str(a) for a in model.predict(known[len(train) :])]
 
 
 ARMS = ("base", "examples", "commonest", "linear", "tuned")
@@ -259,49 +217,3 @@ def _finite(loss: float) -> float:
     """A loss that JSON can hold: a broken model's infinity becomes the largest number that is
     shown."""
     return loss if math.isfinite(loss) else LARGEST_LOSS
-
-
-def question(example: Example) -> str:
-    """The last thing the user said."""
-    return str(example.messages[-1]["content"])
-
-
-def swapped(rows: Sequence[Example], swap: Swap) -> dict[int, list[dict[str, str]]]:
-    """The rows, by place, whose messages hold a word to exchange, with it exchanged; at most
-    MOST_SWAPPED."""
-    found: dict[int, list[dict[str, str]]] = {}
-    for i, example in enumerate(rows):
-        messages = [{**m, "content": swap(m["content"])} for m in example.messages]
-        if len(found) < MOST_SWAPPED and messages != list(example.messages):
-            found[i] = messages
-    return found
-
-
-def with_examples(messages: Messages, examples: Messages) -> list[dict[str, str]]:
-    """Examples as turns of the chat: after a system message, before all else."""
-    head = [dict(m) for m in messages if m["role"] == "system"]
-    return [*head, *map(dict, examples), *(dict(m) for m in messages if m["role"] != "system")]
-
-
-def different_first(rows: Sequence[Example], seed: int) -> list[Example]:
-    """The rows in a seeded order, one of each answer before the second of any."""
-    shuffled = random.Random(seed).sample(list(rows), len(rows))
-    seen: dict[str, int] = {}
-    ranked: list[tuple[int, int, Example]] = []
-    for example in shuffled:
-        answer = example.row.completion.strip()
-        seen[answer] = seen.get(answer, 0) + 1
-        ranked.append((seen[answer], len(ranked), example))
-    return [example for *_, example in sorted(ranked, key=lambda r: r[:2])]
-
-
-def retention(engine: Engine) -> float:
-    """Bits per byte of plain prose that ships with the package: what the base could do before it
-    was tuned to something else."""
-    lines = prose.lines()
-    batch = text_generation.collate(
-        [Encoded(engine.encoder.text(line), 1) for line in lines], engine.model
-    )
-    with torch.inference_mode():
-        nats = float(text_generation.token_losses(engine.model, batch).sum())
-    return _finite(nats) / math.log(2) / sum(len(line.encode()) for line in lines)

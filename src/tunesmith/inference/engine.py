@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunesmith import catalog, durable
 from tunesmith.data.template import Encoder, Messages, PromptTemplate
-from tunesmith.documents import certificate
 from tunesmith.errors import PromptTooLong
 from tunesmith.inference import readers
 from tunesmith.inference.structured import Grammar, allowed
@@ -80,16 +78,10 @@ class Engine:
 
     @classmethod
     def load(cls, tuned: TunedModel, device: str, shared: Adapters | None = None) -> "Engine":
-        """DamagedFiles unless the tuned model's files are those that were published. `shared`: its
-        base, where that is loaded."""
+        """`shared`: its base, where that is loaded. What is stored was checked before
+        (`opening.open_model`)."""
         base_folder, place = Path(tuned.base.folder), loading.device_of(device)
         folder = Path(tuned.folder)
-        if tuned.folder:
-            durable.verify(folder, tuned.digest or None)
-            if (
-                tuned.digest
-            ):  # published: it must be what was certified, on the base it was certified with
-                certificate.check(tuned.name, folder, catalog.fingerprint(tuned.base))
         template = (
             PromptTemplate.read(folder) if tuned.folder else PromptTemplate.of_base(base_folder)
         )
@@ -127,6 +119,10 @@ class Engine:
                 said += pieces(answer.ids[-1])
                 yield replace(answer.completion(), text=said)
         yield answer.completion()
+
+    def must_take(self, question: Messages) -> object:
+        """PromptTooLong where no room is left for an answer."""
+        return self.prompt_ids(question)
 
     def prompt_ids(self, messages: Messages) -> list[int]:
         """PromptTooLong where no room is left for an answer."""

@@ -12,14 +12,14 @@ from collections import OrderedDict
 from collections.abc import Generator, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 
-from tunesmith.data.template import Messages
-from tunesmith.inference.engine import Completion, Engine, Sampling, generate_all
+from tunesmith.inference.engine import Completion, Sampling
+from tunesmith.inference.opening import open_model
 from tunesmith.models import prepacked
-from tunesmith.models.adapters import Adapters
 from tunesmith.models.methods import Model
 from tunesmith.registry import TunedModel
 
@@ -32,9 +32,10 @@ MOST_TOGETHER = 16  # models that are loaded and answer together
 
 @dataclass(frozen=True)
 class Request:
-    """Prompts, each with its model; names and rights were looked at before."""
+    """Questions as the task asks them, each with its model; names and rights were looked at
+    before."""
 
-    asked: Sequence[tuple[TunedModel, Messages]]
+    asked: Sequence[tuple[TunedModel, Any]]
     sampling: Sampling
 
     @property
@@ -99,8 +100,8 @@ class Pool:
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._starting, self._owner = threading.Lock(), None  # type: threading.Lock, threading.Thread | None
         self.is_busy = self._is_over = False
-        self.engines: OrderedDict[tuple[str, ...], Engine] = OrderedDict()
-        self._bases: WeakValueDictionary[tuple[str, ...], Adapters] = WeakValueDictionary()
+        self.engines: OrderedDict[tuple[str, ...], Any] = OrderedDict()
+        self._bases: WeakValueDictionary[tuple[str, ...], Any] = WeakValueDictionary()
 
     def complete(self, request: Request) -> list[Completion]:
         """One answer for each prompt, in order. Errors are those of `generate_all`; they are the
@@ -179,8 +180,8 @@ class Pool:
 
     def _is_answerable(self, waiting: _Waiting) -> bool:
         try:
-            for tuned, messages in waiting.request.asked:
-                self.engine_for(tuned).prompt_ids(messages)
+            for tuned, question in waiting.request.asked:
+                self.engine_for(tuned).must_take(question)
         except BaseException as e:
             waiting.fail(e)
             return False
@@ -191,25 +192,34 @@ class Pool:
             if self._is_over or all(w.is_given_up for w in group):
                 raise CancelledError  # nobody waits for any of these answers any more
 
-        asked = [(self.engine_for(t), m) for w in group for t, m in w.request.asked]
-        return generate_all(asked, group[0].request.sampling, look)
+        asked = [
+            (t.base.task_spec, self.engine_for(t), q) for w in group for t, q in w.request.asked
+        ]
+        found: dict[int, Completion] = {}
+        for task in dict.fromkeys(spec.name for spec, *_ in asked):
+            places = [i for i, (spec, *_) in enumerate(asked) if spec.name == task]
+            answer_all = asked[places[0]][0].task.answer_all
+            answers = answer_all([asked[i][1:] for i in places], group[0].request.sampling, look)
+            found |= zip(places, answers, strict=True)
+        return [found[i] for i in range(len(asked))]
 
     def _write_pieces(self, waiting: _Waiting, pieces: Pieces) -> None:
-        [(tuned, messages)] = waiting.request.asked
-        for so_far in self.engine_for(tuned).stream(messages, waiting.request.sampling):
+        [(tuned, question)] = waiting.request.asked
+        for so_far in self.engine_for(tuned).stream(question, waiting.request.sampling):
             pieces.put(so_far)
             if waiting.is_given_up or self._is_over:
                 break
         pieces.end()
 
-    def engine_for(self, tuned: TunedModel) -> Engine:
+    def engine_for(self, tuned: TunedModel) -> Any:
         """The engine of a model, loaded when first asked and kept while the weights of all fit into
         `LOADED_SHARE` of the memory."""
         of_base = tuned.base.name, tuned.base.folder
         key = (*of_base, tuned.folder, tuned.digest)
         if key not in self.engines:
             shared = self._bases.get(of_base)
-            engine = self.engines[key] = Engine.load(tuned, self._device, shared)
+            engine = open_model(tuned, self._device, shared)
+            self.engines[key] = engine
             if shared is None and engine.adapters:
                 self._bases[of_base] = engine.adapters
         self.engines.move_to_end(key)
@@ -221,7 +231,7 @@ class Pool:
     def bytes_loaded(self) -> int:
         models = {id(e.model): e.model for e in self.engines.values()}
         adapters = (e.adapter.size for e in self.engines.values() if e.adapter)
-        return sum(map(_weights, models.values())) + sum(adapters)
+        return sum(map(_weights, models.values())) + int(sum(adapters))
 
 
 def _joined(waiting: list[_Waiting]) -> list[list[_Waiting]]:

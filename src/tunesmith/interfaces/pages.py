@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
-from tunesmith.data.audit import ROWS_SHOWN, AuditReport, Finding
+from tunesmith.data.checks.rows import ROWS_SHOWN
+from tunesmith.documents.audit import AuditReport, Finding
 from tunesmith.documents.quote import Quote
 from tunesmith.documents.verdict import sentence
 from tunesmith.words import counted

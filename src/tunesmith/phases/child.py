@@ -18,7 +18,6 @@ from typing import Any, Protocol, Self
 
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.dataset import Dataset
-from tunesmith.data.template import Encoder, PromptTemplate
 from tunesmith.errors import TrainingFailed, TunesmithError
 from tunesmith.jobs import Job
 from tunesmith.options import Decided, Options
@@ -38,7 +37,6 @@ class Assignment:
     """What a phase needs to know about its job."""
 
     job_id: str
-    task: str
     home: str
     folder: str
     """This attempt's own folder; the phase writes nowhere else."""
@@ -57,7 +55,6 @@ class Assignment:
         folder = settings.job_folder(job.id)
         return cls(
             job_id=job.id,
-            task=job.task,
             home=str(settings.home),
             folder=str(folder / f"attempt-{job.attempt}"),
             data_folder=str(folder / "data"),
@@ -81,6 +78,7 @@ class Assignment:
 
     @property
     def spec(self) -> ModelSpec:
+        """Its task is the job's."""
         return ModelSpec.from_json(self.base)
 
     @property
@@ -92,8 +90,9 @@ class Assignment:
     def dataset(self) -> Dataset:
         return Dataset.open(Path(self.data_folder), self.data_digest, self.moved)
 
-    def encoder(self) -> Encoder:
-        return Encoder(PromptTemplate.from_json(self.template), Path(self.spec.folder))
+    def encoder(self) -> Any:
+        """How its rows become what goes into the model."""
+        return self.spec.task_spec.rules.encoder(self.template, self.spec)
 
 
 @dataclass(frozen=True)

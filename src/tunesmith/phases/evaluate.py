@@ -1,15 +1,16 @@
 """EVALUATING: does the stored model answer as the trained one did, and did tuning help?"""
 
+from dataclasses import replace
+
 import torch
 
 from tunesmith import catalog
-from tunesmith.data.examples import encode
 from tunesmith.documents.certificate import template_digest
 from tunesmith.documents.verdict import STOP_RATE, Verdict, Word, sentence
 from tunesmith.errors import CertificateRefused, DamagedFiles
 from tunesmith.evaluation.arms import Arms, Progress
-from tunesmith.evaluation.probes import Probes, certify, replay
-from tunesmith.inference.engine import Engine
+from tunesmith.evaluation.certify import certify
+from tunesmith.inference.opening import open_model
 from tunesmith.models import methods
 from tunesmith.phases.child import Assignment
 from tunesmith.phases.messages import Certified, Judged, Report, Warned
@@ -18,38 +19,34 @@ from tunesmith.registry import TunedModel
 
 
 def run(assignment: Assignment, report: Report) -> None:
-    spec, options = assignment.spec, assignment.decided
+    spec, decided = assignment.spec, assignment.decided
+    task, rules = spec.task_spec.task, spec.task_spec.rules
     torch.set_num_threads(assignment.threads)
     dataset, encoder = assignment.dataset(), assignment.encoder()
-    rows = {
-        part: encode(dataset, part, encoder, spec, options.on_long).accepted
-        for part in ("train", "verdict")
-    }
+    last = replace(decided, learn="last")  # what is judged is the answer to the whole conversation
+    train, rows = (
+        rules.encode(dataset, part, encoder, spec, last).accepted for part in ("train", "verdict")
+    )
     results = [a / RESULT for a in assignment.attempts if (a / RESULT).exists()]
     if not results:
         raise DamagedFiles(
             folder=assignment.folder, reason="no attempt of this job holds a finished model"
         )
     doing = Progress(report)
-    arms = (
-        Arms(rows["train"], rows["verdict"], options.seed, options.swap_terms, doing)
-        if rows["verdict"]
-        else None
-    )
-    probes = Probes.load(results[0])
+    exam = task.Exam(train, rows, decided) if rows else None
+    arms = Arms(exam, task, rules, decided.seed, doing) if exam else None
+    probes = task.probes_of(results[0])
 
-    engine = Engine.load(TunedModel(name=spec.name, base=spec), assignment.device)
-    doing.begin("probes, base", len(probes.prompts))
-    of_base = replay(engine.model, probes)
+    engine = open_model(TunedModel(name=spec.name, base=spec), assignment.device)
+    doing.begin("probes, base", probes.count)
+    of_base = probes.replay(engine.model)
     if arms:
         arms.ask_base(engine)
-    engine = Engine.load(
-        TunedModel(name=spec.name, base=spec, method=options.method, folder=str(results[0])),
-        assignment.device,
-    )
-    doing.begin("probes, tuned", len(probes.prompts))
+    tuned = TunedModel(name=spec.name, base=spec, method=decided.method, folder=str(results[0]))
+    engine = open_model(tuned, assignment.device)
+    doing.begin("probes, tuned", probes.count)
     certificate = certify(
-        "whole" if methods.METHODS[options.method].artefact == "whole" else "adapter",
+        methods.METHODS[decided.method].artefact,
         str(next(engine.model.parameters()).dtype).removeprefix("torch."),
         engine.model,
         probes,

@@ -11,9 +11,9 @@ from safetensors import safe_open
 from tunesmith import catalog, durable
 from tunesmith.catalog import ModelSpec
 from tunesmith.documents.card import CURVE, Facts, curve_svg, model_card
-from tunesmith.documents.certificate import NAME, Certificate, read
+from tunesmith.documents.certificate import NAME, PROBES, Certificate, read
 from tunesmith.errors import CertificateRefused
-from tunesmith.evaluation.probes import FILE, Probes, certify, replay
+from tunesmith.evaluation.certify import certify
 from tunesmith.models import loading, methods
 from tunesmith.models.methods import Model
 from tunesmith.phases.child import Transfer
@@ -32,8 +32,9 @@ def run(asked: Transfer, report: Report) -> None:
     torch.set_num_threads(asked.threads)
     spec, source, target = ModelSpec.from_json(asked.base), Path(asked.source), Path(asked.target)
     device = loading.device_of(asked.device)
-    probes = Probes.load(source)
-    of_base = replay(loading.load_base(spec, device), probes)
+    task = spec.task_spec.task
+    probes = task.probes_of(source)
+    of_base = probes.replay(task.load(spec, device))
     before = read(asked.name, source)
     facts = {
         "base_digest": catalog.fingerprint(spec),
@@ -87,7 +88,7 @@ def _merge(
         *staged.glob("*.safetensors.index.json"),
         *staged.glob("adapter_*"),
     ]:
-        if file.name != FILE:
+        if file.name != PROBES:
             file.unlink(missing_ok=True)
     merged.config._name_or_path = spec.public_name
     merged.to(getattr(torch, precision)).save_pretrained(staged, safe_serialization=True)
@@ -95,12 +96,9 @@ def _merge(
 
 def _read_back(spec: ModelSpec, folder: Path, name: str, device: torch.device) -> Model:
     method = methods.METHODS[name]
-    model: Model = method.attach(
-        loading.load(folder, device)
-        if methods.METHODS[name].artefact == "whole"
-        else loading.load_base(spec, device),
-        folder,
-    )
+    task, is_whole = spec.task_spec.task, method.artefact == "whole"
+    before = task.load_tuned(folder, device) if is_whole else task.load(spec, device)
+    model: Model = method.attach(before, folder)
     return model.eval()
 
 

@@ -11,9 +11,8 @@ from tunesmith import catalog
 from tunesmith.catalog import ModelSpec
 from tunesmith.data import split
 from tunesmith.data.dataset import Dataset
-from tunesmith.data.examples import REFUSED, TOO_LONG, Examples, encode
+from tunesmith.data.rules import REFUSED, TOO_LONG, Encoding
 from tunesmith.data.split import PARTS
-from tunesmith.data.template import Encoder
 from tunesmith.errors import AnswersNotFound, BudgetTooSmall, NoUsableRows, RowsTooLong
 from tunesmith.options import Decided, Options
 from tunesmith.phases.child import Assignment
@@ -47,9 +46,7 @@ class Plan:
     warnings: list[str]
 
 
-def plan_of(
-    dataset: Dataset, encoder: Encoder, spec: ModelSpec, asked: Options, price: float
-) -> Plan:
+def plan_of(dataset: Dataset, encoder: Any, spec: ModelSpec, asked: Options, price: float) -> Plan:
     """RowsTooLong, NoUsableRows or BudgetTooSmall where rows or budget (`price` in credits per
     token) do not allow training."""
     frozen = replace(dataset, moved={})  # as often as this is done, it gives the same
@@ -84,41 +81,42 @@ def plan_of(
     resolved = decide(asked, Known(spec, len(train), learn=why_last))
     tokens, option = token_budget(resolved, price)
     if tokens and not steps_within(
-        [len(e.encoded.ids) for e in train], resolved.batch_size, resolved.order_seed, 1, tokens
+        [e.size for e in train], resolved.batch_size, resolved.order_seed, 1, tokens
     ):
         raise BudgetTooSmall(name=option, tokens=tokens, batch_size=resolved.batch_size)
     counts = {p: len(e) for p, e in accepted.items()}
-    cut = sum(e.cut is not None for examples in accepted.values() for e in examples)
+    cut = sum(e.is_cut for examples in accepted.values() for e in examples)
     rejected = dataset.rejected() + rejected
     told += warnings(spec, resolved.learning_rate, rejected) + ([why_last] if why_last else [])
-    used = sum(len(e.encoded.ids) for e in train)
+    used = sum(e.size for e in train)
     return Plan(
         resolved, used, {**counts, "rejected": len(rejected), "cut": cut}, rejected, moved, told
     )
 
 
 def _encoded(
-    dataset: Dataset, encoder: Encoder, spec: ModelSpec, asked: Options
-) -> tuple[dict[str, Examples], str]:
-    """The rows of each part as ids, and why only last answers are learnt where all were asked
-    for."""
+    dataset: Dataset, encoder: Any, spec: ModelSpec, asked: Options
+) -> tuple[dict[str, Encoding[Any]], str]:
+    """The rows of each part as they go into the base, and why only last answers are learnt where
+    all were asked for."""
+
+    def encoded(options: Options) -> dict[str, Encoding[Any]]:
+        encode = spec.task_spec.rules.encode
+        return {part: encode(dataset, part, encoder, spec, options) for part in PARTS}
+
     try:
-        return {
-            part: encode(dataset, part, encoder, spec, asked.on_long, asked.learn) for part in PARTS
-        }, ""
+        return encoded(asked), ""
     except AnswersNotFound as e:
         why = (
             f"only the last answer of each conversation is learnt: the base's chat template does "
             f"not write an earlier one (message "
             f"{e.fields['message']}) as it would have been asked for it"
         )
-        return {
-            part: encode(dataset, part, encoder, spec, asked.on_long, "last") for part in PARTS
-        }, why
+        return encoded(replace(asked, learn="last")), why
 
 
 def _filled_again(
-    dataset: Dataset, parts: Mapping[str, Examples]
+    dataset: Dataset, parts: Mapping[str, Encoding[Any]]
 ) -> tuple[dict[str, dict[str, list[int]]], list[str]]:
     """Which rows go to another part now that some were rejected, and what must be told about the
     parts' sizes."""

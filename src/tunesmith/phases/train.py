@@ -1,22 +1,14 @@
 """RUNNING, in a child process of the worker: load the base, train, save. Writes only into its
 attempt's folder."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tunesmith import catalog, durable, tasks
-from tunesmith.data import prose
-from tunesmith.data.examples import Example, encode
-from tunesmith.documents.certificate import LEAST_PROBES
+from tunesmith import catalog, durable
 from tunesmith.documents.quote import Quote
-from tunesmith.evaluation.probes import Probes, record
-from tunesmith.inference.engine import Engine, Sampling
-from tunesmith.models import layout, loading, methods, packed
+from tunesmith.models import loading, methods
 from tunesmith.phases.child import Assignment
 from tunesmith.phases.messages import Quoted, Report, Trained, Warned
 from tunesmith.tuning import checkpoints
@@ -28,17 +20,17 @@ from tunesmith.words import counted
 
 RESULT = "result"  # the finished model inside the attempt's folder
 PRECISION_ROWS = 64  # on which the loss by a lower precision is measured
-PROBES, PROBE_TOKENS = 48, 24  # prompts that prove the stored model, and the longest answer to one
 
 
-def begin(work: Assignment) -> Training[Example]:
+def begin(work: Assignment) -> Training[Any]:
     """The model as every attempt of a job begins with it, and the rows that it learns from."""
-    decided, spec, task = work.decided, work.spec, tasks.load(work.task)
+    decided, spec = work.decided, work.spec
+    task, rules = spec.task_spec.task, spec.task_spec.rules
     torch.set_num_threads(work.threads)
     torch.manual_seed(decided.seed)
     dataset, encoder = work.dataset(), work.encoder()
     rows, validation = (
-        encode(dataset, part, encoder, spec, decided.on_long, decided.learn).accepted
+        rules.encode(dataset, part, encoder, spec, decided).accepted
         for part in ("train", "validation")
     )
     base = task.load(spec, loading.device_of(work.device), decided.precision)
@@ -48,11 +40,10 @@ def begin(work: Assignment) -> Training[Example]:
 
 def run(work: Assignment, report: Report) -> None:
     training = begin(work)
-    every = [*training.rows, *training.validation]
-    if why := packed.why_padded(training.model, max(r.size for r in every)):
-        report(Warned(f"rows are padded, not packed: slower, and otherwise the same ({why})"))
-    micro_tokens = layout.micro_tokens(training.model)
-    decided, spec = training.decided, work.spec
+    task, decided, spec = training.task, training.decided, work.spec
+    if why := task.why_slower(training.model, [*training.rows, *training.validation]):
+        report(Warned(why))
+    micro_tokens = task.room(training.model)
     bound_to: dict[str, Any] = {
         "data": work.data_digest,
         "options": decided.values(),
@@ -77,7 +68,7 @@ def run(work: Assignment, report: Report) -> None:
     report(Trained(at.step, at.trained_tokens, *losses, at.stopped_by, used))
 
 
-def _quote(work: Assignment, training: Training[Example], report: Report) -> int:
+def _quote(work: Assignment, training: Training[Any], report: Report) -> int:
     """Measure some steps and tell what the job will take; the tokens that fit through the model at
     once."""
     measured = rehearse(training)
@@ -90,27 +81,27 @@ def _quote(work: Assignment, training: Training[Example], report: Report) -> int
     return measured.micro_tokens
 
 
-def _save(work: Assignment, training: Training[Example], at: Position) -> None:
+def _save(work: Assignment, training: Training[Any], at: Position) -> None:
     """The finished model with its probes, in the attempt's folder, whole or not at all."""
-    decided, spec, encoder = training.decided, work.spec, work.encoder()
+    task, decided, spec = training.task, training.decided, work.spec
     method, model, final = methods.METHODS[decided.method], training.model, Path(work.folder)
     with durable.staging(Path(work.home)) as outer:
         staged = outer / RESULT
         staged.mkdir()
         method.save(model, staged, spec)
-        durable.write_json(staged / "prompt_template.json", asdict(encoder.template))
+        durable.write_json(staged / spec.task_spec.preprocessing, dict(work.template))
         if decided.precision != "full":
             # what it answers with from now on is its base in full precision
-            base = training.task.load(spec, loading.device_of(work.device))
+            base = task.load(spec, loading.device_of(work.device))
             model = method.attach(base, staged).eval()
-        engine = Engine(model, encoder, spec.name, spec.context)
-        probes(engine, [*training.validation, *training.rows]).save(staged)
+        engine = task.engine_of(model, work.encoder(), spec)
+        task.probe(engine, [*training.validation, *training.rows]).save(staged)
         if not (final / RESULT).exists():
             facts = {"job": work.job_id, "method": decided.method, "step": at.step}
             durable.publish(staged, final / RESULT, facts)
 
 
-def _what_precision_costs(work: Assignment, training: Training[Example], micro_tokens: int) -> str:
+def _what_precision_costs(work: Assignment, training: Training[Any], micro_tokens: int) -> str:
     """The base's loss on some rows in the precision it is trained in, which the fresh adapter
     leaves as it is, and in full."""
     task, some = training.task, (training.validation or training.rows)[:PRECISION_ROWS]
@@ -121,23 +112,6 @@ def _what_precision_costs(work: Assignment, training: Training[Example], micro_t
         f"frozen weights in {training.decided.precision}: the base's loss on "
         f"{counted(len(some), 'row')} is {reduced:.4f} in it, {full:.4f} in full precision "
         f"({reduced - full:+.4f}); the tuned model answers with its base in full precision"
-    )
-
-
-def probes(engine: Engine, rows: Sequence[Example]) -> Probes:
-    """What the trained model answers to some of its rows, and where they are few to lines of
-    prose."""
-    asked = list({json.dumps(e.messages): e.messages for e in rows[: 4 * PROBES]}.values())[:PROBES]
-    more = [line[:n] for line in prose.lines() for n in (40, 20)]  # short enough for any window
-    asked += [[{"role": "user", "content": line}] for line in more][
-        : max(0, LEAST_PROBES - len(asked))
-    ]
-    found = engine.generate(asked, Sampling(max_tokens=PROBE_TOKENS))
-    return record(
-        engine.model,
-        [engine.encoder.prompt(m) for m in asked],
-        [c.ids for c in found],
-        [c.stopped for c in found],
     )
 
 

@@ -17,12 +17,13 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
+from tunesmith.data.rules import Sized
 from tunesmith.errors import DamagedFiles, NonFiniteLoss, OutOfMemory
 from tunesmith.models.layout import MICRO_TOKENS
 from tunesmith.models.methods import trained_tensors
 from tunesmith.options import Decided
 from tunesmith.phases.messages import Report, RowLosses, Started, Stepped, Warned
-from tunesmith.tasks import Sized, Task
+from tunesmith.tasks.task import Task
 from tunesmith.tuning import checkpoints
 from tunesmith.tuning.batches import rows_of_step, steps_per_epoch, steps_within
 from tunesmith.tuning.checkpoints import Position

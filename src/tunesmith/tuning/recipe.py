@@ -60,6 +60,9 @@ def decide(options: Options, facts: Known) -> Decided:
 
 
 def _method(facts: Known, known: Mapping[str, Any]) -> tuple[str, str]:
+    possible = facts.spec.task_spec.methods
+    if len(possible) == 1:
+        return possible[0], f"the one method that {facts.spec.task} has"
     if facts.only_for:
         names = " and ".join(name for name, _ in facts.only_for)
         method = facts.only_for[0][1]

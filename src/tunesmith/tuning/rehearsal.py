@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import torch
 
 from tunesmith.errors import OutOfMemory
-from tunesmith.models import layout
 from tunesmith.models.methods import trained_tensors
 from tunesmith.phases.messages import Measured
 from tunesmith.tuning.batches import rows_of_step
@@ -23,7 +22,7 @@ VALIDATION_ROWS = 64  # measured; the rest in proportion
 
 
 def rehearse(training: Training[R]) -> Measured:
-    micro_tokens = layout.micro_tokens(training.model)
+    micro_tokens = training.task.room(training.model)
     while True:
         try:
             return _rehearse(training, micro_tokens)

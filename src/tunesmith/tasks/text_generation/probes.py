@@ -6,6 +6,7 @@ later made of the model (the files loaded back, a merge) reads the same prompts 
 agreement makes its certificate.
 """
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,17 +18,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tunesmith.data import prose
+from tunesmith.data.examples import Example
 from tunesmith.data.template import Encoded
-from tunesmith.documents.certificate import Certificate
+from tunesmith.documents.certificate import LEAST_PROBES
+from tunesmith.documents.certificate import PROBES as FILE
 from tunesmith.errors import DamagedFiles
+from tunesmith.inference.engine import Engine, Sampling
 from tunesmith.models.layout import MICRO_TOKENS
 from tunesmith.models.methods import Model
-from tunesmith.tasks import text_generation
+from tunesmith.tasks.task import Agreement
+from tunesmith.tasks.text_generation.batches import collate, groups, supervised_logits
 
+PROBES, PROBE_TOKENS = 48, 24  # prompts that prove the stored model, and the longest answer to one
 KEPT = 32  # tokens kept at each position; the rest count as one
 TIE = 1e-4  # best and second best closer than this may change places when the order of sums does
 DIFFERENT = 1e-3  # nats: a log-probability that moved by less has not been tuned
-FILE = "probes.safetensors"
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,14 @@ class Probes:
     stopped: list[bool]
     ids_NK: Tensor
     logp_NK: Tensor
+
+    @property
+    def count(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def stop_rate(self) -> float:
+        return sum(self.stopped) / max(1, len(self.stopped))
 
     def save(self, folder: Path) -> None:
         save_file(
@@ -68,6 +82,40 @@ class Probes:
         except (OSError, SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as e:
             raise DamagedFiles(folder=str(folder), reason=f"{FILE} cannot be read: {e}") from None
 
+    def replay(self, model: Model) -> Agreement:
+        """Read the prompts and answers with another model."""
+        equal = ties = same = at = 0
+        divergence = 0.0
+        seen: list[Tensor] = []
+        for answer, logits in zip(
+            self.answers, _logits(model, self.prompts, self.answers), strict=True
+        ):
+            n = len(answer)
+            ids, p = self.ids_NK[at : at + n], self.logp_NK[at : at + n].double()
+            here = logits.double().cpu().log_softmax(-1)
+            q, best = here.gather(1, ids), here.argmax(-1)
+            agree = best == torch.tensor(answer)
+            tied = p[:, 0] - p[:, 1] < TIE
+            equal += bool(agree.all())
+            ties += bool((agree | tied).all() and not agree.all())
+            same += int(agree.sum())
+            seen.append(q)
+            rest_p, rest_q = ((1 - x.exp().sum(1)).clamp(min=1e-12) for x in (p, q))
+            divergence += float(
+                (p.exp() * (p - q)).sum() + (rest_p * (rest_p / rest_q).log()).sum()
+            )
+            at += n
+        return Agreement(equal, ties, same / max(1, at), divergence / max(1, at), seen)
+
+    def differing(self, a: Agreement, b: Agreement) -> int:
+        """Probes on which two models give a token that the trained one held for possible another
+        log-probability, by more than DIFFERENT."""
+        possible = torch.split(self.logp_NK > math.log(1e-4), [len(x) for x in self.answers])
+        return sum(
+            bool(((p - q).abs() > DIFFERENT)[m].any())
+            for p, q, m in zip(a.seen, b.seen, possible, strict=True)
+        )
+
     def _check(self) -> None:
         """ValueError where the parts do not fit each other."""
         n, kept = sum(map(len, self.answers)), self.ids_NK.shape[-1]
@@ -92,20 +140,21 @@ class Probes:
             raise ValueError("a token is no number of a vocabulary")
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How a model reads the probes, beside how the trained one did."""
-
-    equal: int
-    """Probes of which every answered token is the best one here too, ties apart."""
-    ties: int
-    """Probes that part only where the trained model's two best were closer than TIE."""
-    top1: float
-    """Share of positions with the same best token."""
-    kl: float
-    """Mean divergence of the distributions from the trained model's, in nats."""
-    logp: list[Tensor]
-    """Of each probe, this model's log-probabilities of the kept tokens, (answered, K)."""
+def probe(engine: Engine, rows: Sequence[Example]) -> Probes:
+    """What the trained model answers to some of its rows, and where they are few to lines of
+    prose."""
+    asked = list({json.dumps(e.messages): e.messages for e in rows[: 4 * PROBES]}.values())[:PROBES]
+    more = [line[:n] for line in prose.lines() for n in (40, 20)]  # short enough for any window
+    asked += [[{"role": "user", "content": line}] for line in more][
+        : max(0, LEAST_PROBES - len(asked))
+    ]
+    found = engine.generate(asked, Sampling(max_tokens=PROBE_TOKENS))
+    return record(
+        engine.model,
+        [engine.encoder.prompt(m) for m in asked],
+        [c.ids for c in found],
+        [c.stopped for c in found],
+    )
 
 
 def record(
@@ -134,70 +183,6 @@ def record(
     )
 
 
-def replay(model: Model, probes: Probes) -> Agreement:
-    """Read the probes' prompts and answers with another model."""
-    equal = ties = same = at = 0
-    divergence = 0.0
-    seen: list[Tensor] = []
-    for answer, logits in zip(
-        probes.answers, _logits(model, probes.prompts, probes.answers), strict=True
-    ):
-        n = len(answer)
-        ids, p = probes.ids_NK[at : at + n], probes.logp_NK[at : at + n].double()
-        here = logits.double().cpu().log_softmax(-1)
-        q, best = here.gather(1, ids), here.argmax(-1)
-        agree = best == torch.tensor(answer)
-        tied = p[:, 0] - p[:, 1] < TIE
-        equal += bool(agree.all())
-        ties += bool((agree | tied).all() and not agree.all())
-        same += int(agree.sum())
-        seen.append(q)
-        rest_p, rest_q = ((1 - x.exp().sum(1)).clamp(min=1e-12) for x in (p, q))
-        divergence += float((p.exp() * (p - q)).sum() + (rest_p * (rest_p / rest_q).log()).sum())
-        at += n
-    return Agreement(equal, ties, same / max(1, at), divergence / max(1, at), seen)
-
-
-def differing(probes: Probes, a: Agreement, b: Agreement) -> int:
-    """Probes on which two models give a token that the trained one held for possible another
-    log-probability, by more than DIFFERENT."""
-    possible = torch.split(probes.logp_NK > math.log(1e-4), [len(x) for x in probes.answers])
-    return sum(
-        bool(((p - q).abs() > DIFFERENT)[m].any())
-        for p, q, m in zip(a.logp, b.logp, possible, strict=True)
-    )
-
-
-def certify(
-    artefact: str,
-    precision: str,
-    model: Model,
-    probes: Probes,
-    of_base: Agreement,
-    *,
-    base_digest: str,
-    template_digest: str,
-    data_digest: str,
-) -> Certificate:
-    """The certificate of an artefact that was read back as `model`; `of_base` is how its base reads
-    the same probes."""
-    found = replay(model, probes)
-    return Certificate(
-        artefact,
-        precision,
-        len(probes.prompts),
-        found.equal,
-        found.ties,
-        found.top1,
-        found.kl,
-        differing(probes, of_base, found),
-        sum(probes.stopped) / max(1, len(probes.stopped)),
-        base_digest,
-        template_digest,
-        data_digest,
-    )
-
-
 @torch.no_grad()
 def _logits(
     model: Model, prompts: Sequence[list[int]], answers: Sequence[list[int]]
@@ -207,9 +192,9 @@ def _logits(
     model.eval()
     rows = [Encoded([*p, *a], len(p)) for p, a in zip(prompts, answers, strict=True)]
     found: list[Tensor] = [torch.empty(0)] * len(rows)
-    for group in text_generation.groups(rows, model, MICRO_TOKENS):
-        batch = text_generation.collate([rows[i] for i in group], model)
-        logits_NV = text_generation.supervised_logits(model, batch).float()
+    for group in groups(rows, model, MICRO_TOKENS):
+        batch = collate([rows[i] for i in group], model)
+        logits_NV = supervised_logits(model, batch).float()
         for b, i in enumerate(group):
             found[i] = logits_NV[batch.row_N == b]
     yield from found

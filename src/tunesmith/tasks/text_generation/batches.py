@@ -1,4 +1,4 @@
-"""The task `text_generation`: rows into tensors, and the loss of every supervised token.
+"""Rows into tensors, and the loss of every supervised token.
 
 B rows, T positions, K kept positions, N supervised tokens, V vocabulary.
 """
@@ -11,29 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tunesmith.catalog import ModelSpec
-from tunesmith.data.examples import Example
 from tunesmith.data.template import Encoded
-from tunesmith.models import chunked_loss, loading, packed
+from tunesmith.models import chunked_loss, packed
 from tunesmith.models.forward import hidden_at, logits_at
 from tunesmith.models.layout import micro_batches
 from tunesmith.models.methods import Model, decoder_of
-
-
-def load(spec: ModelSpec, device: torch.device, precision: str = "full") -> Model:
-    return loading.load_base(spec, device, precision)
-
-
-def together(
-    model: Model, rows: Sequence[Example], most: int, most_rows: int | None = None
-) -> list[list[int]]:
-    return groups([r.encoded for r in rows], model, most, most_rows)
-
-
-def losses(model: Model, rows: Sequence[Example]) -> tuple[Tensor, Tensor]:
-    """Of each supervised token, in nats."""
-    batch = collate([r.encoded for r in rows], model)
-    return token_losses(model, batch), batch.row_N
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from tunesmith.evaluation.metrics import METRICS, commonest, exact_match, metrics_for
+from tunesmith.data.metrics import METRICS, commonest, exact_match, metrics_for
 
 
 def test_an_answer_is_right_when_it_is_equal_spaces_at_the_ends_apart() -> None:

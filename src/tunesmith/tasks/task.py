@@ -1,0 +1,164 @@
+"""What a model is tuned to do: what the loop, the evaluator and the doors ask of a task's own code.
+
+A task is declared in `specs`, which imports no torch; its code is a module with the functions of
+`Task`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from tunesmith.catalog import ModelSpec
+from tunesmith.data.rules import Accepted
+from tunesmith.options import Decided
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from tunesmith.inference.engine import Completion, Sampling
+    from tunesmith.registry import TunedModel
+
+Told = Callable[[int], None]
+"""Hears how many are done."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a model reads the probes, beside how the trained one did."""
+
+    equal: int
+    """Probes that are answered as the trained model answered them, ties apart."""
+    ties: int
+    """Probes that part only where the trained model was about to answer otherwise itself."""
+    top1: float
+    """Share of the places of an answer at which the best choice is the same."""
+    kl: float
+    """Mean divergence from what the trained model held for likely, in nats; where nothing is
+    likely or not, the mean distance."""
+    seen: Any
+    """What `Probes.differing` compares."""
+
+
+class Probes(Protocol):
+    """What the trained model answered to some of its rows, kept with it."""
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def stop_rate(self) -> float:
+        """Share of the answers that ended by themselves."""
+
+    def save(self, folder: Path) -> None: ...
+
+    def replay(self, model: Any) -> Agreement:
+        """How another artefact of the model reads them."""
+
+    def differing(self, a: Agreement, b: Agreement) -> int:
+        """Probes that two models read otherwise."""
+
+
+class Engine(Protocol):
+    """A loaded model that answers."""
+
+    model: Any
+    adapters: Any
+    """What it shares with other engines on its base, or None."""
+    adapter: Any
+
+    def must_take(self, question: Any) -> object:
+        """An error where the model cannot be asked this."""
+
+    def generate(
+        self, questions: "Sequence[Any]", sampling: "Sampling", told: Told | None = None
+    ) -> "list[Completion]": ...
+
+    def stream(self, question: Any, sampling: "Sampling") -> "Any":
+        """The answer as far as it is written, again and again; the last one is whole."""
+
+
+R = TypeVar("R", bound=Accepted)
+
+
+class Exam(Generic[R]):
+    """The verdict rows as the models are asked them, and what else is measured on the way. A task
+    extends it by what it can measure."""
+
+    why_no_examples = ""
+    """Why the base was not asked with examples, where that needs saying."""
+    swapped: Sequence[int] = ()
+    """Places of the rows that hold a word for a group that can be exchanged."""
+
+    def __init__(self, train: Sequence[R], rows: Sequence[R], decided: Decided) -> None:
+        self.train, self.rows, self.decided = train, rows, decided
+
+    def examples(self, engine: Any) -> Sequence[Any]:
+        """Training rows that the base is shown with each question; none where that means
+        nothing."""
+        return ()
+
+    def answers(self, engine: Any, told: Told, examples: Sequence[Any] = ()) -> "list[Completion]":
+        """To every row."""
+        raise NotImplementedError
+
+    def swapped_answers(self, engine: Any, told: Told) -> "list[Completion]":
+        """To the rows `swapped`, with the words exchanged."""
+        return []
+
+    def retention(self, engine: Any) -> float | None:
+        """Something that the base could do before it was tuned to something else, smaller is
+        better; None where nothing is measured."""
+        return None
+
+
+class Task(Protocol):
+    """N supervised items in a batch of rows."""
+
+    def load(self, spec: ModelSpec, device: "torch.device", precision: str = "full") -> Any:
+        """The base as a model that a method can change."""
+
+    def load_tuned(self, folder: Path, device: "torch.device") -> Any:
+        """A model that was tuned whole."""
+
+    def room(self, model: Any) -> int:
+        """How much goes through the model at once to begin with, in the task's unit."""
+
+    def why_slower(self, model: Any, rows: Sequence[Any]) -> str:
+        """Why these rows go through the model slower than such rows could; empty where they do
+        not."""
+
+    def together(
+        self, model: Any, rows: Sequence[Any], most: int, most_rows: int | None = None
+    ) -> list[list[int]]:
+        """Indices of rows that go through the model at once: sizes of at most `most` together, or
+        one row."""
+
+    def losses(self, model: Any, rows: Sequence[Any]) -> "tuple[Tensor, Tensor]":
+        """The loss of each supervised item, (N,), not averaged, and which of the rows it belongs
+        to, (N,)."""
+
+    def engine_of(self, model: Any, encoder: Any, spec: ModelSpec) -> Engine:
+        """A model in memory as one that answers."""
+
+    def engine(self, tuned: "TunedModel", device: str, shared: Any = None) -> Engine:
+        """A stored model, or a base, loaded; DamagedFiles or CertificateRefused where it must not
+        be. `shared`: what another engine on its base holds."""
+
+    def answer_all(
+        self,
+        asked: "Sequence[tuple[Any, Any]]",
+        sampling: "Sampling",
+        told: Told | None = None,
+    ) -> "list[Completion]":
+        """The answers of some engines to a question each, in order, computed together where they
+        can be."""
+
+    def probe(self, engine: Any, rows: Sequence[Any]) -> Probes:
+        """What a model that was just trained answers to some of its rows."""
+
+    def probes_of(self, folder: Path) -> Probes:
+        """Those that were stored; DamagedFiles."""
+
+    def Exam(self, train: Sequence[Any], rows: Sequence[Any], decided: Decided) -> Exam[Any]: ...

@@ -1,0 +1,66 @@
+"""The task `text_generation`: text that follows a prompt. What the loop, the evaluator and the
+doors ask of it; the functions are those of `tasks.Task`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunesmith.catalog import ModelSpec
+from tunesmith.data.examples import Example
+from tunesmith.data.template import Encoder
+from tunesmith.inference.engine import Engine, generate_all
+from tunesmith.models import layout, loading, packed
+from tunesmith.models.adapters import Adapters
+from tunesmith.models.methods import Model
+from tunesmith.registry import TunedModel
+from tunesmith.tasks.text_generation.batches import collate, groups, token_losses
+from tunesmith.tasks.text_generation.exam import TextExam as Exam
+from tunesmith.tasks.text_generation.probes import Probes, probe
+
+__all__ = ["Exam", "answer_all", "collate", "groups", "probe", "token_losses"]
+
+answer_all = generate_all
+
+
+def load(spec: ModelSpec, device: torch.device, precision: str = "full") -> PreTrainedModel:
+    return loading.load_base(spec, device, precision)
+
+
+def load_tuned(folder: Path, device: torch.device) -> PreTrainedModel:
+    return loading.load(folder, device)
+
+
+def room(model: Model) -> int:
+    return layout.micro_tokens(model)
+
+
+def why_slower(model: Model, rows: Sequence[Example]) -> str:
+    why = packed.why_padded(model, max((r.size for r in rows), default=0))
+    return why and f"rows are padded, not packed: slower, and otherwise the same ({why})"
+
+
+def together(
+    model: Model, rows: Sequence[Example], most: int, most_rows: int | None = None
+) -> list[list[int]]:
+    return groups([r.encoded for r in rows], model, most, most_rows)
+
+
+def losses(model: Model, rows: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    """Of each supervised token, in nats."""
+    batch = collate([r.encoded for r in rows], model)
+    return token_losses(model, batch), batch.row_N
+
+
+def engine_of(model: Model, encoder: Encoder, spec: ModelSpec) -> Engine:
+    return Engine(model, encoder, spec.name, spec.context)
+
+
+def engine(tuned: TunedModel, device: str, shared: Adapters | None = None) -> Engine:
+    return Engine.load(tuned, device, shared)
+
+
+def probes_of(folder: Path) -> Probes:
+    return Probes.load(folder)
