@@ -38,6 +38,7 @@ FAULTS = {
     "read-only": errno.EROFS,
     "too many files": errno.EMFILE,
 }
+LINK = b"\0a link to "  # before the target of one, where the simulated disk keeps it as bytes
 LASTS = 4  # operations in a row that fail: a full disk stays full for a while
 
 
@@ -213,7 +214,7 @@ def faults_of_create(base: Path, rows: list[dict[str, str]], folder: Path) -> It
             before = {p for p in home.rglob("*") if "tmp" not in p.parts}
             faulty = durable.observer = Faulty(n, FAULTS[kind], 1)
             try:
-                service.create("second", str(base), rows, **crash.OPTIONS)
+                service.create("second", str(base), rows[n % 2 :], **crash.OPTIONS)
                 return (
                     "past"
                     if faulty._at < n
@@ -290,7 +291,7 @@ class Cache:
             if path.is_dir():
                 self._entries = {
                     **self._entries,
-                    inode: {p.name: p.stat().st_ino for p in path.iterdir()},
+                    inode: {p.name: p.lstat().st_ino for p in path.iterdir()},
                 }
             else:
                 self._contents = {**self._contents, inode: path.read_bytes()}
@@ -300,10 +301,7 @@ class Cache:
         now: dict[str, tuple[int, bytes | None]] = {".": (root.stat().st_ino, None)}
         for p in sorted(self._home.rglob("*") if self._home.exists() else []):
             if not p.name.startswith("state.db"):
-                now[str(p.relative_to(root))] = (
-                    p.stat().st_ino,
-                    self._bytes(p) if p.is_file() else None,
-                )
+                now[str(p.relative_to(root))] = (p.lstat().st_ino, self._found(p))
         if self._home.exists():
             now[self._home.name] = (self._home.stat().st_ino, None)
         store = self._home / "state.db"
@@ -316,6 +314,14 @@ class Cache:
                 store.read_bytes() if store.exists() else b"",
             )
         )
+
+    def _found(self, path: Path) -> bytes | None:
+        """A file's bytes; a link is on the disk as soon as its name is."""
+        if path.is_symlink():
+            target = LINK + os.fsencode(path.readlink())
+            self._contents = {**self._contents, path.lstat().st_ino: target}
+            return target
+        return self._bytes(path) if path.is_file() else None
 
     def _bytes(self, file: Path) -> bytes:
         facts = file.stat()
@@ -370,8 +376,11 @@ def after_power_loss(moment: Moment, target: Path, chance: random.Random) -> Non
             if chosen is None:
                 continue
             is_file = chosen in moment.contents or seen.get(chosen, ("", None))[1] is not None
-            if is_file:
-                (folder / name).write_bytes(bytes_of(chosen))
+            found = bytes_of(chosen) if is_file else b""
+            if found.startswith(LINK):
+                (folder / name).symlink_to(os.fsdecode(found.removeprefix(LINK)))
+            elif is_file:
+                (folder / name).write_bytes(found)
             else:
                 (folder / name).mkdir()
                 fill(chosen, folder / name)

@@ -654,7 +654,7 @@ print("done", left[0])
 @settings(
     max_examples=14, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(step=st.sampled_from(["create", "delete", "drop"]), n=st.integers(1, 34))
+@given(step=st.sampled_from(["create", "delete", "drop"]), n=st.integers(1, 40))
 def test_whatever_is_killed_while_a_folder_appears_or_goes_nothing_unowned_stays(
     tmp_path_factory: Any, step: str, n: int
 ) -> None:
@@ -677,6 +677,8 @@ def test_whatever_is_killed_while_a_folder_appears_or_goes_nothing_unowned_stays
     rows = {j.id.removeprefix("ft_") for j in service.show()}
     assert {p.name for p in (home / "jobs").glob("*")} == rows
     assert {p.name for p in (home / "models").glob("*")} == {m.id for m in service.models()}
+    frozen = {p.name for p in (home / "snapshots").glob("*")}
+    assert frozen == {j.data_digest for j in service.show()}
     assert (
         list((home / "tmp").iterdir()) == []
         and list(doctor.mismatches(service.settings, service.store, read=True)) == []

@@ -77,7 +77,7 @@ def test_every_mismatch_is_found_mended_and_found_no_more(service: Tunesmith) ->
     (damaged / "weights").write_text("other")
     (home / "models" / "stray" / "v1").mkdir(parents=True)
     lost = service.create("lost", "tunesmith-tiny", next_word_rows())
-    shutil.rmtree(service.settings.job_folder(lost.id) / "data")
+    shutil.rmtree((service.settings.job_folder(lost.id) / "data").resolve())
     (home / "jobs" / "nobodys").mkdir()
     assert kinds(service) == [
         "damaged_model",

@@ -7,6 +7,7 @@ that `staging` opened.
 """
 
 import errno
+import fcntl
 import hashlib
 import itertools
 import json
@@ -17,7 +18,7 @@ import stat
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -293,6 +294,71 @@ def publish(
 
     `private`: for its owner alone, whatever the umask; else as the umask says.
     """
+    digest = _seal(staged, facts or {}, private)
+    make_folder(final.parent)
+    _about_to("rename", final)
+    staged.rename(final)
+    _sync(final.parent)
+    return digest
+
+
+def publish_shared(staged: Path, place: Path, link: Path, facts: dict[str, Any]) -> str:
+    """Publish the staged folder in `place` under its manifest's digest, unless it stands there
+    already, and make `link` a link to it; returns the digest.
+
+    A folder stays as long as something links to it: see `collect`.
+    """
+    digest = _seal(staged, facts, private=True)
+    final = place / digest
+    for folder in (place, link.parent):
+        make_folder(folder)
+    with _alone(place), typed_errors(final):
+        _about_to("link", link)
+        link.symlink_to(os.path.relpath(final, link.parent))
+        _sync(link.parent)
+        if final.is_dir() and _is_whole(final, digest):
+            return digest
+        remove(final)
+        _about_to("rename", final)
+        staged.rename(final)
+        _sync(place)
+    return digest
+
+
+def collect(place: Path, links: Iterable[Path], named: Iterable[str]) -> None:
+    """Remove the folders of `place` that none of the links means and that are not `named`."""
+    if not place.is_dir():
+        return
+    with _alone(place):
+        kept = {link.readlink().name for link in links if link.is_symlink()} | set(named)
+        for folder in place.iterdir():
+            if folder.is_dir() and folder.name not in kept:
+                remove(folder)
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """One process or thread at a time; the lock ends with its holder, however that ends."""
+    lock = place.with_name(f"{place.name}.lock")
+    with typed_errors(lock):
+        descriptor = open_private(lock)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_whole(folder: Path, digest: str) -> bool:
+    try:
+        verify(folder, digest)
+    except DamagedFiles:
+        return False
+    return True
+
+
+def _seal(staged: Path, facts: dict[str, Any], private: bool) -> str:
+    """Sync a folder's files and write its manifest; the manifest's digest."""
     listed = {}
     for file in sorted(p for p in staged.rglob("*") if p.is_file()):
         if private:
@@ -302,16 +368,12 @@ def publish(
             "bytes": file.stat().st_size,
             "sha256": sha256(file),
         }
-    text = _sealed({"format": FORMAT, "files": listed, **(facts or {})})
+    text = _sealed({"format": FORMAT, "files": listed, **facts})
     _write_synced(staged / MANIFEST, text, private)
     for folder in [*(p for p in staged.rglob("*") if p.is_dir()), staged]:
         if private:
             folder.chmod(0o700)
         _sync(folder)
-    make_folder(final.parent)
-    _about_to("rename", final)
-    staged.rename(final)
-    _sync(final.parent)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -17,10 +17,10 @@ from tunesmith.errors import DamagedFiles
 from tunesmith.home import folders
 from tunesmith.jobs import JobStatus
 from tunesmith.schema import jobs, models
-from tunesmith.settings import Settings
+from tunesmith.settings import ROWS, UNCLAIMED, Settings
 from tunesmith.store import JobStore
 
-UNCLAIMED, RECORD = "unclaimed", "repair.json"
+RECORD = "repair.json"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def mismatches(settings: Settings, store: JobStore, *, read: bool) -> Iterator[M
             )
     for job_id, (name, status, at) in states.items():
         has_rows = (
-            status.is_final or at != store.home or (settings.job_folder(job_id) / "data").is_dir()
+            status.is_final or at != store.home or (settings.job_folder(job_id) / ROWS).is_dir()
         )
         if not has_rows and store.is_sound(job_id):
             yield Mismatch(
@@ -135,7 +135,7 @@ def undo(settings: Settings, store: JobStore) -> list[str]:
                 else f"model {model['name']} is there, or its name is taken"
             )
         if status := one.get("status"):
-            has_rows = (settings.job_folder(one["row"]) / "data").is_dir()
+            has_rows = (settings.job_folder(one["row"]) / ROWS).is_dir()
             if has_rows:
                 store.put_back_status(one["row"], JobStatus(status))
             said.append(
@@ -164,14 +164,15 @@ def at_rest(settings: Settings, store: JobStore) -> Iterator[str]:
     for model in (m for m in store.all_models() if m.home == store.home):
         if reason := damage(settings.home / model.folder, model.digest):
             yield f"model {model.name}: {reason}"
+    whole = set[Path]()
     for job in store.jobs_in_pages():
-        folder = settings.job_folder(job.id) / "data"
-        if (
-            job.home == store.home
-            and job.data_digest
-            and (reason := damage(folder, job.data_digest))
-        ):
+        folder = settings.job_folder(job.id) / ROWS
+        if job.home != store.home or not job.data_digest or folder.resolve() in whole:
+            continue
+        if reason := damage(folder, job.data_digest):
             yield f"the rows that job {job.id} ({job.name}) learned from: {reason}"
+        else:
+            whole.add(folder.resolve())
 
 
 def _sized(folder: Path) -> str:

@@ -12,7 +12,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,6 +54,7 @@ from tunesmith.errors import (
     NotPromoted,
     OfAnotherHome,
     TooManyRows,
+    TunesmithError,
     UnfinishedAnswer,
     UnknownJob,
     UnknownModel,
@@ -74,7 +75,7 @@ from tunesmith.phases.child import EXPORT, PROVE_RESUME, REHEARSE, Assignment, P
 from tunesmith.phases.messages import Compared, Measured, Written
 from tunesmith.phases.prepare import plan_of
 from tunesmith.registry import TunedModel
-from tunesmith.settings import Settings
+from tunesmith.settings import ROWS, Settings
 from tunesmith.store import JobStore
 from tunesmith.tuning.recipe import split_seed
 from tunesmith.words import counted
@@ -179,18 +180,39 @@ class Tunesmith:
         )
         folder = self.settings.job_folder(job.id)
         worker.ensure(self.settings, store, expecting=True)  # it starts while the rows are frozen
-        with durable.making(folder):
-            frozen = self._snapshot(training_data, validation_data, parsed, folder / "data", spec)
-            self._check_row_limit(spec, parsed, sum(frozen.rows[p] for p in PARTS))
-            accepted = store.add(
-                replace(job, data_digest=frozen.digest, rows=frozen.rows, warnings=frozen.warnings),
-                idempotency_key,
-                frozen.content,
-            )
+        try:
+            accepted = self._accept(job, folder, training_data, validation_data, idempotency_key)
+        except BaseException:
+            self._collect()
+            raise
         if accepted.id != job.id:  # the same request came before
             durable.remove(folder)
+            self._collect()
         worker.ensure(self.settings, self.store)
         return self._hand_out(accepted)
+
+    def _accept(
+        self,
+        job: Job,
+        folder: Path,
+        training_data: Data,
+        validation_data: Data,
+        idempotency_key: str | None,
+    ) -> Job:
+        spec, asked = catalog.ModelSpec.from_json(job.base), job.options
+        with durable.making(folder):
+            frozen = self._snapshot(training_data, validation_data, asked, folder / ROWS, spec)
+            self._check_row_limit(spec, asked, sum(frozen.rows[p] for p in PARTS))
+            known = replace(
+                job, data_digest=frozen.digest, rows=frozen.rows, warnings=frozen.warnings
+            )
+            return self.store.add(known, idempotency_key)
+
+    def _collect(self) -> None:
+        """Frozen rows that no job of this home has any more; what cannot be told now waits for the
+        next worker."""
+        with suppress(TunesmithError):
+            worker.collect_snapshots(self.settings, self.store)
 
     def show(self, *, statuses: Collection[JobStatus] = (), newest: int | None = None) -> list[Job]:
         """All jobs, or those in some states, or the newest so many of them; the oldest first."""
@@ -252,6 +274,7 @@ class Tunesmith:
                 raise WorkerAtWork(home=str(self.settings.home)) from None
         with durable.removing(self.settings.job_folder(job_id)):
             self.store.delete_job(job_id)
+        self._collect()
 
     def prune(self, *, older_than_s: float, dry_run: bool = False) -> list[Job]:
         """Remove this home's jobs that ended so long ago and whose model is not in the catalogue
@@ -355,17 +378,16 @@ class Tunesmith:
         rules = spec.task_spec.rules
         parsed = Options.parse(options).must_be_read(spec.task_spec, methods.READERS)
         _must_be_able_to_train()
-        folder = self.settings.home / "quotes" / uuid.uuid4().hex
-        try:
-            frozen = self._snapshot(training_data, validation_data, parsed, folder / "data", spec)
-            dataset = Dataset.open(folder / "data", frozen.digest)
+        with durable.staging(self.settings.home) as folder:
+            frozen = self._snapshot(training_data, validation_data, parsed, folder / ROWS, spec)
+            dataset = Dataset.open(folder / ROWS, frozen.digest)
             price = catalog.credits(self.settings.home, spec.name, "training", 1)
             plan = plan_of(dataset, self._encoder_of(spec), spec, parsed, price)
             assignment = Assignment(
                 job_id="quote",
                 home=str(self.settings.home),
                 folder=str(folder / "attempt-1"),
-                data_folder=str(folder / "data"),
+                data_folder=str(folder / ROWS),
                 data_digest=frozen.digest,
                 options=parsed.to_json(),
                 resolved=plan.resolved.to_json(),
@@ -381,8 +403,7 @@ class Tunesmith:
                 [(rules.words(r), r.completion) for r in divided.rows(p)]
                 for p in ("train", "validation")
             )
-        finally:
-            durable.remove(folder)
+        self._collect()
         found = Quote.of(
             spec,
             plan.resolved,
@@ -746,7 +767,7 @@ class Tunesmith:
                     r["row"] for r in self.store.rows("rejections", job.id) if r["part"] == "train"
                 }
                 hashes = Dataset.open(
-                    self.settings.job_folder(job.id) / "data", job.data_digest, job.moved
+                    self.settings.job_folder(job.id) / ROWS, job.data_digest, job.moved
                 ).hashes("train")
             except (DamagedFiles, DamagedRow, UnknownJob) as e:  # the others are told all the same
                 warnings.warn(

@@ -11,6 +11,13 @@ from urllib.parse import quote
 
 from tunesmith.errors import InvalidSetting
 
+SNAPSHOTS = "snapshots"
+"""In a home: folders of frozen rows, each named by its digest and shared by all jobs on them."""
+ROWS = "data"
+"""In a job's folder: a link to its snapshot; in one of the first release, the rows themselves."""
+UNCLAIMED = "unclaimed"
+"""In a home: what a repair put aside."""
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -188,11 +188,10 @@ class JobStore:
 
     # ------------------------------------------------------------ jobs, as users see them
 
-    def add(self, job: Job, idempotency_key: str | None = None, content: str = "") -> Job:
+    def add(self, job: Job, idempotency_key: str | None = None) -> Job:
         """Accept a job. A taken name gets a suffix; a repeated idempotency key gives the job it
-        made before, where all that was asked and the rows (`content`: their digest) are the
-        same."""
-        request = _request_digest(job, content)
+        made before, where all that was asked and the rows are the same."""
+        request = _request_digest(job)
         with self._engine.begin() as c:
             if (
                 self._engine.dialect.name == "postgresql"
@@ -529,6 +528,11 @@ class JobStore:
             own = set(c.scalars(sa.select(table.c.id).where(table.c.home == self.home)))
             others = c.execute(sa.select(table).where(table.c.home != self.home)).all()
         return own | {r.id for r in others if schema.damage(table, r._mapping)}
+
+    def own_snapshots(self) -> set[str]:
+        """Digests of the frozen rows of this home's jobs."""
+        with self._reading() as c:
+            return set(c.scalars(sa.select(jobs.c.data_digest).where(jobs.c.home == self.home)))
 
     def jobs_with_models(self) -> set[str]:
         """Also those of damaged rows."""
@@ -1058,14 +1062,14 @@ def _replace_rows(c: Connection, table: Table, rows: list[dict[str, Any]]) -> No
     )
 
 
-def _request_digest(job: Job, content: str) -> str:
+def _request_digest(job: Job) -> str:
     asked = [
         job.name,
         job.base_model,
         job.training_data,
         job.validation_data,
         job.options.to_json(),
-        content,
+        job.data_digest,
     ]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 

@@ -60,7 +60,7 @@ from tunesmith.phases.messages import (
     Warned,
 )
 from tunesmith.schema import jobs, models, rejections
-from tunesmith.settings import Settings
+from tunesmith.settings import ROWS, SNAPSHOTS, UNCLAIMED, Settings
 from tunesmith.store import LEASE_S, JobStore
 
 log = logging.getLogger("tunesmith.worker")
@@ -185,6 +185,15 @@ def collect(settings: Settings, job: Job) -> None:
             durable.remove(folder)
 
 
+def collect_snapshots(settings: Settings, store: JobStore) -> None:
+    """Frozen rows that no job of this home has any more, by its folder (one that was put aside
+    too) or by its row."""
+    home = settings.home
+    owners = ("jobs/*", f"{UNCLAIMED}/*/jobs/*", "tmp/*")  # in tmp/ a quote at work
+    links = (folder / ROWS for owner in owners for folder in home.glob(owner))
+    durable.collect(home / SNAPSHOTS, links, store.own_snapshots())
+
+
 def sweep(settings: Settings, store: JobStore) -> None:
     """What killed processes left: staging folders of none that is alive, and what jobs that have
     ended no longer need."""
@@ -193,6 +202,7 @@ def sweep(settings: Settings, store: JobStore) -> None:
         for folder in durable.abandoned(settings.home / table.name):
             known = folder.name in {i.removeprefix("ft_") for i in store.own_ids(table)}
             (durable.settle if known else durable.remove)(folder)
+    collect_snapshots(settings, store)
     kept = {
         folder.parent.parent.name
         for folder in (settings.home / "jobs").glob("*/attempt-*/*")

@@ -9,7 +9,6 @@ neither do a conversation and one that it begins with.
 import json
 import os
 import threading
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from tunesmith.data.gate import literal
 from tunesmith.data.given import PARQUET, Source
 from tunesmith.data.split import PARTS
 from tunesmith.errors import FreezingFailed, MoreRowsThan, NoUsableRows
+from tunesmith.settings import SNAPSHOTS
 from tunesmith.words import counted
 
 ROW_HASH = "md5(prompt || chr(31) || completion)"
@@ -71,14 +71,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What `snapshot` wrote: the digest of the folder's manifest, rows per part, rows rejected so
-    far."""
+    """What `snapshot` wrote: the digest of the folder's manifest (of the rows and their parts,
+    whenever they were frozen), rows per part, rows rejected so far."""
 
     digest: str
     rows: Mapping[str, int]
     warnings: tuple[str, ...] = ()
-    content: str = ""
-    """Digest of the rows, usable or not, and their parts, whenever they were frozen."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +145,9 @@ def snapshot(
     seed: int,
     most: int = MOST_ROWS,
 ) -> Snapshot:
-    """Freeze the rows of the training, validation and test data (those given) into the folder
-    `final`. MoreRowsThan `most` is an error."""
+    """Freeze the rows of the training, validation and test data (those given): `final` becomes a
+    link to a folder of the home, which all snapshots of the same rows and parts share.
+    MoreRowsThan `most` is an error."""
     with (
         durable.staging(home) as outer,
         _scratch(durable.spill_folder(home)) as own,
@@ -180,7 +179,6 @@ def snapshot(
         facts = {
             "rows": rows,
             "rejected": rejected,
-            "frozen_at": time.time(),
             "sources": [s.part for s in sources],
             "source_of": dict(
                 own.execute(
@@ -188,19 +186,8 @@ def snapshot(
                 ).fetchall()
             ),
         }
-        content = str(own.execute(_CONTENT).fetchall()[0][0])
-        digest = durable.publish(staged, final, facts)
-    return Snapshot(
-        digest, {**rows, "rejected": rejected}, (*told, *split.warnings(rows, plans)), content
-    )
-
-
-_CONTENT = """
-WITH every AS (SELECT source, row, sha256(CAST(to_json(
-    struct_pack(source, row, prompt, completion, context, reason, part)) AS VARCHAR))
-               AS told FROM rows)
-SELECT sha256(coalesce(string_agg(told, '' ORDER BY source, row), '')) FROM every
-"""
+        digest = durable.publish_shared(staged, home / SNAPSHOTS, final, facts)
+    return Snapshot(digest, {**rows, "rejected": rejected}, (*told, *split.warnings(rows, plans)))
 
 
 @contextmanager

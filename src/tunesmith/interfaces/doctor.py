@@ -18,9 +18,9 @@ from tunesmith import catalog, durable
 from tunesmith import repair as repairs
 from tunesmith.errors import TunesmithError, WorkerAtWork
 from tunesmith.home import open_store, separate
-from tunesmith.repair import UNCLAIMED, Mismatch, at_rest, last_repair, mismatches
+from tunesmith.repair import Mismatch, at_rest, last_repair, mismatches
 from tunesmith.schema import REVISION
-from tunesmith.settings import Settings, processors
+from tunesmith.settings import UNCLAIMED, Settings, processors
 from tunesmith.store import BootClock, JobStore
 from tunesmith.words import counted
 from tunesmith.worker import is_alive

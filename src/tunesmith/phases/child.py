@@ -22,7 +22,7 @@ from tunesmith.errors import TrainingFailed, TunesmithError
 from tunesmith.jobs import Job
 from tunesmith.options import Decided, Options
 from tunesmith.phases.messages import Done, Failed, Message, to_line
-from tunesmith.settings import Settings
+from tunesmith.settings import ROWS, Settings
 
 
 class Work(Protocol):
@@ -57,7 +57,7 @@ class Assignment:
             job_id=job.id,
             home=str(settings.home),
             folder=str(folder / f"attempt-{job.attempt}"),
-            data_folder=str(folder / "data"),
+            data_folder=str(folder / ROWS),
             data_digest=job.data_digest,
             options=job.options.to_json(),
             resolved=job.resolved.to_json() if job.resolved else None,
