@@ -401,7 +401,7 @@ FAULTS = [
     ),
     Fault(
         "another home's job is removed",
-        "service.py",
+        "service/core.py",
         "        if job.home != self.store.home:\n",
         "        if False:\n",
         "tests/test_homes.py -k neither_repaired",
@@ -450,7 +450,7 @@ FAULTS = [
     ),
     Fault(
         "a model is removed beside a job that waits for it",
-        "service.py",
+        "service/models.py",
         "                raise LineAwaited(",
         "                LineAwaited(",
         "tests/test_homes.py -k waits_for",
@@ -464,7 +464,7 @@ FAULTS = [
     ),
     Fault(
         "answers that have a price are given away",
-        "service.py",
+        "service/answers.py",
         "                raise UsageNotRecorded(",
         "                UsageNotRecorded(",
         "tests/test_homes.py -k cannot_be_written",

@@ -1,6 +1,6 @@
 """The nouns of a job: Job, and JobStatus with its moves. Plain data, no I/O.
 
-Read this first, then service.py, worker.py and tuning/loop.py.
+Read this first, then service/jobs.py, worker.py and tuning/loop.py.
 """
 
 import time

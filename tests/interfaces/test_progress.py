@@ -52,7 +52,7 @@ def test_every_arm_is_told_in_every_door(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tunesmith.service.POLL_S", 0.002)
+    monkeypatch.setattr("tunesmith.service.jobs.POLL_S", 0.002)
     service, rows = Tunesmith(), next_word_rows(6)
     job = service.create(
         "m", str(tuned_base), rows, rows, learning_rate=1e-2, max_epochs=1, swap_terms="red/green"

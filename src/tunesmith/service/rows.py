@@ -1,0 +1,196 @@
+"""A user's rows: frozen for a job, or looked at before one."""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from tunesmith import access, catalog, durable, worker
+from tunesmith.data import baseline
+from tunesmith.data.checks import audit
+from tunesmith.data.dataset import Dataset, Snapshot, snapshot
+from tunesmith.data.gate import quoted
+from tunesmith.data.given import Data, sources_of
+from tunesmith.documents.audit import AuditReport
+from tunesmith.documents.quote import Quote
+from tunesmith.errors import (
+    MoreRowsThan,
+    TooManyRows,
+    TunesmithError,
+    ViewNotWritten,
+)
+from tunesmith.models import methods
+from tunesmith.options import Options
+from tunesmith.phases.child import REHEARSE, Assignment
+from tunesmith.phases.messages import Measured
+from tunesmith.phases.prepare import plan_of
+from tunesmith.service.core import Core, must_be_able_to_train
+from tunesmith.settings import ROWS
+from tunesmith.tuning.recipe import split_seed
+
+UNUSABLE = (
+    2  # times the row limit is read at most: rows that cannot be used do not count against it
+)
+DEFAULT_EPOCHS = 3  # Snowflake's default; decides the row limit where max_epochs is auto
+
+
+class Rows(Core):
+    """The verbs before a job."""
+
+    def audit(
+        self,
+        training_data: Data,
+        validation_data: Data = None,
+        *,
+        test_data: Data = None,
+        base_model: str = "tunesmith-tiny",
+        groups: Sequence[str] = (),
+        encoding: str = "",
+    ) -> AuditReport:
+        """What is wrong with the rows, which rows, and the SQL that mends it. Nothing is stored, no
+        job is created.
+
+        `base_model` decides tokens and windows; `groups` names columns whose values are groups
+        (default: those with few values).
+        """
+        access.require(self.principal, "USAGE", base_model)
+        spec = catalog.find(base_model, self.settings.home)
+        given = {"training": training_data, "validation": validation_data, "test": test_data}
+        sources = sources_of(given, encoding, spec.task_spec)
+        with self._source() as connection:
+            return audit(connection, sources, self._encoder_of(spec), spec, groups)
+
+    def quote(
+        self,
+        training_data: Data,
+        validation_data: Data = None,
+        *,
+        base_model: str = "tunesmith-tiny",
+        **options: Any,
+    ) -> Quote:
+        """What a job would take: exact tokens, and seconds and memory from three steps run and
+        thrown away in a process of their own.
+
+        Nothing is kept and no job is created. Errors are those of `create`, and those that would
+        fail the job.
+        """
+        access.require(self.principal, "CREATE MODEL", base_model)
+        spec = catalog.find(base_model, self.settings.home)
+        rules = spec.task_spec.rules
+        parsed = Options.parse(options).must_be_read(spec.task_spec, methods.READERS)
+        must_be_able_to_train()
+        with durable.staging(self.settings.home) as folder:
+            frozen = self._snapshot(training_data, validation_data, parsed, folder / ROWS, spec)
+            dataset = Dataset.open(folder / ROWS, frozen.digest)
+            price = catalog.credits(self.settings.home, spec.name, "training", 1)
+            plan = plan_of(dataset, self._encoder_of(spec), spec, parsed, price)
+            assignment = Assignment(
+                job_id="quote",
+                home=str(self.settings.home),
+                folder=str(folder / "attempt-1"),
+                data_folder=str(folder / ROWS),
+                data_digest=frozen.digest,
+                options=parsed.to_json(),
+                resolved=plan.resolved.to_json(),
+                base=spec.to_json(),
+                template=rules.preprocessing(spec),
+                device=self.settings.device,
+                threads=self.settings.threads,
+                moved=plan.moved,
+            )
+            measured = self._run(REHEARSE, assignment, Measured)
+            divided = replace(dataset, moved=plan.moved)
+            train, validation = (
+                [(rules.words(r), r.completion) for r in divided.rows(p)]
+                for p in ("train", "validation")
+            )
+        self._collect()
+        found = Quote.of(
+            spec,
+            plan.resolved,
+            plan.tokens,
+            plan.rows["train"],
+            measured,
+            price,
+            self.settings.threads,
+        )
+        has_words = baseline.is_installed() and all(w is not None for w, _ in train + validation)
+        linear = baseline.score(train, validation) if has_words else None
+        return replace(found, linear=linear, linear_rows=len(validation))
+
+    def write_view(self, name: str, sql: str) -> int:
+        """Make (or replace) a view of a query, such as `AuditReport.clean_sql`, in the user's
+        database; returns its rows."""
+        parts = ".".join(map(quoted, name.split(".")))
+        database = self._database
+        if (
+            not isinstance(database, duckdb.DuckDBPyConnection)
+            and os.fspath(database) == ":memory:"
+        ):
+            raise ViewNotWritten(
+                name=name, reason="there is no database file; name one (--database)"
+            )
+        try:
+            cursor = (
+                database.cursor()
+                if isinstance(database, duckdb.DuckDBPyConnection)
+                else duckdb.connect(os.fspath(database))
+            )
+            with cursor:
+                cursor.execute(f"CREATE OR REPLACE VIEW {parts} AS {sql}")
+                return int(cursor.execute(f"SELECT count(*) FROM {parts}").fetchall()[0][0])
+        except duckdb.Error as e:
+            raise ViewNotWritten(name=name, reason=str(e).splitlines()[0]) from None
+
+    def _snapshot(
+        self,
+        training_data: Data,
+        validation_data: Data,
+        options: Options,
+        folder: Path,
+        spec: catalog.ModelSpec,
+    ) -> Snapshot:
+        given = {
+            "training": training_data,
+            "validation": validation_data,
+            "test": options.test_data,
+        }
+        sources = sources_of(given, options.encoding, spec.task_spec)
+        with self._source() as connection:
+            limit, epochs = spec.row_limit // epochs_of(options), epochs_of(options)
+            try:
+                return snapshot(
+                    connection,
+                    sources,
+                    folder,
+                    home=self.settings.home,
+                    seed=split_seed(options),
+                    most=UNUSABLE * limit,
+                )
+            except MoreRowsThan as e:
+                rows = f"More than {e.fields['most']}"
+                raise TooManyRows(
+                    rows=rows, base_model=spec.name, limit=f"{limit:,}", epochs=epochs
+                ) from None
+
+    def _check_row_limit(self, spec: catalog.ModelSpec, options: Options, rows: int) -> None:
+        epochs = epochs_of(options)
+        limit = spec.row_limit // epochs
+        if rows > limit:
+            raise TooManyRows(
+                rows=f"{rows:,}", base_model=spec.name, limit=f"{limit:,}", epochs=epochs
+            )
+
+    def _collect(self) -> None:
+        """Frozen rows that no job of this home has any more; what cannot be told now waits for the
+        next worker."""
+        with suppress(TunesmithError):
+            worker.collect_snapshots(self.settings, self.store)
+
+
+def epochs_of(options: Options) -> int:
+    return DEFAULT_EPOCHS if options.max_epochs == "auto" else int(options.max_epochs)
