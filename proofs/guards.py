@@ -41,7 +41,7 @@ FAULTS = [
     ),
     Fault(
         "no fencing number in the WHERE",
-        "store.py",
+        "store/leases.py",
         "jobs.c.attempt == job.attempt",
         "sa.true()",
         "tests/test_store.py -k fences",
@@ -86,14 +86,14 @@ FAULTS = [
     ),
     Fault(
         "a model after a cancel",
-        "store.py",
+        "store/leases.py",
         "if row.status != JobStatus.EVALUATING.value:",
         "if False:",
         "tests/test_store.py -k cancel",
     ),
     Fault(
         "one key, two jobs",
-        "store.py",
+        "store/jobs.py",
         "                if before is not None:\n",
         "                if False:\n",
         "tests/test_store.py -k idempotency",
@@ -345,7 +345,7 @@ FAULTS = [
     ),
     Fault(
         "one key, other rows",
-        "store.py",
+        "store/rows.py",
         "        job.data_digest,\n    ]",
         "    ]",
         "tests/test_home.py -k other_rows",
@@ -387,7 +387,7 @@ FAULTS = [
     ),
     Fault(
         "another home's job is claimed",
-        "store.py",
+        "store/leases.py",
         "mine, lost = jobs.c.home == self.home, ",
         "mine, lost = sa.true(), ",
         "tests/test_homes.py -k only_its_own",
@@ -457,7 +457,7 @@ FAULTS = [
     ),
     Fault(
         "a job loses its model's origin",
-        "store.py",
+        "store/jobs.py",
         "                raise JobHasModel(",
         "                JobHasModel(",
         "tests/test_homes.py -k name_is_free",
@@ -471,7 +471,7 @@ FAULTS = [
     ),
     Fault(
         "a table is read whole",
-        "store.py",
+        "store/tables.py",
         ".order_by(*keys).limit(size)",
         ".order_by(*keys)",
         "tests/test_homes.py -k page_at_a_time",

@@ -576,8 +576,6 @@ def test_a_marker_without_a_place_is_where_it_is(home: Path, content: str) -> No
 def test_tables_are_read_a_page_at_a_time_and_whole(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tunesmith import store as store_module
-
     service = Tunesmith()
     jobs = [service.create(f"m{i}", "tunesmith-tiny", ROWS) for i in range(7)]
     for job in jobs[:2]:
@@ -586,13 +584,13 @@ def test_tables_are_read_a_page_at_a_time_and_whole(
     assert held is not None
     for step in range(1, 8):
         service.store.record_step(held, {"step": step, "epoch": 1, "training_loss": 1.0 / step})
-    monkeypatch.setattr(store_module, "PAGE", 30)  # three jobs to a page
+    monkeypatch.setattr(JobStore, "page_size", 30)  # three jobs to a page
     pages = list(service.store.pages("jobs"))
     assert [len(p) for p in pages] == [3, 3, 1] and sorted(
         r["id"] for p in pages for r in p
     ) == sorted(j.id for j in jobs)
     assert [j.id for j in service.each_job()] == [j.id for j in jobs]
-    monkeypatch.setattr(store_module, "PAGE", 2)
+    monkeypatch.setattr(JobStore, "page_size", 2)
     asked: list[str] = []
     page = JobStore.page
     monkeypatch.setattr(
