@@ -20,6 +20,7 @@ from tunesmith.inference import pool as pools
 from tunesmith.inference.engine import Completion, Sampling
 from tunesmith.inference.pool import Pool, Request, _joined, _Waiting
 from tunesmith.registry import TunedModel
+from tunesmith.tasks import text_generation
 
 GREEDY = Sampling(max_tokens=8)
 
@@ -56,7 +57,7 @@ def at_once(pool: Pool, requests: list[Request]) -> list[Any]:
 def batches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The sizes of what was computed in one go."""
     sizes: list[int] = []
-    real = pools.generate_all
+    real = text_generation.answer_all
 
     def counted(asked: Any, *arguments: Any) -> list[Completion]:
         sizes.append(len(asked))
@@ -64,7 +65,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
             time.sleep(0.5)  # the others arrive meanwhile
         return real(asked, *arguments)
 
-    monkeypatch.setattr(pools, "generate_all", counted)
+    monkeypatch.setattr(text_generation, "answer_all", counted)
     yield sizes
 
 
@@ -139,7 +140,7 @@ def test_a_panic_of_a_library_fails_its_request_and_the_owner_goes_on(
 
     pool = Pool("cpu")
     with monkeypatch.context() as patch:
-        patch.setattr(pools, "generate_all", panics)
+        patch.setattr(text_generation, "answer_all", panics)
         assert all(isinstance(f, Panic) for f in at_once(pool, [request(base, "a")] * 3))
     assert pool.complete(request(base, "say red"))[0].text
 

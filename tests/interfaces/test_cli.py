@@ -12,6 +12,7 @@ import typer.testing
 from tunesmith import Tunesmith, worker
 from tunesmith.errors import Conflict, Invalid, NotFound, OptionNotRead
 from tunesmith.interfaces import cli
+from tunesmith.interfaces.cli.shared import JOB_FAILED
 
 ROWS = "SELECT 'q' || i AS prompt, 'a' AS completion FROM range(20) r(i)"
 runner = typer.testing.CliRunner()
@@ -83,7 +84,7 @@ def test_a_job_is_created_listed_shown_and_cancelled() -> None:
     )
     assert "PENDING" in call("job", "show", job_id).stdout
     assert json.loads(call("job", "cancel", job_id, "--json").stdout)["status"] == "CANCELLED"
-    assert call("job", "wait", job_id).exit_code == cli.JOB_FAILED
+    assert call("job", "wait", job_id).exit_code == JOB_FAILED
 
 
 def test_every_option_of_a_job_is_a_flag_with_help() -> None:

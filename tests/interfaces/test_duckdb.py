@@ -468,7 +468,7 @@ def test_no_name_of_ours_meets_one_of_the_users(
             c.execute("SELECT count(*) FROM tunesmith.audit('SELECT * FROM t')").fetchall()[0][0]
             > 0
         )
-        file = next((home / "jobs").rglob("train.parquet"))
+        file = next((home / "snapshots").rglob("train.parquet"))
         assert set(
             json.loads(c.execute(f"SELECT context FROM '{file}' LIMIT 1").fetchall()[0][0])
         ) == set(columns)

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tunesmith import connect, demo
-from tunesmith.interfaces.cli import JOB_FAILED, verdict_lines
+from tunesmith.interfaces.cli.jobs import verdict_lines
+from tunesmith.interfaces.cli.shared import JOB_FAILED
 from tunesmith.interfaces.pages import quote_text
 from tunesmith.interfaces.progress import watch
 from tunesmith.jobs import Job, JobStatus

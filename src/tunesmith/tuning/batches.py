@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from functools import lru_cache
 
-import numpy as np
-
 
 @lru_cache(maxsize=2)
 def order(n_rows: int, seed: int, epoch: int) -> list[int]:
     """The order of the rows in an epoch (from 0): resuming needs this function and one integer."""
+    import numpy as np  # late: a list of jobs must not wait for it
+
     return [int(i) for i in np.random.default_rng([seed, epoch]).permutation(n_rows)]
 
 

@@ -1,0 +1,3 @@
+from tunesmith.interfaces.cli import main
+
+main()
