@@ -226,7 +226,7 @@ FAULTS = [
     ),
     Fault(
         "a column that is there twice: the last one wins",
-        "data/given.py",
+        "data/staging.py",
         "            if len(places[name]) > 1:",
         "            if False:",
         "tests/data/test_files.py -k twice",

@@ -68,7 +68,7 @@ def test_every_option_error_table_and_command_is_documented() -> None:
     sql = (ROOT / "docs" / "sql.md").read_text()
     for name in [f.name for f in fields(Options)] + list(errors._by_code()):
         assert f"`{name}`" in sql, name
-    from tunesmith.interfaces.duckdb import MACROS, TABLES
+    from tunesmith.interfaces.sql_names import MACROS, TABLES
 
     assert all(f"tunesmith.{t}" in sql for t in TABLES) and all(m.upper() in sql for m in MACROS)
 

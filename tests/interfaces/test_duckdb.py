@@ -12,7 +12,7 @@ import tunesmith
 from conftest import next_word_rows
 from tunesmith import Tunesmith, connect, worker
 from tunesmith.errors import ReservedDatabaseName, ReservedSchemaName
-from tunesmith.interfaces.duckdb import TABLES
+from tunesmith.interfaces.sql_names import TABLES
 
 ROWS = "SELECT message AS prompt, team AS completion FROM t"
 

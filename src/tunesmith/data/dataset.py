@@ -22,8 +22,8 @@ from tunesmith import durable
 from tunesmith.data import split
 from tunesmith.data.conversation import Message
 from tunesmith.data.gate import literal
-from tunesmith.data.given import PARQUET, Source
 from tunesmith.data.split import PARTS
+from tunesmith.data.staging import PARQUET, Source
 from tunesmith.errors import FreezingFailed, MoreRowsThan, NoUsableRows
 from tunesmith.settings import SNAPSHOTS
 from tunesmith.words import counted

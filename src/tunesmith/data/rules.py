@@ -12,7 +12,7 @@ import duckdb
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.checks.rows import RowChecks
 from tunesmith.data.dataset import Dataset, Row
-from tunesmith.data.given import Source
+from tunesmith.data.staging import Source
 from tunesmith.options import Decided, Options
 
 TOO_LONG, REFUSED = "too long", "refused by the chat template"

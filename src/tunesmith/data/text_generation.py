@@ -14,7 +14,7 @@ from tunesmith.data.checks.texts import TextChecks as Checks
 from tunesmith.data.conversation import Message
 from tunesmith.data.dataset import NORMAL, Row, insert_beginnings, insert_rows
 from tunesmith.data.examples import encode
-from tunesmith.data.given import Source
+from tunesmith.data.staging import Source
 from tunesmith.data.template import Encoder, Messages, PromptTemplate
 from tunesmith.data.text import INVALID, LIST, MISSING, Broken, is_empty, plain, value_of
 from tunesmith.errors import InvalidPrompt

@@ -12,8 +12,8 @@ import duckdb
 from tunesmith.catalog import ModelSpec, read_json
 from tunesmith.data.checks.rows import RowChecks as Checks
 from tunesmith.data.dataset import Dataset, Row, insert_rows
-from tunesmith.data.given import Source
 from tunesmith.data.rules import Encoding
+from tunesmith.data.staging import Source
 from tunesmith.errors import InvalidPrompt
 from tunesmith.options import Decided, Options
 

@@ -13,7 +13,7 @@ import duckdb
 
 from tunesmith.catalog import ModelSpec
 from tunesmith.data.dataset import collect
-from tunesmith.data.given import Source
+from tunesmith.data.staging import Source
 from tunesmith.documents.audit import AuditReport
 
 

@@ -16,7 +16,8 @@ from tunesmith.catalog import ModelSpec
 from tunesmith.data import baseline
 from tunesmith.data.checks.measures import dependence, entropy
 from tunesmith.data.dataset import NORMAL, ROW_HASH
-from tunesmith.data.given import Source, TextFiles
+from tunesmith.data.given import TextFiles
+from tunesmith.data.staging import Source
 from tunesmith.documents.audit import AuditReport, Finding, Group
 from tunesmith.errors import UnknownGroup, closest
 from tunesmith.words import agreed, counted
