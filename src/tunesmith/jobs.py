@@ -5,10 +5,10 @@ Read this first, then service/jobs.py, worker.py and tuning/loop.py.
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from tunesmith.options import Decided, Options
 
@@ -162,6 +162,21 @@ class Job:
             return 1.0
         return self.step / self.total_steps if self.total_steps else 0.0
 
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """From the columns of the store that are called like its fields."""
+        return cls(**{name: _READ.get(name, _as_it_is)(row[name]) for name in _stored()})
+
+    def to_row(self) -> dict[str, Any]:
+        """What `from_row` reads."""
+        written = {name: getattr(self, name) for name in _stored()}
+        return written | {
+            "options": self.options.to_json(),
+            "resolved": self.resolved.to_json() if self.resolved else None,
+            "status": self.status.value,
+            "warnings": list(self.warnings),
+        }
+
     # What follows asks the service that handed this job out.
 
     def refresh(self) -> "Job":
@@ -203,3 +218,21 @@ class Job:
             f"<b>{escape(self.name)}</b> <code>{escape(self.id)}</code><progress "
             f"value='{self.progress}'></progress><table>{rows}</table>"
         )
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "options": Options.parse,
+    "resolved": lambda v: Decided.from_json(v) if v else None,
+    "status": JobStatus,
+    "moved": lambda v: v or {},
+    "warnings": tuple,
+}
+"""How a field is made of what the store keeps; all others are kept as they are."""
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _stored() -> list[str]:
+    return [f.name for f in fields(Job) if f.name != "service"]

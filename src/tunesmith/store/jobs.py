@@ -58,35 +58,14 @@ class Jobs(OpenedStore):
                         raise IdempotencyConflict(key=idempotency_key, id=before.id)
                     return job_of(before)
             job = replace(job, name=free_name(c, job.name), home=self.home)
-            c.execute(
-                jobs.insert().values(
-                    sealed(
-                        jobs,
-                        dict(
-                            id=job.id,
-                            name=job.name,
-                            model_key=model_key(job.name),
-                            task=job.task,
-                            base_model=job.base_model,
-                            sequence=next_in(c, jobs.c.sequence),
-                            home=self.home,
-                            training_data=job.training_data,
-                            validation_data=job.validation_data,
-                            options=job.options.to_json(),
-                            base=dict(job.base),
-                            template=dict(job.template),
-                            data_digest=job.data_digest,
-                            status=job.status.value,
-                            rows=dict(job.rows),
-                            warnings=list(job.warnings),
-                            created_at=job.created_at,
-                            owner=job.owner,
-                            idempotency_key=idempotency_key,
-                            request_digest=request,
-                        ),
-                    )
-                )
-            )
+            known = {
+                **job.to_row(),
+                "model_key": model_key(job.name),
+                "sequence": next_in(c, jobs.c.sequence),
+                "idempotency_key": idempotency_key,
+                "request_digest": request,
+            }
+            c.execute(jobs.insert().values(sealed(jobs, known)))
         return job
 
     def find_request(self, idempotency_key: str) -> Job | None:

@@ -19,7 +19,6 @@ from tunesmith.errors import (
 )
 from tunesmith.jobs import Job, JobStatus
 from tunesmith.names import model_key, with_suffix
-from tunesmith.options import Decided, Options
 from tunesmith.schema import (
     NAME_TAKEN,
     jobs,
@@ -188,39 +187,4 @@ def request_digest(job: Job) -> str:
 
 
 def job_of(row: Any) -> Job:
-    return Job(
-        id=row.id,
-        name=row.name,
-        base_model=row.base_model,
-        task=row.task,
-        training_data=row.training_data,
-        validation_data=row.validation_data,
-        options=Options.parse(row.options),
-        resolved=Decided.from_json(row.resolved) if row.resolved else None,
-        status=JobStatus(row.status),
-        step=row.step,
-        total_steps=row.total_steps,
-        rows=row.rows,
-        input_tokens=row.input_tokens,
-        trained_tokens=row.trained_tokens,
-        training_loss=row.training_loss,
-        validation_loss=row.validation_loss,
-        stopped_by=row.stopped_by,
-        quote=row.quote,
-        used=row.used,
-        certificate=row.certificate,
-        verdict=row.verdict,
-        moved=row.moved or {},
-        doing=row.doing,
-        warnings=tuple(row.warnings),
-        error=row.error,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        attempt=row.attempt,
-        owner=row.owner,
-        data_digest=row.data_digest,
-        template=row.template,
-        base=row.base,
-        home=row.home,
-    )
+    return Job.from_row(row._mapping)
