@@ -68,7 +68,8 @@ class Models(OpenedStore):
         """Let the name of the model's line answer with this version."""
         with self._engine.begin() as c:
             line = c.scalar(sa.select(models.c.line).where(models.c.id == model_id))
-            move_line(c, line, model_id)
+            if line is not None:
+                move_line(c, line, model_id)
 
     def drop_model(self, model_id: str) -> dict[str, Any]:
         """Take a model out of the catalogue, and give its row; where its line's name answered with

@@ -41,35 +41,35 @@ def name_of(table: Table, row: Mapping[Any, Any]) -> str:
     return " ".join(str(row[k.name]) for k in table.primary_key)
 
 
-def must_be_sound(table: Table, row: Any) -> Any:
+def must_be_sound(table: Table, row: sa.Row[Any]) -> sa.Row[Any]:
     if why := schema.damage(table, row._mapping):
         raise damaged_row(table, name_of(table, row._mapping), why)
     return row
 
 
-def shown(row: Any) -> dict[str, Any]:
+def shown(row: sa.Row[Any]) -> dict[str, Any]:
     found = row._asdict()
     found.pop("seal")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
-def in_states(statuses: Collection[JobStatus]) -> Any:
+def in_states(statuses: Collection[JobStatus]) -> sa.Select[Any]:
     """Jobs in some states; without any, all."""
     query = sa.select(jobs)
     return query.where(jobs.c.status.in_([s.value for s in statuses])) if statuses else query
 
 
-def resealed(table: Table, row: Any, **changes: Any) -> dict[str, Any]:
+def resealed(table: Table, row: sa.Row[Any], **changes: Any) -> dict[str, Any]:
     return {**changes, "seal": schema.seal_of(table, {**row._mapping, **changes})}
 
 
-def save(c: Connection, row: Any, **changes: Any) -> Job:
+def save(c: Connection, row: sa.Row[Any], **changes: Any) -> Job:
     """Change a job's row as it was read in this transaction, and give the job as it stands then."""
     c.execute(jobs.update().where(jobs.c.id == row.id).values(resealed(jobs, row, **changes)))
     return job_of(row_of(c, row.id))
 
 
-def row_of(c: Connection, job_id: str, lock: bool = False) -> Any:
+def row_of(c: Connection, job_id: str, lock: bool = False) -> sa.Row[Any]:
     job_id = job_id.encode(
         "utf-8", "backslashreplace"
     ).decode()  # an id that is no text names no job
@@ -109,14 +109,16 @@ def insert_model(c: Connection, model: Mapping[str, Any], version_of: str, moves
         move_line(c, version_of, model["id"])
 
 
-def next_in(c: Connection, column: Any, where: Any = None) -> int:
+def next_in(
+    c: Connection, column: sa.Column[int], where: sa.ColumnElement[bool] | None = None
+) -> int:
     """One more than the largest number of a column, whatever damage put beside it."""
     query = sa.select(column).order_by(column.desc()).limit(NEAR)
     found = c.scalars(query if where is None else query.where(where)).all()
     return max((n for n in found if isinstance(n, int) and n < 2**53), default=0) + 1
 
 
-def move_line(c: Connection, line: Any, model_id: str) -> None:
+def move_line(c: Connection, line: str, model_id: str) -> None:
     for row in c.execute(sa.select(models).where(models.c.line == line)).all():
         if row.is_current != (row.id == model_id) and not schema.damage(models, row._mapping):
             c.execute(
@@ -186,5 +188,5 @@ def request_digest(job: Job) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
-def job_of(row: Any) -> Job:
-    return Job.from_row(row._mapping)
+def job_of(row: sa.Row[Any]) -> Job:
+    return Job.from_row(row._asdict())
