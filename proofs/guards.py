@@ -346,7 +346,7 @@ FAULTS = [
     Fault(
         "one key, other rows",
         "store/rows.py",
-        "        job.data_digest,\n    ]",
+        "        content,\n    ]",
         "    ]",
         "tests/test_home.py -k other_rows",
     ),

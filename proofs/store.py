@@ -289,6 +289,7 @@ def dead_workers(home: Path, url: str, n: int, seed: int) -> Iterator[Proof]:
     time.sleep(2 * LEASE_S)  # longer than a lease: only renewals keep them
     if store.claim("early", LEASE_S) is not None:
         yield Proof("a renewed lease is kept", "kept", "lost", False, time.monotonic() - began)
+        return
     killed: dict[str, float] = {}
     for pid in holders:
         job_id = (home / f"holder-{pid}").read_text()

@@ -1,9 +1,12 @@
 """Frozen rows are shared by all jobs on the same rows and parts, and stay as long as one of them
 is there."""
 
+import os
 import random
 import shutil
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,9 @@ import pytest
 
 from tunesmith import Tunesmith, durable, worker
 from tunesmith.data.dataset import Dataset
-from tunesmith.errors import JobNotInState, TunesmithError
+from tunesmith.errors import JobNotInState, RowsTooLong, TunesmithError
 from tunesmith.jobs import Job
-from tunesmith.repair import mismatches, repair, undo
+from tunesmith.repair import at_rest, mismatches, repair, undo
 
 ROWS = [{"prompt": f"q {i}", "completion": "a"} for i in range(40)]
 PROMPTS = sorted(r["prompt"] for r in ROWS)
@@ -83,6 +86,9 @@ def test_what_a_job_was_refused_for_leaves_no_rows(service: Tunesmith) -> None:
         with pytest.raises(TunesmithError):
             create(service, rows, idempotency_key="k", max_epochs=3)
     service.quote(ROWS[3:], base_model="tunesmith-tiny", max_epochs=1)
+    long = [*ROWS[4:], {"prompt": "word " * 5000, "completion": "a"}]
+    with pytest.raises(RowsTooLong):
+        service.quote(long, base_model="tunesmith-tiny", on_long="fail")
     assert snapshots(service) == {kept.data_digest} and rows_of(kept)
 
 
@@ -168,6 +174,56 @@ def test_a_create_waits_for_a_clean_up_that_has_looked_already(
     assert rows_of(made[0]) == PROMPTS
 
 
+def test_a_link_that_goes_while_it_is_looked_at_is_none(service: Tunesmith) -> None:
+    job, place = create(service), service.settings.home / "snapshots"
+    link = service.settings.job_folder(job.id) / "data"
+
+    def links() -> Iterator[Path]:
+        yield link
+        yield link.with_name("gone")
+        yield link.resolve() / "train.parquet"
+
+    durable.collect(place, links(), ())
+    assert rows_of(job) == PROMPTS
+
+
+def test_a_forked_child_does_not_keep_the_lock_of_its_parent(service: Tunesmith) -> None:
+    create(service)
+    place = service.settings.home / "snapshots"
+    with durable.alone(place):
+        child = os.fork()
+        if child == 0:
+            time.sleep(20)
+            os._exit(0)
+    try:
+        began = time.monotonic()
+        with durable.alone(place):
+            assert time.monotonic() - began < 10
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_link_to_other_rows_is_seen_by_a_deep_look(service: Tunesmith) -> None:
+    first, other = create(service), create(service, ROWS[1:])
+    assert list(at_rest(service.settings, service.store)) == []
+    link = service.settings.job_folder(other.id) / "data"
+    link.unlink()
+    link.symlink_to(place(first))
+    [said] = at_rest(service.settings, service.store)
+    assert other.id in said
+
+
+def test_whoever_finds_the_folder_there_makes_sure_of_its_name(
+    service: Tunesmith, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create(service)
+    seen: list[tuple[str, str]] = []
+    monkeypatch.setattr(durable, "observer", lambda o, p: seen.append((o, p.name)))
+    create(service)
+    assert seen.index(("sync", "snapshots")) > [o for o, _ in seen].index("link")
+
+
 def test_creates_and_removals_at_once_lose_no_rows(service: Tunesmith) -> None:
     """Four users create and remove jobs on the same three tables while workers clean up."""
     tables = [ROWS, ROWS[5:], ROWS[9:]]
@@ -190,8 +246,11 @@ def test_creates_and_removals_at_once_lose_no_rows(service: Tunesmith) -> None:
 
     def cleaner() -> None:
         own = Tunesmith()
-        while not done.is_set():
-            worker.collect_snapshots(own.settings, own.store)
+        try:
+            while not done.is_set():
+                worker.collect_snapshots(own.settings, own.store)
+        except Exception as e:
+            said.append(repr(e))
 
     users = [threading.Thread(target=user, args=(n,)) for n in range(4)]
     cleaning = threading.Thread(target=cleaner)

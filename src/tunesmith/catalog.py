@@ -98,6 +98,8 @@ def find(name: str, home: Path) -> ModelSpec:
     folder_here = locate(spec, home)
     if folder_here is None:
         raise WeightsNotHere(name=name, hub_id=spec.hub_id, folder=str(home / "bases" / spec.name))
+    if spec.name not in entries():
+        spec = replace(spec, task=specs.of_config(safe_files.read_config(folder_here)).name)
     return _completed(spec, folder_here)
 
 

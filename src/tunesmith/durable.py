@@ -46,6 +46,7 @@ FAILED = {
     errno.ENAMETOOLONG,
     errno.ELOOP,
     errno.EEXIST,
+    errno.ENOTEMPTY,
 }
 """What a disk, or the limits of this process, can say at any write. A sync that failed is never
 tried again: its folder is abandoned."""
@@ -312,16 +313,17 @@ def publish_shared(staged: Path, place: Path, link: Path, facts: dict[str, Any])
     final = place / digest
     for folder in (place, link.parent):
         make_folder(folder)
-    with _alone(place), typed_errors(final):
+    with alone(place), typed_errors(final):
         _about_to("link", link)
-        link.symlink_to(os.path.relpath(final, link.parent))
+        link.symlink_to(os.path.relpath(place.resolve() / digest, link.parent.resolve()))
         _sync(link.parent)
-        if final.is_dir() and _is_whole(final, digest):
-            return digest
-        remove(final)
-        _about_to("rename", final)
-        staged.rename(final)
-        _sync(place)
+        if not (final.is_dir() and _is_whole(final, digest)):
+            if final.is_dir():  # damaged: what is put in its place is the same and whole
+                _about_to("rename", final)
+                final.rename(staged.with_name("damaged"))
+            _about_to("rename", final)
+            staged.rename(final)
+        _sync(place)  # also where another process made it: it may not have come so far
     return digest
 
 
@@ -329,16 +331,25 @@ def collect(place: Path, links: Iterable[Path], named: Iterable[str]) -> None:
     """Remove the folders of `place` that none of the links means and that are not `named`."""
     if not place.is_dir():
         return
-    with _alone(place):
-        kept = {link.readlink().name for link in links if link.is_symlink()} | set(named)
+    with alone(place):
+        kept = {_target(link) for link in links} | set(named)
         for folder in place.iterdir():
             if folder.is_dir() and folder.name not in kept:
                 remove(folder)
 
 
+def _target(link: Path) -> str:
+    """The name of what a link leads to; empty where there is no link, or no more."""
+    try:
+        return link.readlink().name
+    except OSError:
+        return ""
+
+
 @contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    """One process or thread at a time; the lock ends with its holder, however that ends."""
+def alone(place: Path) -> Iterator[None]:
+    """One process or thread at a time among those that change the folders of `place`, or the links
+    to them; the lock ends with its holder, however that ends."""
     lock = place.with_name(f"{place.name}.lock")
     with typed_errors(lock):
         descriptor = open_private(lock)
@@ -346,10 +357,16 @@ def _alone(place: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        with suppress(OSError):  # a child that was forked meanwhile has the lock open too
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 
 def _is_whole(folder: Path, digest: str) -> bool:
+    """StorageFailed, or DiskFull, where it cannot be read just now: that is no damage."""
+    for file in (f for f in folder.iterdir() if f.is_file()):
+        with typed_errors(file), file.open("rb") as f:
+            f.read(1)
     try:
         verify(folder, digest)
     except DamagedFiles:

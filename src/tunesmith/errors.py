@@ -119,13 +119,17 @@ class UnknownTask(NotFound):
     that brings it, where the worker runs too."""
 
 
+class TaskNotLoaded(Invalid):
+    """The task {name!r} cannot be used: {reason}. Mend or remove the package that declares it."""
+
+
 class WrongTask(Invalid):
     """{what} needs a model for {needed}, and {name} is one for {task}."""
 
 
 class UnknownGroup(NotFound):
     """The training query gives no column {name!r} to look at as a group. Did you mean {closest!r}?
-    Its columns beside prompt and completion are: {known}. Add the column to the SELECT."""
+    Its other columns are: {known}. Add the column to the SELECT."""
 
 
 class BaseNotHere(NotFound):
@@ -232,7 +236,7 @@ class NoSuchTable(Invalid):
 
 class MissingColumns(Invalid):
     """The {part} query gives no column {missing}; it gives: {found}. Nearest: {nearest}. Name or
-    alias the columns: SELECT … AS prompt, … AS completion."""
+    alias the columns: SELECT {wanted}."""
 
 
 class TwoColumns(Invalid):
@@ -264,8 +268,8 @@ class AnswersNotFound(Invalid):
 
 
 class NoUsableRows(Invalid):
-    """No usable row in the {part} query: {rows:row}, all rejected ({reasons}). Every row needs a
-    non-empty prompt and a non-empty completion."""
+    """No usable row in the {part} query: {rows:row}, all rejected ({reasons}). Mend the
+    rows, or look at the query: a row needs what goes into the model and what it learns to give."""
 
 
 class TooManyRows(Invalid):
@@ -308,6 +312,10 @@ class InvalidCall(Invalid):
 class InvalidPrompt(Invalid):
     """invalid prompt object: {reason}. Give a text, or a list of {{"role": …, "content": …}} with
     roles system (first), user and assistant in turn, the last one user."""
+
+
+class InvalidQuestion(Invalid):
+    """A model for the task {task} cannot be asked this: {reason}."""
 
 
 class PromptTooLong(Invalid):

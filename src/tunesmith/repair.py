@@ -17,7 +17,7 @@ from tunesmith.errors import DamagedFiles
 from tunesmith.home import folders
 from tunesmith.jobs import JobStatus
 from tunesmith.schema import jobs, models
-from tunesmith.settings import ROWS, UNCLAIMED, Settings
+from tunesmith.settings import ROWS, SNAPSHOTS, UNCLAIMED, Settings
 from tunesmith.store import JobStore
 
 RECORD = "repair.json"
@@ -105,7 +105,8 @@ def repair(settings: Settings, store: JobStore, found: Sequence[Mismatch]) -> Pa
     durable.write_json(place / RECORD, {"actions": actions})
     for one in found:
         if one.folder is not None:
-            durable.put_aside(one.folder, place / one.folder.relative_to(settings.home))
+            with durable.alone(settings.home / SNAPSHOTS):  # its link is counted before and after
+                durable.put_aside(one.folder, place / one.folder.relative_to(settings.home))
         if one.kind == "job_without_rows":
             store.request_cancel(one.row)
         elif one.row:
@@ -123,7 +124,8 @@ def undo(settings: Settings, store: JobStore) -> list[str]:
         if source := one.get("from"):
             aside, back = place / source, settings.home / source
             if aside.is_dir() and not back.exists():
-                durable.put_aside(aside, back)
+                with durable.alone(settings.home / SNAPSHOTS):
+                    durable.put_aside(aside, back)
                 said.append(f"{back} is back")
             elif aside.is_dir():
                 said.append(f"{aside} stays: {back} is there")
@@ -164,15 +166,16 @@ def at_rest(settings: Settings, store: JobStore) -> Iterator[str]:
     for model in (m for m in store.all_models() if m.home == store.home):
         if reason := damage(settings.home / model.folder, model.digest):
             yield f"model {model.name}: {reason}"
-    whole = set[Path]()
+    whole = set[tuple[Path, str]]()
     for job in store.jobs_in_pages():
         folder = settings.job_folder(job.id) / ROWS
-        if job.home != store.home or not job.data_digest or folder.resolve() in whole:
+        known = (folder.resolve(), job.data_digest)
+        if job.home != store.home or not job.data_digest or known in whole:
             continue
         if reason := damage(folder, job.data_digest):
             yield f"the rows that job {job.id} ({job.name}) learned from: {reason}"
         else:
-            whole.add(folder.resolve())
+            whole.add(known)
 
 
 def _sized(folder: Path) -> str:

@@ -6,6 +6,7 @@ import importlib
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from safetensors.torch import load_file
 
 import tunesmith
 from conftest import until
-from tunesmith import Tunesmith
+from tunesmith import Tunesmith, catalog
 from tunesmith.errors import (
     InvalidOptionValue,
-    InvalidPrompt,
+    InvalidQuestion,
     MissingColumns,
+    Notice,
     OptionNotRead,
+    TaskNotLoaded,
     UnknownTask,
     WrongTask,
 )
@@ -42,12 +45,12 @@ def base(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     monkeypatch.syspath_prepend(str(PACKAGES))
     monkeypatch.setenv("PYTHONPATH", str(PACKAGES))
     monkeypatch.delenv("TUNESMITH_PRELOADED")  # a process that was started without the package
-    specs.known.cache_clear()
+    specs._declared.cache_clear()
     code = importlib.import_module("vector_task.code")
     torch.manual_seed(0)
     code.Model(code.Config(inputs=2)).save_pretrained(tmp_path / "base")
     yield tmp_path / "base"
-    specs.known.cache_clear()
+    specs._declared.cache_clear()
 
 
 @pytest.fixture
@@ -141,11 +144,14 @@ def test_what_the_task_does_not_read_is_refused_at_the_door(base: Path) -> None:
             service.create("m", str(base), rows, **{option: value})
     with pytest.raises(InvalidOptionValue, match="vector_to_number is tuned by full"):
         service.create("m", str(base), rows, method="lora")
-    with pytest.raises(MissingColumns, match="vector"):
+    with pytest.raises(MissingColumns, match="SELECT … AS vector, … AS number"):
         service.create("m", str(base), [{"prompt": "a", "completion": "b"}])
     for wrong in ("red", [1.0, None], [1.0]):
-        with pytest.raises(InvalidPrompt):
+        with pytest.raises(InvalidQuestion):
             service.complete(str(base), [wrong])
+    for wrong_option in ({"temperature": 0.5}, {"response_format": {"schema": {}}}):
+        with pytest.raises(OptionNotRead, match="vector_to_number"):
+            service.complete(str(base), [[1.0, 2.0]], **wrong_option)
     with pytest.raises(WrongTask, match="vector_to_number"):
         service.count_tokens(str(base), "a text")
 
@@ -153,3 +159,66 @@ def test_what_the_task_does_not_read_is_refused_at_the_door(base: Path) -> None:
 def test_without_its_package_a_task_is_refused_by_name() -> None:
     with pytest.raises(UnknownTask, match="'vector_to_number' is known to no package"):
         specs.find("vector_to_number")
+
+
+BROKEN = {
+    "does not import": "import nosuch_module",
+    "is no declaration": "SPEC = 3",
+    "declares nothing": "",
+    "takes the product's own name": "SPEC = spec(name='text_generation')",
+    "is called otherwise": "SPEC = spec(name='other')",
+    "has odd model types": "SPEC = spec(model_types='llama')",
+    "takes another task's bases": "SPEC = spec(model_types=frozenset({'vector_numbers'}))",
+    "has no columns": "SPEC = spec(columns={})",
+    "has no methods": "SPEC = spec(methods=())",
+    "has a file of its own": "SPEC = spec(preprocessing='x.json')",
+}
+DECLARATION = """
+from tunesmith.tasks.specs import TaskSpec
+def spec(**odd):
+    usual = dict(name='odd', columns={'prompt': ('p',), 'completion': ('c',)}, methods=('full',),
+                 rows='nosuch.rows', code='nosuch.code')
+    return TaskSpec(**{**usual, **odd})
+"""
+
+
+@pytest.mark.parametrize("harm", BROKEN)
+def test_a_broken_package_is_told_and_harms_no_other_task(
+    base: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    name = f"broken_{list(BROKEN).index(harm)}"
+    package = tmp_path / "site"
+    (package / f"{name}-1.0.dist-info").mkdir(parents=True)
+    (package / f"{name}.py").write_text(DECLARATION + BROKEN[harm])
+    metadata = package / f"{name}-1.0.dist-info"
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[tunesmith.tasks]\nzz_odd = {name}:SPEC\n")
+    if harm == "takes the product's own name":
+        (metadata / "entry_points.txt").write_text(
+            f"[tunesmith.tasks]\ntext_generation = {name}:SPEC\n"
+        )
+    monkeypatch.syspath_prepend(str(package))
+    specs._declared.cache_clear()
+    specs._told.clear()
+    with pytest.warns(Notice, match="the task .* cannot be used"):
+        assert catalog.find(str(tiny_base), tmp_path).task == "text_generation"
+    assert catalog.find(str(base), tmp_path).task == "vector_to_number"
+    if harm != "takes the product's own name":
+        with pytest.raises(TaskNotLoaded, match="zz_odd"):
+            specs.find("zz_odd")
+
+
+def test_modules_that_cannot_be_imported_are_an_error_of_the_task(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = replace(specs.find("vector_to_number"), rows="nosuch.rows", code="nosuch.code")
+    for ask in (lambda: broken.rules, lambda: broken.task):
+        with pytest.raises(TaskNotLoaded, match=r"nosuch\.\w+ cannot be imported"):
+            ask()
+
+
+def test_a_base_of_another_task_is_known_wherever_it_stands(base: Path, tmp_path: Path) -> None:
+    place = tmp_path / "home" / "bases" / "org" / "vectors"
+    place.parent.mkdir(parents=True)
+    base.rename(place)
+    assert catalog.find("org/vectors", tmp_path / "home").task == "vector_to_number"

@@ -557,7 +557,7 @@ def test_tuning_that_harms_or_shows_nothing_is_told_by_its_word(
         "another word must have another answer here"
     )
     assert word == "HARMED" or changed["tuned"] == 1.0
-    assert "bias cannot be measured: groups: no column beside prompt and completion" in shown
+    assert "bias cannot be measured: groups: no other column" in shown
     if word == "HARMED":
         assert (
             "warning: HARMED" in shown

@@ -46,7 +46,7 @@ def test_the_gap_is_from_the_best_to_the_worst_group_of_base_and_tuned() -> None
 def test_what_cannot_be_measured_is_said() -> None:
     assert gaps([{}] * 30, [1.0] * 30, [1.0] * 30) == (
         [],
-        ["groups: no column beside prompt and completion has a few values"],
+        ["groups: no other column has a few values"],
     )
     found, why = gaps([{"g": "a"}] * 25 + [{"g": "b"}] * 5, [1.0] * 30, [1.0] * 30)
     assert found == [] and why == ["g: fewer than two groups of 10 verdict rows"]

@@ -77,6 +77,8 @@ class Snapshot:
     digest: str
     rows: Mapping[str, int]
     warnings: tuple[str, ...] = ()
+    content: str = ""
+    """Digest of the rows, usable or not, and their parts, whatever file they are written to."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def snapshot(
         durable.check_space(outer, 0)
         staged = outer / "data"
         staged.mkdir()
-        told = collect(connection, sources, own, outer, most)
+        unread = collect(connection, sources, own, outer, most)
         plans = _split(own, seed)
         counted = dict(
             own.execute(
@@ -186,8 +188,18 @@ def snapshot(
                 ).fetchall()
             ),
         }
+        content = str(own.execute(_CONTENT).fetchall()[0][0])
         digest = durable.publish_shared(staged, home / SNAPSHOTS, final, facts)
-    return Snapshot(digest, {**rows, "rejected": rejected}, (*told, *split.warnings(rows, plans)))
+    told = (*unread, *split.warnings(rows, plans))
+    return Snapshot(digest, {**rows, "rejected": rejected}, told, content)
+
+
+_CONTENT = """
+WITH every AS (SELECT source, row, sha256(CAST(to_json(
+    struct_pack(source, row, prompt, completion, context, reason, part)) AS VARCHAR))
+               AS told FROM rows)
+SELECT sha256(coalesce(string_agg(told, '' ORDER BY source, row), '')) FROM every
+"""
 
 
 @contextmanager

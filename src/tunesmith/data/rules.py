@@ -94,7 +94,10 @@ class RowRules(Protocol):
         """The rows of a part as they go into this base, and those that it cannot take."""
 
     def question(self, value: Any) -> Any:
-        """What COMPLETE was given, as the model is asked it; InvalidPrompt."""
+        """What COMPLETE was given, as the model is asked it; InvalidQuestion."""
+
+    def count_tokens(self, encoder: Any, text: str) -> int | None:
+        """Of a text by itself; None where the task reads no texts."""
 
     def words(self, row: Row) -> str | None:
         """The text of a row from which a linear model on words guesses its answer; None where there

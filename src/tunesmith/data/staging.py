@@ -71,6 +71,7 @@ class Columns:
                 missing=" and no column ".join(missing),
                 found=list(found),
                 nearest=[closest(m, found) for m in missing],
+                wanted=", ".join(f"… AS {names[0]}" for names in task.columns.values()),
             )
         for name in named.values():
             if len(places[name]) > 1:

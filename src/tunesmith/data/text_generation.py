@@ -22,6 +22,7 @@ from tunesmith.errors import InvalidPrompt
 __all__ = [
     "Checks",
     "add_rows",
+    "count_tokens",
     "encode",
     "encoder",
     "metrics_for",
@@ -53,6 +54,10 @@ def question(value: Any) -> Messages:
 
 def metrics_for(completions: Sequence[str]) -> dict[str, metrics.Metric]:
     return {name: metrics.METRICS[name] for name in metrics.metrics_for(completions)}
+
+
+def count_tokens(encoder: Encoder, text: str) -> int:
+    return len(encoder.text(text))
 
 
 def words(row: Row) -> str:

@@ -1,5 +1,5 @@
 """The certificate: the proof that a stored model answers as the one did that was trained. Plain
-data; what is measured: `probes`.
+data; what is measured: `evaluation.certify`.
 
 Below the threshold nothing is loaded, promoted, exported or imported. Imports no torch.
 """
@@ -12,6 +12,7 @@ from typing import Any, Self
 from tunesmith import durable
 from tunesmith.errors import CertificateRefused, UnsafeBaseModel
 from tunesmith.safe_files import from_object, read_object
+from tunesmith.tasks.specs import PREPROCESSING
 
 LEAST_PROBES = 32
 TOP1, KL = (
@@ -20,7 +21,6 @@ TOP1, KL = (
 )  # least share of equal best tokens, largest mean divergence, where the precision was reduced
 PRECISIONS = ("float32", "bfloat16", "float16")
 NAME, PROBES = "certificate.json", "probes.safetensors"
-PREPROCESSING = ("prompt_template.json", "preprocessing.json")
 
 
 @dataclass(frozen=True)
@@ -99,5 +99,5 @@ def read(name: str, folder: Path) -> Certificate:
 
 def template_digest(folder: Path) -> str:
     """Of the file that says how rows become what goes into the model, whatever its task."""
-    found = [folder / name for name in PREPROCESSING if (folder / name).exists()]
-    return durable.sha256(found[0] if found else folder / PREPROCESSING[0])
+    known = (folder / name for name in PREPROCESSING)
+    return durable.sha256(next((f for f in known if f.exists()), folder / PREPROCESSING[1]))

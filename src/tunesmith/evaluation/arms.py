@@ -94,16 +94,16 @@ class Arms:
         found = self._exam.answers(engine, self._doing.done)
         self._answers[arm] = [c.text for c in found]
         self._stop_rate = sum(c.stopped for c in found) / len(found)
-        self._changed[arm] = self._share_changed(engine, arm)
+        if self._exam.swapped is not None:
+            self._changed[arm] = self._share_changed(engine, arm, self._exam.swapped)
         self._doing.begin(f"losses, {arm}", len(self._rows))
         self._losses[arm] = evaluate(self._task, engine.model, self._rows)
         if (kept := self._exam.retention(engine)) is not None:
             self._retention[arm] = _finite(kept)
 
-    def _share_changed(self, engine: Engine, arm: str) -> float:
+    def _share_changed(self, engine: Engine, arm: str, places: Sequence[int]) -> float:
         """Of the rows that hold a word to exchange: how many are answered otherwise when it is
         exchanged."""
-        places = self._exam.swapped
         self._doing.begin(f"words exchanged, {arm}", len(places))
         found = self._exam.swapped_answers(engine, self._doing.done)
         changed = [c.text != self._answers[arm][i] for i, c in zip(places, found, strict=True)]
@@ -113,19 +113,18 @@ class Arms:
         found, not_measured = gaps(
             [json.loads(e.row.context) for e in self._rows], scores["base"], scores["tuned"]
         )
+        return Bias(tuple(found), self._swaps(not_measured), tuple(not_measured))
+
+    def _swaps(self, not_measured: list[str]) -> Swapped | None:
+        """None where that means nothing, or the rows are too few: that is told."""
+        if self._exam.swapped is None:
+            return None
         n = len(self._exam.swapped)
-        if n < LEAST_SWAPPED:
-            not_measured.append(
-                f"words exchanged: {counted(n, 'verdict row')} with one (option swap_terms), "
-                f"{LEAST_SWAPPED} are needed"
-            )
-        return Bias(
-            tuple(found),
-            Swapped(n, self._changed["base"], self._changed["tuned"])
-            if n >= LEAST_SWAPPED
-            else None,
-            tuple(not_measured),
-        )
+        if n >= LEAST_SWAPPED:
+            return Swapped(n, self._changed["base"], self._changed["tuned"])
+        told = f"words exchanged: {counted(n, 'verdict row')} with one (option swap_terms), "
+        not_measured.append(f"{told}{LEAST_SWAPPED} are needed")
+        return None
 
     def _judge(self, metrics: Mapping[str, Callable[[str, str], float]]) -> Verdict:
         scores = {

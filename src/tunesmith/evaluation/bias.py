@@ -57,5 +57,5 @@ def gaps(
             )
         )
     if not found and not not_measured:
-        not_measured.append("groups: no column beside prompt and completion has a few values")
+        not_measured.append("groups: no other column has a few values")
     return found, not_measured

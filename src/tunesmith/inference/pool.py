@@ -104,7 +104,7 @@ class Pool:
         self._bases: WeakValueDictionary[tuple[str, ...], Any] = WeakValueDictionary()
 
     def complete(self, request: Request) -> list[Completion]:
-        """One answer for each prompt, in order. Errors are those of `generate_all`; they are the
+        """One answer for each prompt, in order. Errors are those of the task; they are the
         same whoever else asks at the time, and so are the answers, near ties apart."""
         waiting = self._ask(_Waiting(request))
         try:
@@ -214,7 +214,7 @@ class Pool:
     def engine_for(self, tuned: TunedModel) -> Any:
         """The engine of a model, loaded when first asked and kept while the weights of all fit into
         `LOADED_SHARE` of the memory."""
-        of_base = tuned.base.name, tuned.base.folder
+        of_base = tuned.base.task, tuned.base.name, tuned.base.folder
         key = (*of_base, tuned.folder, tuned.digest)
         if key not in self.engines:
             shared = self._bases.get(of_base)

@@ -17,6 +17,7 @@ from tunesmith.errors import (
     InvalidSchema,
     MissingExtra,
     Notice,
+    OptionNotRead,
     UnfinishedAnswer,
     UsageNotRecorded,
     WrongTask,
@@ -49,7 +50,7 @@ class Answers(Models):
         anything is computed, of 16 models at a time; UnfinishedAnswer where an answer that should
         follow a schema was cut, unless `allow_unfinished`.
         """
-        began = time.time()
+        began, prompts = time.time(), list(prompts)
         names = [name] * len(prompts) if isinstance(name, str) else list(name)
         if len(names) != len(prompts):
             raise InvalidOptionValue(
@@ -65,7 +66,7 @@ class Answers(Models):
             tuned[n].base.task_spec.rules.question(p) for n, p in zip(names, prompts, strict=True)
         ]
         self._must_record(tuned.values())
-        inference, sampling = _inference(), _sampling(options)
+        inference, sampling = _inference(), _read_by(tuned.values(), _sampling(options))
         pool, most = inference.of_device(self.settings.device), inference.MOST_TOGETHER
         found: dict[int, Completion] = {}
         by_base = sorted(tuned, key=lambda n: tuned[n].base.name)
@@ -104,7 +105,7 @@ class Answers(Models):
         catalog.prices(self.settings.home)
         tuned = self._usable(name)
         question = tuned.base.task_spec.rules.question(prompt)
-        inference, asked = _inference(), _sampling(options)
+        inference, asked = _inference(), _read_by([tuned], _sampling(options))
         self._must_record([tuned])
         request = inference.Request([(tuned, question)], inference.Sampling(**asked))
         last = None
@@ -172,11 +173,10 @@ class Answers(Models):
         """Tokens of a text for this model, its template left out; WrongTask for a model that reads
         none."""
         spec = self.model(name).base
-        if spec.task_spec.unit != "token":
-            raise WrongTask(
-                what="Counting tokens", needed="text", name=name, task=spec.task_spec.name
-            )
-        return len(self._encoder_of(spec).text(text))
+        found: int | None = spec.task_spec.rules.count_tokens(self._encoder_of(spec), text)
+        if found is None:
+            raise WrongTask(what="Counting tokens", needed="text", name=name, task=spec.task)
+        return found
 
 
 def _inference() -> Any:
@@ -241,6 +241,17 @@ def _sampling(options: Mapping[str, Any]) -> dict[str, Any]:
                 allowed="COMPLETE takes temperature, top_p, max_tokens, response_format",
             )
     return found
+
+
+def _read_by(models: Iterable[TunedModel], sampling: dict[str, Any]) -> dict[str, Any]:
+    """OptionNotRead where none of the models draws its answers."""
+    tasks = {m.base.task for m in models if not m.base.task_spec.samples}
+    if sampling and not any(m.base.task_spec.samples for m in models):
+        name, value = next(iter(sampling.items()))
+        here = f"these are for {' and '.join(sorted(tasks))}"
+        readers = "models that write text"
+        raise OptionNotRead(name=name, value=value, readers=readers, here=here)
+    return sampling
 
 
 def _limited(name: str, value: Any) -> float | int:

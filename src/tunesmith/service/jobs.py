@@ -103,7 +103,7 @@ class Jobs(Models, Rows):
             known = replace(
                 job, data_digest=frozen.digest, rows=frozen.rows, warnings=frozen.warnings
             )
-            return self.store.add(known, idempotency_key)
+            return self.store.add(known, idempotency_key, frozen.content)
 
     def show(self, *, statuses: Collection[JobStatus] = (), newest: int | None = None) -> list[Job]:
         """All jobs, or those in some states, or the newest so many of them; the oldest first."""
@@ -163,9 +163,12 @@ class Jobs(Models, Rows):
                 raise
             if worker.is_alive(self.settings.home):
                 raise WorkerAtWork(home=str(self.settings.home)) from None
+        self._delete_job(job_id)
+        self._collect()
+
+    def _delete_job(self, job_id: str) -> None:
         with durable.removing(self.settings.job_folder(job_id)):
             self.store.delete_job(job_id)
-        self._collect()
 
     def prune(self, *, older_than_s: float, dry_run: bool = False) -> list[Job]:
         """Remove this home's jobs that ended so long ago and whose model is not in the catalogue
@@ -179,7 +182,9 @@ class Jobs(Models, Rows):
             and job.id not in named
         ]
         for job in old if not dry_run else ():
-            self.delete_job(job.id)
+            access.require(self.principal, "OWNERSHIP", job.id)
+            self._delete_job(job.id)
+        self._collect()
         return old
 
     def verify_resume(self, job_id: str) -> Compared:

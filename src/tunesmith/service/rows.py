@@ -83,32 +83,34 @@ class Rows(Core):
         rules = spec.task_spec.rules
         parsed = Options.parse(options).must_be_read(spec.task_spec, methods.READERS)
         must_be_able_to_train()
-        with durable.staging(self.settings.home) as folder:
-            frozen = self._snapshot(training_data, validation_data, parsed, folder / ROWS, spec)
-            dataset = Dataset.open(folder / ROWS, frozen.digest)
-            price = catalog.credits(self.settings.home, spec.name, "training", 1)
-            plan = plan_of(dataset, self._encoder_of(spec), spec, parsed, price)
-            assignment = Assignment(
-                job_id="quote",
-                home=str(self.settings.home),
-                folder=str(folder / "attempt-1"),
-                data_folder=str(folder / ROWS),
-                data_digest=frozen.digest,
-                options=parsed.to_json(),
-                resolved=plan.resolved.to_json(),
-                base=spec.to_json(),
-                template=rules.preprocessing(spec),
-                device=self.settings.device,
-                threads=self.settings.threads,
-                moved=plan.moved,
-            )
-            measured = self._run(REHEARSE, assignment, Measured)
-            divided = replace(dataset, moved=plan.moved)
-            train, validation = (
-                [(rules.words(r), r.completion) for r in divided.rows(p)]
-                for p in ("train", "validation")
-            )
-        self._collect()
+        try:
+            with durable.staging(self.settings.home) as folder:
+                frozen = self._snapshot(training_data, validation_data, parsed, folder / ROWS, spec)
+                dataset = Dataset.open(folder / ROWS, frozen.digest)
+                price = catalog.credits(self.settings.home, spec.name, "training", 1)
+                plan = plan_of(dataset, self._encoder_of(spec), spec, parsed, price)
+                assignment = Assignment(
+                    job_id="quote",
+                    home=str(self.settings.home),
+                    folder=str(folder / "attempt-1"),
+                    data_folder=str(folder / ROWS),
+                    data_digest=frozen.digest,
+                    options=parsed.to_json(),
+                    resolved=plan.resolved.to_json(),
+                    base=spec.to_json(),
+                    template=rules.preprocessing(spec),
+                    device=self.settings.device,
+                    threads=self.settings.threads,
+                    moved=plan.moved,
+                )
+                measured = self._run(REHEARSE, assignment, Measured)
+                divided = replace(dataset, moved=plan.moved)
+                train, validation = (
+                    [(rules.words(r), r.completion) for r in divided.rows(p)]
+                    for p in ("train", "validation")
+                )
+        finally:
+            self._collect()
         found = Quote.of(
             spec,
             plan.resolved,
@@ -188,7 +190,7 @@ class Rows(Core):
     def _collect(self) -> None:
         """Frozen rows that no job of this home has any more; what cannot be told now waits for the
         next worker."""
-        with suppress(TunesmithError):
+        with suppress(TunesmithError, OSError):
             worker.collect_snapshots(self.settings, self.store)
 
 

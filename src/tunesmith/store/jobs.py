@@ -39,10 +39,11 @@ from tunesmith.store.rows import (
 class Jobs(OpenedStore):
     """Jobs, as users see them."""
 
-    def add(self, job: Job, idempotency_key: str | None = None) -> Job:
+    def add(self, job: Job, idempotency_key: str | None = None, content: str = "") -> Job:
         """Accept a job. A taken name gets a suffix; a repeated idempotency key gives the job it
-        made before, where all that was asked and the rows are the same."""
-        request = request_digest(job)
+        made before, where all that was asked and the rows (`content`: their digest) are the
+        same."""
+        request = request_digest(job, content)
         with self._engine.begin() as c:
             if (
                 self._engine.dialect.name == "postgresql"

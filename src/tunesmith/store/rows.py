@@ -176,14 +176,14 @@ def replace_rows(c: Connection, table: Table, rows: list[dict[str, Any]]) -> Non
     )
 
 
-def request_digest(job: Job) -> str:
+def request_digest(job: Job, content: str) -> str:
     asked = [
         job.name,
         job.base_model,
         job.training_data,
         job.validation_data,
         job.options.to_json(),
-        job.data_digest,
+        content,
     ]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 

@@ -88,8 +88,9 @@ class Exam(Generic[R]):
 
     why_no_examples = ""
     """Why the base was not asked with examples, where that needs saying."""
-    swapped: Sequence[int] = ()
-    """Places of the rows that hold a word for a group that can be exchanged."""
+    swapped: Sequence[int] | None = None
+    """Places of the rows that hold a word for a group that can be exchanged; None where that is
+    not measured."""
 
     def __init__(self, train: Sequence[R], rows: Sequence[R], decided: Decided) -> None:
         self.train, self.rows, self.decided = train, rows, decided

@@ -6,7 +6,6 @@ from tunesmith.tasks.specs import TaskSpec
 SPEC = TaskSpec(
     "vector_to_number",
     columns={"prompt": ("vector",), "completion": ("number",)},
-    unit="number",
     methods=("full",),
     rows="vector_task.rows",
     code="vector_task.code",

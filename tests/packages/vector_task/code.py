@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from tunesmith.catalog import ModelSpec
-from tunesmith.errors import DamagedFiles, InvalidPrompt
+from tunesmith.errors import DamagedFiles, InvalidQuestion
 from tunesmith.inference.engine import Completion, Sampling
 from tunesmith.registry import TunedModel
 from tunesmith.tasks import task
@@ -82,7 +82,7 @@ class Engine:
     def must_take(self, question: list[float]) -> None:
         if len(question) != self.encoder:
             reason = f"it has {len(question)} numbers, the model takes {self.encoder}"
-            raise InvalidPrompt(reason=reason)
+            raise InvalidQuestion(task="vector_to_number", reason=reason)
 
     @torch.inference_mode()
     def generate(

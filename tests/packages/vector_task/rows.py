@@ -14,7 +14,7 @@ from tunesmith.data.checks.rows import RowChecks as Checks
 from tunesmith.data.dataset import Dataset, Row, insert_rows
 from tunesmith.data.rules import Encoding
 from tunesmith.data.staging import Source
-from tunesmith.errors import InvalidPrompt
+from tunesmith.errors import InvalidQuestion
 from tunesmith.options import Decided, Options
 
 __all__ = ["Checks"]
@@ -55,7 +55,7 @@ def add_rows(
             question(vector)
             if not math.isfinite(float(number)):
                 reason = "number is none"
-        except (InvalidPrompt, TypeError, ValueError):
+        except (InvalidQuestion, TypeError, ValueError):
             reason = "vector or number is none"
         judged.append((row, vector, number, context, False, vector, reason))
     insert_rows(own, source.part, judged)
@@ -80,10 +80,18 @@ def question(value: Any) -> list[float]:
     try:
         vector = [float(x) for x in (json.loads(value) if isinstance(value, str) else value)]
     except (TypeError, ValueError):
-        raise InvalidPrompt(reason=f"{value!r:.60} is no vector") from None
+        raise InvalidQuestion(
+            task="vector_to_number", reason=f"{value!r:.60} is no vector"
+        ) from None
     if not vector or not all(map(math.isfinite, vector)):
-        raise InvalidPrompt(reason=f"{value!r:.60} is no vector of numbers")
+        raise InvalidQuestion(
+            task="vector_to_number", reason=f"{value!r:.60} is no vector of numbers"
+        )
     return vector
+
+
+def count_tokens(encoder: int, text: str) -> None:
+    return None
 
 
 def words(row: Row) -> None:

@@ -26,6 +26,7 @@ __all__ = ["app", "jobs", "main", "models"]
 app.callback(invoke_without_command=True)(start)
 for command in (init, audit, quote, tune, complete, worker, doctor, demo):
     app.command()(command)
+del command
 
 
 def main() -> None:

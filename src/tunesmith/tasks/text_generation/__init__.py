@@ -1,5 +1,5 @@
 """The task `text_generation`: text that follows a prompt. What the loop, the evaluator and the
-doors ask of it; the functions are those of `tasks.Task`."""
+doors ask of it; the functions are those of `tasks.task.Task`."""
 
 from collections.abc import Sequence
 from pathlib import Path
