@@ -7,10 +7,12 @@ python proofs/guards.py [--first N]
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -565,13 +567,18 @@ def seen(fault: Fault, folder: Path) -> bool:
         "PYTHONPATH": str(folder / "src"),
         "PROOF_RESULTS": str(folder / "results.json"),
     }
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    file.write_text(text)
-    if ended.returncode not in (0, 1):
-        raise SystemExit(
-            f"{fault.test} ended with {ended.returncode}: {ended.stdout[-500:]} {ended.stderr[-500:]}"
+    log = folder / "log.txt"  # not a pipe: what the fault leaves alive would hold it open
+    with log.open("wb") as out:
+        ended = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=out, stderr=out, start_new_session=True
         )
-    return ended.returncode == 1
+        code = ended.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(ended.pid, signal.SIGKILL)
+    file.write_text(text)
+    if code not in (0, 1):
+        raise SystemExit(f"{fault.test} ended with {code}: {log.read_text()[-1000:]}")
+    return code == 1
 
 
 def proofs(first: int) -> Iterator[Proof]:
