@@ -235,7 +235,7 @@ def test_creates_and_removals_at_once_lose_no_rows(service: Tunesmith) -> None:
         chance, mine = random.Random(number), list[Job]()
         own = Tunesmith()
         try:
-            for _ in range(25):
+            for _ in range(12):
                 if mine and chance.random() < 0.5:
                     remove(mine.pop(chance.randrange(len(mine))))
                 else:
