@@ -84,7 +84,7 @@ def table(pairs: list[tuple[dict[str, float], dict[str, float]]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("before", type=Path)
+    parser.add_argument("before", type=lambda p: Path(p).absolute())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
     args = parser.parse_args()
