@@ -15,6 +15,19 @@ from tunesmith.options import Options, allowed_values
 from tunesmith.words import counted
 
 
+Training = Annotated[
+    str,
+    typer.Argument(
+        help="A query with prompt and completion; or a file, folder or glob: Parquet, CSV, "
+        "TSV, JSON."
+    ),
+]
+Validation = Annotated[
+    str,
+    typer.Option("--validation", help="A query or file; default: a share of the training rows."),
+]
+
+
 def _with_options(command: Callable[..., None]) -> Callable[..., None]:
     """One flag for every field of Options."""
     signature = inspect.signature(command)
@@ -45,13 +58,7 @@ def _range(f: Any) -> str:
 
 
 def audit(
-    training: Annotated[
-        str,
-        typer.Argument(
-            help="A query with prompt and completion; or a file, folder or glob: Parquet, CSV, "
-            "TSV, JSON."
-        ),
-    ],
+    training: Training,
     validation: Annotated[
         str,
         typer.Option("--validation", help="A query or file whose prompts must not be in training."),
@@ -110,25 +117,14 @@ def audit(
 
 @_with_options
 def quote(
-    training: Annotated[
-        str,
-        typer.Argument(
-            help="A query with prompt and completion; or a file, folder or glob: Parquet, CSV, "
-            "TSV, JSON."
-        ),
-    ],
+    training: Training,
     base: Annotated[
         list[str] | None,
         typer.Option(
             "--base", "-b", help="Base model; may be repeated. Default: all that are here."
         ),
     ] = None,
-    validation: Annotated[
-        str,
-        typer.Option(
-            "--validation", help="A query or file; default: a share of the training rows."
-        ),
-    ] = "",
+    validation: Validation = "",
     database: Database = ":memory:",
     as_json: Json = False,
     **options: Any,
@@ -153,23 +149,12 @@ def quote(
 
 @_with_options
 def tune(
-    training: Annotated[
-        str,
-        typer.Argument(
-            help="A query with prompt and completion; or a file, folder or glob: Parquet, CSV, "
-            "TSV, JSON."
-        ),
-    ],
+    training: Training,
     name: Annotated[str, typer.Option("--name", "-n", help="Name of the tuned model.")],
     base: Annotated[
         str, typer.Option("--base", "-b", help="Base model: a name, a folder or organisation/name.")
     ] = "tunesmith-tiny",
-    validation: Annotated[
-        str,
-        typer.Option(
-            "--validation", help="A query or file; default: a share of the training rows."
-        ),
-    ] = "",
+    validation: Validation = "",
     database: Database = ":memory:",
     wait: Annotated[bool, typer.Option("--wait", help="Watch until the job has ended.")] = False,
     as_json: Json = False,
