@@ -14,7 +14,6 @@ from tunesmith.interfaces.cli.shared import Database, Json, Quiet, open_service
 from tunesmith.options import Options, allowed_values
 from tunesmith.words import counted
 
-
 Training = Annotated[
     str,
     typer.Argument(
