@@ -7,7 +7,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,30 @@ def test_what_was_put_aside_keeps_its_rows_until_it_is_back(service: Tunesmith) 
     with store._engine.begin() as c:
         c.exec_driver_sql("INSERT INTO jobs SELECT * FROM kept")
     assert undo(settings, store) and rows_of(job)
+
+
+def waits(act: Callable[[], object], place: Path) -> bool:
+    """Whether it is done only once whoever changes the snapshots has ended."""
+    doing = threading.Thread(target=act)
+    with durable.alone(place):
+        doing.start()
+        doing.join(1)
+        is_waiting = doing.is_alive()
+    doing.join()
+    return is_waiting
+
+
+def test_a_repair_and_its_undo_wait_for_a_clean_up(service: Tunesmith) -> None:
+    """A link that moves while links are looked for would be seen at neither place."""
+    create(service)
+    settings, store = service.settings, service.store
+    with store._engine.begin() as c:
+        c.exec_driver_sql("DELETE FROM jobs")
+    found = list(mismatches(settings, store, read=True))
+    assert [m.kind for m in found] == ["files_without_job"]
+    place = settings.home / "snapshots"
+    assert waits(lambda: repair(settings, store, found), place)
+    assert waits(lambda: undo(settings, store), place)
 
 
 def test_a_moved_home_still_has_its_rows(service: Tunesmith, tmp_path: Path) -> None:
