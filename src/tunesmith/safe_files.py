@@ -36,14 +36,15 @@ BYTES = {
     "I64": 8,
     "U64": 8,
 }
-CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
-FOREIGN_KEYS = (
+ASKING = (
+    "auto_map",
+    "trust_remote_code",
+    "custom_pipelines",
     "attn_implementation",
     "experts_implementation",
     "transformers_weights",
-    "quantization_config",
 )
-"""What else makes the library load code of others, or weights from elsewhere."""
+"""What makes a library load code of others, or weights from elsewhere; as every private key can."""
 LARGEST_NUMBER = 2**31  # of a config: a count beyond it is nothing that could be built
 NORMALIZERS = {
     "NFC",
@@ -66,11 +67,10 @@ LONGEST_CHAIN, LONGEST_WORD = (
 )  # normalizers one after the other; characters of a pattern, and of what is put before a text
 MOST_GROWTH = 16.0  # of a text, by all of them together
 INDEX = "model.safetensors.index.json"
-PRIVATE_KEYS = (
-    "_name_or_path",
-    "_attn_implementation_autoset",
-    "_commit_hash",
-)  # written by libraries, harmless
+WRITTEN = ("_name_or_path", "_attn_implementation_autoset", "_commit_hash")
+"""Private keys that libraries write into every file: left out without a word."""
+NUMBER = "__float__"  # how transformers writes an infinite number: an object of this one key
+NUMBERS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 
 def check_regular(file: Path) -> None:
@@ -103,25 +103,26 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json; refused where it, or a configuration inside it, asks for code: its own, or a
-    kernel from a hub by a private key."""
+    """config.json without what could load code or other weights: no library sees more of it.
+    UnsafeBaseModel where it cannot be read without."""
+    return _cleaned(folder)[0]
+
+
+def left_out(folder: Path) -> tuple[str, ...]:
+    """What a config.json asks for and `read_config` leaves out."""
+    return tuple(sorted(_cleaned(folder)[1]))
+
+
+def _cleaned(folder: Path) -> tuple[dict[str, Any], set[str]]:
     config = read_object(folder / "config.json")
     for key, value in _entries(config):
-        if key in CODE_KEYS and value:
-            raise UnsafeBaseModel(
-                folder=str(folder), reason=f"its config.json asks to run its own code ({key})"
-            )
-        if key.startswith("_") and key not in PRIVATE_KEYS:
+        if key == "quantization_config" and value:
+            kind = value.get("quant_method") if isinstance(value, Mapping) else None
             reason = (
-                f"its config.json sets the private key {key}, which can make the library "
-                f"load code; remove it"
+                f"its weights are quantised ({key}: {kind or value!r:.60}); bring them as they "
+                f"were before. With precision=nf4 a job quantises frozen weights itself"
             )
             raise UnsafeBaseModel(folder=str(folder), reason=reason)
-        if key in FOREIGN_KEYS and value:
-            raise UnsafeBaseModel(
-                folder=str(folder),
-                reason=f"its config.json sets {key}, which is not supported; bring plain weights",
-            )
         if (
             key.startswith(("num_", "max_", "n_"))
             and isinstance(value, (int, float))
@@ -130,7 +131,23 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise UnsafeBaseModel(
                 folder=str(folder), reason=f"its config.json sets {key} to {value!r:.20}"
             )
-    return config
+    gone: set[str] = set()
+    try:
+        return _without(config, gone), gone
+    except RecursionError:
+        raise _unsafe(folder / "config.json", "is too deep to be read") from None
+
+
+def _without(value: Any, gone: set[str]) -> Any:
+    if isinstance(value, list):
+        return [_without(one, gone) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    if set(value) == {NUMBER} and str(value[NUMBER]) in NUMBERS:
+        return NUMBERS[str(value[NUMBER])]
+    kept = {k: v for k, v in value.items() if k not in ASKING and not k.startswith("_")}
+    gone |= {k for k, v in value.items() if k not in kept and k not in WRITTEN and v}
+    return {k: _without(v, gone) for k, v in kept.items()}
 
 
 def check_model(folder: Path) -> int:

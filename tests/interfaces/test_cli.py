@@ -154,7 +154,7 @@ def test_init_writes_the_demo_table(tmp_path: Path) -> None:
 
 
 def test_the_catalogue_tells_what_is_here_and_how_to_bring_the_rest() -> None:
-    rows = {r["name"]: r for r in json.loads(call("model", "list", "--bases", "--json").stdout)}
+    rows = {r["name"]: r for r in json.loads(call("base", "list", "--json").stdout)}
     assert rows["tunesmith-tiny"]["here"] and not rows["mistral-7b"]["here"]
     assert {
         "llama3-8b",
@@ -173,7 +173,7 @@ def test_the_catalogue_tells_what_is_here_and_how_to_bring_the_rest() -> None:
         4000,
         150000,
     )
-    assert "hf download" in call("model", "list", "--bases").stdout
+    assert "tunesmith base add" in call("base", "list").stdout
     assert (
         call("model", "list").exit_code == 0
         and json.loads(call("model", "list", "--json").stdout) == []

@@ -20,11 +20,16 @@ from pathlib import Path
 from typing import Any, Self
 
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from tunesmith.catalog import read_json
 from tunesmith.data.render import LONGEST_SOURCE, Rendering
-from tunesmith.errors import AnswersNotFound, DamagedFiles, InvalidPrompt, UnsafeBaseModel
+from tunesmith.errors import (
+    AnswersNotFound,
+    DamagedFiles,
+    InvalidPrompt,
+    UnfitBaseModel,
+    UnsafeBaseModel,
+)
 from tunesmith.safe_files import check_normalizer, check_regular, from_object, read_object
 
 Messages = Sequence[Mapping[str, Any]]
@@ -32,6 +37,18 @@ _SLOT = re.compile(
     "\ue000([0-9]{1,6})\ue001"
 )  # private use characters: no honest template writes them
 FILE = "prompt_template.json"
+UNFINISHED = "\ufffd"  # what decoders write for the bytes of a character that is not whole yet
+KEEPING = {
+    "ByteLevel",
+    "ByteFallback",
+    "BPEDecoder",
+    "Fuse",
+    "Metaspace",
+    "Replace",
+    "Sequence",
+    "Strip",
+}
+"""Decoders that leave what they wrote as it is when another token follows."""
 # of a tokenizer; the largest known have half of it, and the library takes seconds for a million
 MOST_WORDS = 600_000
 
@@ -52,7 +69,7 @@ class PromptTemplate:
     @classmethod
     def of_base(cls, folder: Path) -> Self:
         """From the JSON files of a base's folder. UnsafeBaseModel where no end token can be found,
-        or they are not what they should be."""
+        or they are not what they should be; UnfitBaseModel where tokenizer and model do not fit."""
         try:
             return cls._of_base(folder)
         except (
@@ -78,6 +95,7 @@ class PromptTemplate:
             raise ValueError(f"over {MOST_WORDS:,} words")
         check_normalizer(folder / "tokenizer.json", words.get("normalizer"))
         added = _added_tokens(words, tokenizer)
+        _must_fit(folder, words, added, config)
         source = _chat_template(folder, tokenizer)
         eos = _text_of(tokenizer.get("eos_token")) or next(
             (t for t, i in added.items() if i == config.get("eos_token_id")), ""
@@ -97,6 +115,14 @@ class PromptTemplate:
                 folder=str(folder),
                 reason="no end token in tokenizer_config.json, config.json or the chat template",
             )
+        size = _size(config)
+        if end_id >= (size or end_id + 1):
+            raise UnfitBaseModel(
+                folder=str(folder),
+                task="text generation",
+                reason=f"its end token has the id {end_id}, and its embedding {size:,} rows",
+            )
+        stops = {i for i in stops if 0 <= i < (size or i + 1)}
         return cls(source, bos, eos, end_id, tuple(sorted({end_id, *stops})), template.frozen_on)
 
     @classmethod
@@ -248,6 +274,7 @@ class Encoder:
             tokenizer.no_padding()
             tokenizer.no_truncation()
         self._text.encode_special_tokens = True  # special tokens in a user's text are plain text
+        self._joins = _kinds(json.loads(self._text.to_str())["decoder"]) - KEEPING != set()
         self._longest_token = max(len(t.encode()) for t in self._text.get_vocab())
         self._control_ids = lru_cache(maxsize=1024)(
             lambda text: self._control.encode(text, add_special_tokens=False).ids
@@ -320,9 +347,27 @@ class Encoder:
 
     def pieces(self) -> Callable[[int], str]:
         """Takes the ids of a text one by one and gives what each adds; nothing while a character is
-        unfinished."""
-        stream = DecodeStream(skip_special_tokens=True)
-        return lambda i: stream.step(self._control, i) or ""
+        unfinished. What was given always begins the whole text: of a tokenizer that joins words
+        when it decodes, the last word waits for the next."""
+        ids: list[int] = []
+        said = ""
+
+        def step(i: int) -> str:
+            nonlocal said
+            ids.append(i)
+            text = self.decode(ids).rstrip(UNFINISHED)
+            if self._joins:
+                before = self.decode(ids[:-1])
+                alike = next(
+                    (n for n, (a, b) in enumerate(zip(text, before, strict=False)) if a != b), None
+                )
+                text = text[: min(len(text), len(before)) if alike is None else alike]
+            if len(text) <= len(said) or not text.startswith(said):
+                return ""
+            piece, said = text[len(said) :], text
+            return piece
+
+        return step
 
     def surely_longer(self, text: str, tokens: int) -> bool:
         """Whether a text is over a number of tokens whatever its tokens are: spares tokenising a 10
@@ -345,6 +390,44 @@ def _added_tokens(
     for number, token in tokenizer_config.get("added_tokens_decoder", {}).items():
         added.setdefault(token["content"], int(number))
     return added
+
+
+def _must_fit(
+    folder: Path,
+    words: Mapping[str, Any],
+    added: Mapping[str, int],
+    config: Mapping[str, Any],
+) -> None:
+    """UnfitBaseModel where the tokenizer can write a token that the model has no embedding of."""
+    vocabulary = words.get("model", {}).get("vocab", {})
+    ids = (
+        vocabulary
+        if isinstance(vocabulary, dict)
+        else {w: i for i, (w, *_) in enumerate(vocabulary)}
+    )
+    size = _size(config)
+    over = [(i, token) for token, i in (*ids.items(), *added.items()) if size and i >= size]
+    if over:
+        i, token = max(over)
+        reason = (
+            f"its tokenizer.json has the token {token!r:.60} as number {i:,}, and the embedding "
+            f"{size:,} rows (vocab_size in config.json): resize the embedding, or remove the token"
+        )
+        raise UnfitBaseModel(folder=str(folder), task="text generation", reason=reason)
+
+
+def _size(config: Mapping[str, Any]) -> int:
+    """Rows of the embedding; 0 where config.json does not say."""
+    inner = config.get("text_config")
+    found = config.get("vocab_size") or (inner.get("vocab_size") if isinstance(inner, dict) else 0)
+    return found if type(found) is int else 0
+
+
+def _kinds(decoder: Any) -> set[str]:
+    """The types of a tokenizer's decoder and of all in it."""
+    if not isinstance(decoder, dict):
+        return set()
+    return {str(decoder.get("type"))}.union(*map(_kinds, decoder.get("decoders", ())))
 
 
 def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 LEAST_ROOM = 64  # positions
 
@@ -60,6 +60,20 @@ def _with_room(held: Tensor, new: Tensor, room: Tensor | None) -> Tensor:
     if n:
         made[..., :n, :] = held
     return made
+
+
+def holds_everything(cache: DynamicCache) -> bool:
+    """Whether every layer keeps the keys and values of all that it has read, and nothing else."""
+    return all(type(layer) is RoomyLayer for layer in cache.layers)
+
+
+def keep_rows(cache: DynamicCache, kept_K: Tensor) -> None:
+    """Let the other rows go: their keys and values, and the states of layers that have some."""
+    for layer in cache.layers:
+        if isinstance(layer, LinearAttentionCacheLayerMixin):
+            LinearAttentionCacheLayerMixin.reorder_cache(layer, kept_K)
+        if isinstance(layer, DynamicLayer):
+            layer.batch_select_indices(kept_K)
 
 
 def new_cache(config: PreTrainedConfig) -> DynamicCache:

@@ -17,14 +17,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from tunesmith.inference import held
-from tunesmith.inference.cache import new_cache
+from tunesmith.inference.cache import holds_everything, keep_rows, new_cache
 from tunesmith.models import forward, packed
 from tunesmith.models.adapters import Adapter, Adapters, Segment
 from tunesmith.models.layout import micro_batches
-from tunesmith.models.methods import Model
+from tunesmith.models.methods import Model, decoder_of
+from tunesmith.models.trial import Trial
 
 BATCH_TOKENS = 8192  # prompt tokens read together
 CACHE_TOKENS = 65_536  # positions whose keys and values are held together
@@ -67,7 +67,9 @@ def reader_for(
     longest: int,
 ) -> Reader:
     """`of`: the adapter of each prompt; `longest`: positions that a row can come to have."""
-    kind = PackedReader if packed.can_hold(model, longest) else PaddedReader
+    kind: Any = PackedReader if packed.can_hold(model, longest) else PaddedReader
+    if kind is PaddedReader and not can_hold_padded(model):
+        kind = WholeReader
     made: Reader = kind(model, prompts, of, adapters)
     return made
 
@@ -181,10 +183,10 @@ def _using(adapters: Adapters | None, segments: Sequence[Segment]) -> AbstractCo
 
 @dataclass
 class PaddedCohort:
-    """Padded on the right; each row's positions go on from its own end, so padding decides
-    nothing."""
+    """Padded on the left, so that tokens stand as far apart as they do alone, whatever windows,
+    distances or states a model's layers count in."""
 
-    cache: DynamicCache
+    cache: Any
     mask_BS: Tensor
     adapter: Adapter | None
 
@@ -197,13 +199,119 @@ class PaddedCohort:
 
     def keep(self, stays: Sequence[bool]) -> None:
         kept = torch.tensor(stays, device=self.mask_BS.device).nonzero().squeeze(1)
-        self.cache.batch_select_indices(kept)
+        keep_rows(self.cache, kept)
         self.mask_BS = self.mask_BS[kept]
 
 
 class PaddedReader:
     """One cohort at a time, its rows of like length and of one adapter; what all prompts of an
-    adapter begin with is read once."""
+    adapter begin with is read once, where every layer holds all that it has seen."""
+
+    def __init__(
+        self,
+        model: Model,
+        prompts: Sequence[list[int]],
+        of: Sequence[Adapter | None],
+        adapters: Adapters | None,
+    ) -> None:
+        self._model, self._prompts, self._of, self._adapters = model, prompts, of, adapters
+        self._device = next(model.parameters()).device
+        self._word, self._has_places = forward.cache_word(model), forward.has_places(model)
+        self.waiting: deque[list[int]] = deque()
+        self._prefix = {}
+        for adapter in dict.fromkeys(of):
+            mine = [i for i, o in enumerate(of) if o is adapter]
+            prefix = self._prefix[adapter] = self._read_prefix(adapter, [prompts[i] for i in mine])
+            n = prefix[1]
+            self.waiting += _padded_groups(prompts, mine, n)
+
+    def takes(self, cohorts: Sequence[PaddedCohort]) -> bool:
+        return not cohorts
+
+    def read(self) -> tuple[PaddedCohort, list[int], Tensor]:
+        group = self.waiting.popleft()
+        prompts, adapter = [self._prompts[i] for i in group], self._of[group[0]]
+        prefix, S = self._prefix[adapter]
+        B, T = len(prompts), max(map(len, prompts)) - S
+        ids_BT = torch.zeros(B, T, dtype=torch.long, device=self._device)
+        mask_BS = torch.zeros(B, S + T, dtype=torch.long, device=self._device)
+        mask_BS[:, :S] = 1
+        for b, p in enumerate(prompts):
+            ids_BT[b, T - len(p) + S :] = torch.tensor(p[S:])
+            mask_BS[b, S + T - len(p) + S :] = 1
+        cache = copy.deepcopy(prefix)
+        if S:
+            cache.batch_repeat_interleave(B)
+        places_BT = (mask_BS.cumsum(1) - 1).clamp(min=0)[:, S:]
+        logits_BV = self._forward(adapter, cache, ids_BT, mask_BS, places_BT)
+        return PaddedCohort(cache, mask_BS, adapter), group, logits_BV
+
+    def step(self, cohorts: Sequence[PaddedCohort], ids_B: Tensor, positions_B: Tensor) -> Tensor:
+        [cohort] = cohorts
+        cohort.mask_BS = torch.cat([cohort.mask_BS, cohort.mask_BS.new_ones(len(cohort), 1)], 1)
+        ids_B1, places_B1 = (x[:, None].to(self._device) for x in (ids_B, positions_B))
+        return self._forward(cohort.adapter, cohort.cache, ids_B1, cohort.mask_BS, places_B1)
+
+    def _read_prefix(
+        self, adapter: Adapter | None, prompts: Sequence[list[int]]
+    ) -> tuple[Any, int]:
+        """What is held of it, and how many tokens: none where that is little."""
+        cache = new_cache(self._model.config)
+        n = common_prefix(prompts) if len(prompts) > 1 else 0
+        if n < PREFIX_LEAST or not (self._has_places and holds_everything(cache)):
+            return cache, 0
+        ids_1T = torch.tensor([prompts[0][:n]], device=self._device)
+        places_1T = torch.arange(n, device=self._device)[None]
+        self._forward(adapter, cache, ids_1T, torch.ones_like(ids_1T), places_1T)
+        return cache, n
+
+    def _forward(
+        self, adapter: Adapter | None, cache: Any, ids_BT: Tensor, mask_BS: Tensor, places: Tensor
+    ) -> Tensor:
+        """Of the last token of each row, (B, V)."""
+        last = torch.tensor([ids_BT.shape[1] - 1], device=self._device)
+        more = {"position_ids": places} if self._has_places else {}
+        with _using(self._adapters, [(0, -1, adapter)]):
+            return forward.logits_at(
+                self._model,
+                last,
+                input_ids=ids_BT,
+                attention_mask=mask_BS,
+                use_cache=True,
+                **{self._word: cache},
+                **more,
+            )[:, 0]
+
+
+def _padded_groups(prompts: Sequence[list[int]], mine: Sequence[int], held: int) -> list[list[int]]:
+    longest = max(len(prompts[i]) for i in mine)
+    groups = micro_batches(
+        [len(prompts[i]) - held for i in mine],
+        BATCH_TOKENS,
+        max(1, min(MOST_ROWS, CACHE_TOKENS // longest)),
+    )
+    return [[mine[g] for g in group] for group in groups]
+
+
+@dataclass
+class WholeCohort:
+    rows: list[list[int]]
+    adapter: Adapter | None
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.rows))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def keep(self, stays: Sequence[bool]) -> None:
+        self.rows = [row for row, stays_here in zip(self.rows, stays, strict=True) if stays_here]
+
+
+class WholeReader:
+    """For models whose layers hold what cannot be held for several rows: the whole of every row is
+    read again for each token. Padded on the right, where nothing that is read comes after."""
 
     def __init__(
         self,
@@ -215,73 +323,68 @@ class PaddedReader:
         self._model, self._prompts, self._of, self._adapters = model, prompts, of, adapters
         self._device = next(model.parameters()).device
         self.waiting: deque[list[int]] = deque()
-        self._prefix = {}
         for adapter in dict.fromkeys(of):
-            mine = [i for i, o in enumerate(of) if o is adapter]
-            prefix = self._prefix[adapter] = self._read_prefix(adapter, [prompts[i] for i in mine])
-            n, longest = prefix.get_seq_length(), max(len(prompts[i]) for i in mine)
-            groups = micro_batches(
-                [len(prompts[i]) - n for i in mine],
-                BATCH_TOKENS,
-                max(1, min(MOST_ROWS, CACHE_TOKENS // longest)),
+            self.waiting += _padded_groups(
+                prompts, [i for i, o in enumerate(of) if o is adapter], 0
             )
-            self.waiting += [[mine[g] for g in group] for group in groups]
 
-    def takes(self, cohorts: Sequence[PaddedCohort]) -> bool:
+    def takes(self, cohorts: Sequence[WholeCohort]) -> bool:
         return not cohorts
 
-    def read(self) -> tuple[PaddedCohort, list[int], Tensor]:
+    def read(self) -> tuple[WholeCohort, list[int], Tensor]:
         group = self.waiting.popleft()
-        prompts, adapter = [self._prompts[i] for i in group], self._of[group[0]]
-        prefix = self._prefix[adapter]
-        S, B = prefix.get_seq_length(), len(prompts)
-        lengths_B = torch.tensor([len(p) for p in prompts], device=self._device)
-        T = int(lengths_B.max()) - S
-        ids_BT = torch.zeros(B, T, dtype=torch.long, device=self._device)
-        mask_BS = torch.zeros(B, S + T, dtype=torch.long, device=self._device)
-        for b, p in enumerate(prompts):
-            ids_BT[b, : len(p) - S] = torch.tensor(p[S:])
-            mask_BS[b, : len(p)] = 1
-        cache = copy.deepcopy(prefix)
-        if S:
-            cache.batch_repeat_interleave(B)
-        ends_K, place_B = torch.unique(lengths_B - S - 1, return_inverse=True)
-        logits_BKV = self._forward(adapter, ends_K, cache, input_ids=ids_BT, attention_mask=mask_BS)
-        return PaddedCohort(cache, mask_BS, adapter), group, logits_BKV[torch.arange(B), place_B]
+        cohort = WholeCohort([self._prompts[i] for i in group], self._of[group[0]])
+        return cohort, group, self._logits(cohort)
 
-    def step(self, cohorts: Sequence[PaddedCohort], ids_B: Tensor, positions_B: Tensor) -> Tensor:
+    def step(self, cohorts: Sequence[WholeCohort], ids_B: Tensor, positions_B: Tensor) -> Tensor:
         [cohort] = cohorts
-        cohort.mask_BS = torch.cat([cohort.mask_BS, cohort.mask_BS.new_ones(len(cohort), 1)], 1)
-        inputs = {
-            "input_ids": ids_B[:, None],
-            "attention_mask": cohort.mask_BS,
-            "position_ids": positions_B[:, None],
-        }
-        inputs = {name: t.to(self._device) for name, t in inputs.items()}
-        return self._forward(
-            cohort.adapter, torch.tensor([0], device=self._device), cohort.cache, **inputs
-        )[:, 0]
+        coming = zip(cohort.rows, ids_B.tolist(), positions_B.tolist(), strict=True)
+        cohort.rows = [[*row, i] if place == len(row) else row for row, i, place in coming]
+        return self._logits(cohort)
 
-    def _read_prefix(self, adapter: Adapter | None, prompts: Sequence[list[int]]) -> DynamicCache:
-        """Empty where that is little."""
-        cache = new_cache(self._model.config)
-        n = common_prefix(prompts) if len(prompts) > 1 else 0
-        if n >= PREFIX_LEAST:
-            last = torch.tensor([n - 1], device=self._device)
-            self._forward(
-                adapter, last, cache, input_ids=torch.tensor([prompts[0][:n]], device=self._device)
+    def _logits(self, cohort: WholeCohort) -> Tensor:
+        lengths_B = torch.tensor([len(row) for row in cohort.rows])
+        T = int(lengths_B.max())
+        ids_BT = torch.tensor([[*row, *[row[-1]] * (T - len(row))] for row in cohort.rows])
+        ends_K, place_B = torch.unique(lengths_B - 1, return_inverse=True)
+        with _using(self._adapters, [(0, -1, cohort.adapter)]):
+            logits_BKV = forward.logits_at(
+                self._model,
+                ends_K.to(self._device),
+                input_ids=ids_BT.to(self._device),
+                use_cache=False,
             )
-        return cache
+        return logits_BKV[torch.arange(len(cohort)), place_B]
 
-    def _forward(
-        self, adapter: Adapter | None, keep_K: Tensor, cache: DynamicCache, **inputs: Tensor
-    ) -> Tensor:
-        """(B, K, V)"""
-        with _using(self._adapters, [(0, -1, adapter)]):
-            held_as = {
-                forward.cache_word(self._model): cache
-            }  # transformers 5.24 renamed the argument
-            return forward.logits_at(self._model, keep_K, **inputs, use_cache=True, **held_as)
+
+def can_hold_padded(model: Model) -> bool:
+    """Whether rows of different length, answered beside each other from what is held of them, are
+    answered as alone: tried once."""
+    decoder = decoder_of(model)
+    found: bool | None = getattr(decoder, "tunesmith_holds", None)
+    if found is None:
+        trial = Trial.of(decoder)
+        found = decoder.tunesmith_holds = not trial.objection(lambda: _holds_padded(trial))
+    return found
+
+
+def _holds_padded(trial: Trial) -> bool:
+    """The second row is two tokens shorter; it is read last, when the first has left."""
+    rows = [trial.rows[0], trial.rows[1][:-2]]
+    reader = PaddedReader(trial.model, [row[:-2] for row in rows], [None, None], None)
+    cohort, group, _ = reader.read()
+    for back in (2, 1):
+        ids_B = torch.tensor([rows[i][-back] for i in group])
+        logits_BV = reader.step([cohort], ids_B, torch.tensor([len(rows[i]) - back for i in group]))
+    ends = {0: -1, 1: -3}
+    if not all(
+        trial.is_end(logits_V, i, ends[i]) for i, logits_V in zip(group, logits_BV, strict=True)
+    ):
+        return False
+    cohort.keep([i == 1 for i in group])
+    n = len(rows[1])
+    [last] = reader.step([cohort], torch.tensor([trial.rows[1][n]]), torch.tensor([n]))
+    return trial.is_end(last, 1, -2)
 
 
 def common_prefix(prompts: Sequence[list[int]]) -> int:

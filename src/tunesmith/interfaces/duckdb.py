@@ -14,6 +14,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,18 @@ from tunesmith.errors import (
     InvalidModelName,
     InvalidOptions,
     InvalidOptionValue,
+    NotConfirmed,
     Notice,
     ReservedDatabaseName,
     ReservedSchemaName,
     TunesmithError,
 )
 from tunesmith.interfaces.cortex import cancelled, completion_object, description, listing
-from tunesmith.interfaces.sql_names import AUDIT_COLUMNS, MACROS, TABLES, macros
+from tunesmith.interfaces.sql_names import AUDIT_COLUMNS, BASE_COLUMNS, MACROS, TABLES, macros
 from tunesmith.options import Options
 from tunesmith.service import Tunesmith, database_error
+
+CONFIRM = "confirm"
 
 
 def connect(
@@ -158,6 +162,9 @@ class _Functions:
         scalar(f"{OWN}finetune", self._finetune, None, "VARCHAR")
         scalar(f"{OWN}page", self._page, 3, "VARCHAR")
         scalar(f"{OWN}drop_model", self._drop_model, 2, "VARCHAR")
+        scalar(f"{OWN}add_base", self._add_base, 3, "VARCHAR")
+        scalar(f"{OWN}remove_base", self._remove_base, 3, "VARCHAR")
+        scalar(f"{OWN}bases", self._bases, 0, "VARCHAR")
         scalar(f"{OWN}audit", self._audit, 6, "VARCHAR")
         scalar(f"{OWN}count_tokens", self._count_tokens, 2, "BIGINT")
         for name, function in (("complete", self._complete), ("try_complete", self._try_complete)):
@@ -299,6 +306,28 @@ class _Functions:
         return json.dumps(
             {"rows": [TABLES[name][1](row) for row in rows], "next": following}, default=str
         )
+
+    def _bases(self) -> str:
+        found = self._service.bases()
+        rows = [asdict(spec) | {"is_here": folder is not None} for spec, folder in found]
+        return json.dumps([{k: row[k] for k in BASE_COLUMNS} for row in rows])
+
+    def _add_base(self, statement: str, source: str | None, word: str | None) -> str:
+        """SQL asks nothing: what would be brought is an error, until the word is said."""
+        self._must_stand_alone(statement, "ADD_BASE(…)")
+        offered = self._service.offer_base(source or "")
+        if word != CONFIRM:
+            call = f"tunesmith.add_base('{source}', '{CONFIRM}')"
+            raise NotConfirmed(what=offered.told, call=call)
+        return self._service.add_base(source or "").name
+
+    def _remove_base(self, statement: str, name: str | None, word: str | None) -> str:
+        self._must_stand_alone(statement, "REMOVE_BASE(…)")
+        if word != CONFIRM:
+            call = f"tunesmith.remove_base('{name}', '{CONFIRM}')"
+            raise NotConfirmed(what=f"the weights of {name} would be removed", call=call)
+        self._service.remove_base(name or "")
+        return str(name)
 
     def _drop_model(self, statement: str, name: str | None) -> str:
         self._must_stand_alone(statement, "DROP_MODEL(…)")

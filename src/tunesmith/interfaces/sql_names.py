@@ -41,6 +41,12 @@ def macros(taken: set[str]) -> list[str]:
         f"CREATE MACRO tunesmith.main.drop_model(name) AS {B}{OWN}drop_model({B}current_query(), "
         f"name)"
     )
+    for verb in ("add_base", "remove_base"):
+        made.append(
+            f"CREATE MACRO tunesmith.main.{verb}(name, word := '') AS "
+            f"{B}{OWN}{verb}({B}current_query(), name, word)"
+        )
+    made.append(f"CREATE VIEW tunesmith.main.bases AS {_rows_of(f'{OWN}bases()', BASE_COLUMNS)}")
     for name, (_, _, columns) in TABLES.items():
         made.append(f"CREATE VIEW tunesmith.main.{name} AS {_view(name, columns, 'NULL')}")
         if name != "models":  # a filter on the view would come after all its rows were read
@@ -295,6 +301,20 @@ AUDIT_COLUMNS = {
     "advice": "VARCHAR",
     "rows": "BIGINT[]",
     "fix": "VARCHAR",
+}
+
+
+BASE_COLUMNS = {
+    "name": "VARCHAR",
+    "task": "VARCHAR",
+    "is_here": "BOOLEAN",
+    "parameters": "BIGINT",
+    "context": "BIGINT",
+    "prompt_window": "BIGINT",
+    "completion_window": "BIGINT",
+    "licence": "VARCHAR",
+    "dequantised": "VARCHAR",
+    "about": "VARCHAR",
 }
 
 

@@ -32,6 +32,11 @@ def logits_at(model: Model, keep_K: Tensor, **inputs: Any) -> Tensor:
     return every[:, keep_K]
 
 
+def has_places(model: Model) -> bool:
+    """Whether the model can be told the position of each token."""
+    return "position_ids" in inspect.signature(decoder_of(model).forward).parameters
+
+
 def cache_word(model: Model) -> str:
     """What the model's forward calls its keys and values."""
     is_new = "cache" in inspect.signature(decoder_of(model).forward).parameters

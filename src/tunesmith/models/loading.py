@@ -2,15 +2,18 @@
 in the precision that were asked for."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from tunesmith import safe_files
 from tunesmith.catalog import ModelSpec
-from tunesmith.errors import DamagedFiles, InvalidSetting
+from tunesmith.errors import DamagedFiles, InvalidSetting, UnfitBaseModel
 from tunesmith.models import packed, quantized, trim
+from tunesmith.models.trial import Trial
 
 transformers_logging.disable_progress_bar()
 
@@ -31,13 +34,14 @@ def load(folder: Path, device: torch.device) -> PreTrainedModel:
     """A base or a whole tuned model: safetensors only, no code of its own, every weight present;
     float32, on a GPU the file's own type.
 
-    UnsafeBaseModel or DamagedFiles where it is none of that; whatever the library raises over a
-    config of a stranger is the second.
+    UnfitBaseModel where it is no causal language model; UnsafeBaseModel or DamagedFiles where it is
+    none of that. Whatever the library raises over a config of a stranger is the last.
     """
     safe_files.check_model(folder)
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=_config(folder),
             dtype=torch.float32 if device.type == "cpu" else "auto",
             local_files_only=True,
             use_safetensors=True,
@@ -53,7 +57,14 @@ def load(folder: Path, device: torch.device) -> PreTrainedModel:
             reason=f"weights are missing or of another shape: {', '.join(lacking[:5])} "
             f"({len(lacking)})",
         )
-    return _ready(model, device)
+    return _ready(model, device, folder)
+
+
+def _config(folder: Path) -> Any:
+    """Of what `safe_files` leaves of config.json: the library reads no other."""
+    values = safe_files.read_config(folder)
+    kind = CONFIG_MAPPING[values["model_type"]]
+    return kind.from_dict(values)
 
 
 def load_base(spec: ModelSpec, device: torch.device, precision: str = "full") -> PreTrainedModel:
@@ -64,9 +75,10 @@ def load_base(spec: ModelSpec, device: torch.device, precision: str = "full") ->
     if spec.scratch_of:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            config = AutoConfig.from_pretrained(spec.folder, local_files_only=True)
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        model = _ready(model, device)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                _config(Path(spec.folder)), dtype=torch.float32
+            )
+        model = _ready(model, device, Path(spec.folder))
     else:
         model = load(Path(spec.folder), device)
     if precision == "bfloat16":
@@ -76,9 +88,16 @@ def load_base(spec: ModelSpec, device: torch.device, precision: str = "full") ->
     return model
 
 
-def _ready(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+def _ready(model: PreTrainedModel, device: torch.device, folder: Path) -> PreTrainedModel:
     model.config.use_cache = False
     model = model.to(device).eval()
-    packed.enable(model)
+    try:
+        trial = Trial.of(model)
+    except Exception as e:
+        raise DamagedFiles(folder=str(folder), reason=f"{type(e).__name__}: {e}") from None
+    if not trial.is_causal:
+        reason = "tokens that stand behind another change what the model makes of it"
+        raise UnfitBaseModel(folder=str(folder), task="text generation", reason=reason)
+    packed.enable(model, trial)
     trim.enable(model)
     return model

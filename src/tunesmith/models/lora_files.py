@@ -29,9 +29,11 @@ NAMED = {
     "revision",
     "megatron_core",
     "qalora_group_size",
+    "fan_in_fan_out",
 }
-"""Keys of adapter_config.json that may say something (the last two for what is switched off); all
-others change the arithmetic, or what PEFT does, and must be empty."""
+"""Keys of adapter_config.json that may say something: two of them of what is switched off, the last
+that the weights of a layer stand the other way round, which PEFT sees by itself. All others change
+the arithmetic, or what PEFT does, and must be empty."""
 OUTSIDE = "base_model.model."  # what PEFT writes before the names of layers
 
 

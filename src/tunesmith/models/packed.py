@@ -27,9 +27,18 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from tunesmith.models.methods import decoder_of
+from tunesmith.models.trial import Trial
 
 NAME = "tunesmith_packed"
 LEAST_SHARED = 8  # tokens: a shorter beginning costs more as a node of its own than it saves
+WINDOWS = (
+    "sliding_window",
+    "attention_chunk_size",
+    "attention_window_size",
+    "window_size",
+    "sliding_window_size",
+)
+"""What configurations call the tokens that a layer looks back, or the length of its chunks."""
 BUCKET = 0.7  # nodes at least this share as long as the longest are attended to together
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -369,50 +378,69 @@ def attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return found
+    _must_be_plain(attention_mask, kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q_THD, k_TJD, v_TJD = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
     return packed_layout.attend(module.layer_idx, q_THD, k_TJD, v_TJD, scale)[None], None
+
+
+READ = {
+    "sliding_window",
+    "attention_chunk_size",
+    "position_ids",
+    "cache_position",
+    "use_cache",
+    "is_causal",
+}
+UNREAD = {
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "return_dict",
+    "logits_to_keep",
+    "num_items_in_batch",
+}
+"""What models hand to their attention besides, and packed rows may leave unread: places and windows
+are in the layout, or rows were not packed; the others change no result."""
+
+
+def _must_be_plain(mask: Tensor | None, more: dict[str, Any]) -> None:
+    """ValueError where a model adds something to its attention that packed rows would lose."""
+    named = [k for k, v in more.items() if v is not None and k not in READ | UNREAD]
+    if mask is not None and mask.numel() > 1:
+        named.append("attention_mask")
+    if named:
+        raise ValueError(f"its attention reads {', '.join(named)}")
 
 
 AttentionInterface.register(NAME, attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def enable(model: PreTrainedModel) -> None:
-    """Let a model take packed rows, where it can. On other devices than processors it is tried
-    first: nobody has proven it there."""
+def enable(model: PreTrainedModel, trial: Trial | None = None) -> None:
+    """Let a model take packed rows, where it can: tried on a few tokens."""
     if not _objection(model):
         before = model.config._attn_implementation
+        found = trial or Trial.of(model)
         model.set_attn_implementation(NAME)
-        if not _has_kernel(next(model.parameters())) and not _same(model):
+        if why := found.objection(lambda: _same(found)):
             model.set_attn_implementation(before)
+            model.tunesmith_padded = why
+
+
+def _same(trial: Trial) -> bool:
+    """Whether two rows that begin alike give in one sequence what each gives alone."""
+    made = pack(trial.rows[:2])
+    device = next(trial.model.parameters()).device
+    given = inputs(made.ids_T, made.positions_T, made.layout, device)
+    logits_TV = trial.model(**given, use_cache=False).logits[0]
+    return all(trial.is_end(logits_TV[made.places[row][-1]], row, -1) for row in (0, 1))
 
 
 def disable(model: Any, why: str) -> None:
     """Have rows padded for this model, whatever it could take; `why` is what users are told."""
     model.set_attn_implementation("sdpa")
     model.tunesmith_padded = why
-
-
-@torch.no_grad()
-def _same(model: PreTrainedModel) -> bool:
-    """Whether two packed rows that begin alike give what each gives alone."""
-    rows = [[*range(1, LEAST_SHARED + 1), *tail] for tail in ([3, 4], [5, 6, 7])]
-    made = pack(rows)
-    try:
-        together = model(
-            **inputs(made.ids_T, made.positions_T, made.layout, next(model.parameters()).device),
-            use_cache=False,
-        ).logits[0]
-        for row, places in zip(rows, made.places, strict=True):
-            alone = model(
-                input_ids=torch.tensor([row], device=together.device), use_cache=False
-            ).logits[0]
-            if not torch.allclose(together[places].float(), alone.float(), rtol=2e-2, atol=2e-2):
-                return False
-    except RuntimeError:
-        return False
-    return True
 
 
 def can_hold(model: Any, longest: int) -> bool:
@@ -442,7 +470,10 @@ def why_padded(model: Any, longest: int) -> str:
 
 
 def _window(model: Any, longest: int) -> int:
-    return getattr(model.config.get_text_config(), "sliding_window", None) or longest
+    """Tokens that every layer looks back at least: rows that are longer are not packed."""
+    config = model.config.get_text_config()
+    found = [getattr(config, name, None) for name in WINDOWS]
+    return min([n for n in found if isinstance(n, int) and n > 0], default=longest)
 
 
 def _objection(model: PreTrainedModel) -> str:

@@ -116,6 +116,19 @@ class Transfer:
 
 
 @dataclass(frozen=True)
+class Conversion:
+    """What `convert` is given: a GGUF file, and the empty folder for plain weights."""
+
+    source: str
+    target: str
+    threads: int
+
+    @property
+    def job_id(self) -> str:
+        return Path(self.source).name
+
+
+@dataclass(frozen=True)
 class Phase:
     """Which file does the work. Its `run(work, report)` tells what it finds as messages."""
 
@@ -135,7 +148,8 @@ EVALUATE = Phase("tunesmith.phases.evaluate", "evaluating")
 REHEARSE = Phase("tunesmith.phases.rehearse", "rehearsing")
 PROVE_RESUME = Phase("tunesmith.phases.prove_resume", "verifying")
 EXPORT = Phase("tunesmith.phases.export", "exporting", Transfer)
-PHASES = {p.name: p for p in (PREPARE, TRAIN, EVALUATE, REHEARSE, PROVE_RESUME, EXPORT)}
+CONVERT = Phase("tunesmith.phases.convert", "converting", Conversion)
+PHASES = {p.name: p for p in (PREPARE, TRAIN, EVALUATE, REHEARSE, PROVE_RESUME, EXPORT, CONVERT)}
 
 
 def to_text(work: Work) -> str:

@@ -156,6 +156,14 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Converted:
+    """Plain weights were made of a file."""
+
+    quantisation: str
+    """In which they were before; empty where in none."""
+
+
+@dataclass(frozen=True)
 class Failed:
     error: Mapping[str, Any]
     """Of `errors.TunesmithError`."""
@@ -181,6 +189,7 @@ Message: TypeAlias = (
     | Compared
     | Measured
     | Written
+    | Converted
     | Failed
     | Done
 )

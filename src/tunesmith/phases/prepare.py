@@ -157,6 +157,11 @@ def warnings(spec: ModelSpec, learning_rate: float, rejected: list[dict[str, Any
             f"learning_rate {learning_rate:g} is above the rate {spec.name} was pretrained with "
             f"({spec.pretraining_rate:g}): it will forget"
         )
+    if spec.left_out:
+        found.append(
+            f"left out of the base's config.json, since it could load code or other weights: "
+            f"{', '.join(spec.left_out)}"
+        )
     reasons = Counter(r["reason"] for r in rejected)
     if reasons[TOO_LONG]:
         found.append(

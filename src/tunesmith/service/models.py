@@ -26,24 +26,17 @@ from tunesmith.names import model_key
 from tunesmith.phases.child import EXPORT, Transfer
 from tunesmith.phases.messages import Written
 from tunesmith.registry import TunedModel
-from tunesmith.service.core import Core
+from tunesmith.service.bases import Bases
 from tunesmith.store import JobStore
 
 PRIVATE_OPTIONS = ("test_data", "swap_terms", "new_version_of")  # never in a model card
 
 
-class Models(Core):
+class Models(Bases):
     """The verbs about models."""
 
     def models(self) -> list[TunedModel]:
         return registry.listing(self.store, self.settings.home)
-
-    def bases(self) -> list[tuple[catalog.ModelSpec, Path | None]]:
-        """The catalogue of base models, each with the folder of its weights, or None where they are
-        not here."""
-        return [
-            (spec, catalog.locate(spec, self.settings.home)) for spec in catalog.entries().values()
-        ]
 
     def model(self, name: str) -> TunedModel:
         """The tuned or base model of this name; UnknownModel otherwise."""

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,17 +14,8 @@ if TYPE_CHECKING:
 
 
 @model_app.command("list")
-def model_list(
-    bases: Annotated[
-        bool, typer.Option("--bases", help="The base models, and whether their weights are here.")
-    ] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Tuned models, or with --bases the catalogue."""
-    if bases:
-        _base_list(as_json, quiet)
-        return
+def model_list(as_json: Json = False, quiet: Quiet = False) -> None:
+    """Tuned models."""
     models = open_service().models()
     if as_json:
         print(json.dumps([model_facts(m) for m in models]))
@@ -39,37 +29,6 @@ def model_list(
         print(m.name if quiet else f"{m.name:<32} {line:<24} {m.method:<5} on {m.base.name}")
     if not models and not quiet:
         print("no tuned models yet: tunesmith tune --help", file=sys.stderr)
-
-
-def _base_list(as_json: bool, quiet: bool) -> None:
-    found = open_service().bases()
-    if as_json:
-        print(
-            json.dumps(
-                [
-                    {
-                        **asdict(spec),
-                        "folder": str(folder) if folder else None,
-                        "here": folder is not None,
-                    }
-                    for spec, folder in found
-                ]
-            )
-        )
-        return
-    for spec, folder in found:
-        size = (
-            f"{spec.parameters / 1e9:.1f}B"
-            if spec.parameters > 1e9
-            else f"{spec.parameters / 1e6:.0f}M"
-        )
-        here = "here" if folder else f"hf download {spec.hub_id}"
-        print(
-            spec.name
-            if quiet
-            else f"{spec.name:<16}{size:>6}  {spec.prompt_window:>6} + "
-            f"{spec.completion_window:<5} {spec.licence:<20} {here}"
-        )
 
 
 @model_app.command("show")

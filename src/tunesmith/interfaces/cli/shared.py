@@ -28,8 +28,13 @@ job_app = typer.Typer(
 model_app = typer.Typer(
     help="Models: list, show, promote, export, import, delete.", no_args_is_help=True
 )
+base_app = typer.Typer(
+    help="Base models: list, add, show, remove. None is ever fetched unasked.",
+    no_args_is_help=True,
+)
 app.add_typer(job_app, name="job")
 app.add_typer(model_app, name="model")
+app.add_typer(base_app, name="base")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the id or the name.")]

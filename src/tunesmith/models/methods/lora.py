@@ -29,23 +29,26 @@ with imports.quickly("peft", without="bitsandbytes"):
     from peft import LoraConfig, PeftModel, get_peft_model
     from peft.import_utils import is_bnb_4bit_available, is_bnb_available
     from peft.tuners.lora import layer as lora_layer
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
     is_bnb_available()
     is_bnb_4bit_available()
 
 
 def prepare(model: PreTrainedModel, options: Decided) -> PeftModel:
-    targets = (
-        options.targets
-        if options.targets == "all-linear"
-        else _linear_layers(model, attention=options.targets == "attention")
-    )
-    config = LoraConfig(
-        r=options.rank, lora_alpha=2 * options.rank, target_modules=targets, task_type="CAUSAL_LM"
-    )
+    config = _config(options.rank, _linear_layers(model, options.targets))
+    convert_peft_config_for_transformers(config, model, None)
+    if (
+        config.target_parameters
+    ):  # PEFT takes layers of these names for experts: they stay as they are
+        config = _config(options.rank, sorted(config.target_modules))
     config._register_custom_module({nn.Linear: FusedLinear})
     with _quiet():
         return get_peft_model(model, config)
+
+
+def _config(rank: int, layers: list[str]) -> LoraConfig:
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers, task_type="CAUSAL_LM")
 
 
 class FusedLinear(lora_layer.Linear):  # type: ignore[misc]
@@ -84,10 +87,11 @@ class _Fused(torch.autograd.Function):
     ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         low = flat.to(a.dtype) @ a.T
-        out = F.linear(flat, w, bias).to(a.dtype).addmm_(low, b.T, alpha=scaling)
+        out = F.linear(x, w, bias).to(a.dtype)
+        out.view(-1, out.shape[-1]).addmm_(low, b.T, alpha=scaling)
         ctx.save_for_backward(flat, w, a, b, low)
         ctx.scaling = scaling
-        return out.to(x.dtype).view(*x.shape[:-1], -1)
+        return out.to(x.dtype)  # no view of another: a model may add to it in place
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -102,13 +106,17 @@ class _Fused(torch.autograd.Function):
         return dx, None, None, g_low.T @ flat.to(a.dtype), (exact.T @ low).mul_(ctx.scaling), None
 
 
-def _linear_layers(model: PreTrainedModel, attention: bool) -> list[str]:
-    """The linear layers inside the blocks' attention, or those outside it (the MLP)."""
+def _linear_layers(model: PreTrainedModel, targets: str) -> list[str]:
+    """All linear layers but the head, or those inside the blocks' attention, or those outside it
+    (the MLP). By name: PEFT's own all-linear would add parameters of experts, each adapter of which
+    answers apart from the others."""
     head = model.get_output_embeddings()
     linear = [
         n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head
     ]
-    return [n for n in linear if ("attn" in n or "attention" in n) == attention]
+    if targets == "all-linear":
+        return linear
+    return [n for n in linear if ("attn" in n or "attention" in n) == (targets == "attention")]
 
 
 def save(model: PeftModel, folder: Path, spec: ModelSpec) -> None:

