@@ -2,6 +2,7 @@
 # make test    install, then format, lint, types, tests and docs
 # make proofs  the promises at their full figures; writes proofs/results/latest.json
 # make soak    the large doses, resumable: make soak PROMISE=power MINUTES=30
+# make bases   every architecture of transformers, tried whole on tiny models; writes docs/bases.md
 # make bench-quick  training and answering against fair peers, small shape, and starting; writes docs/performance.md
 # make bench   the same with both shapes, whole tunings and trainers of other projects, in an environment of their own
 # make fix     format and mend what the linter can
@@ -9,7 +10,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test proofs soak bench-quick bench check fix clean
+.PHONY: demo test proofs soak bases bench-quick bench check fix clean
 
 demo: .venv/train.done
 	$(BIN)/tunesmith demo
@@ -22,6 +23,9 @@ proofs: .venv/dev.done
 
 soak: .venv/dev.done
 	$(BIN)/python proofs/soak.py $(PROMISE) --minutes $(or $(MINUTES),30)
+
+bases: .venv/dev.done
+	$(BIN)/python proofs/bases.py
 
 bench-quick: .venv/dev.done
 	$(BIN)/python benchmarks/train.py --shapes 15M --repeats 3

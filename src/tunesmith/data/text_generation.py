@@ -8,6 +8,7 @@ from typing import Any
 
 import duckdb
 
+from tunesmith import architectures
 from tunesmith.catalog import ModelSpec
 from tunesmith.data import conversation, metrics
 from tunesmith.data.checks.texts import TextChecks as Checks
@@ -33,7 +34,8 @@ __all__ = [
 
 
 def preprocessing(spec: ModelSpec) -> dict[str, Any]:
-    """The base's prompt template."""
+    """The base's prompt template. UnfitBaseModel where the base is no language model for it."""
+    architectures.must_fit(Path(spec.folder))
     return PromptTemplate.of_base(Path(spec.folder)).to_json()
 
 

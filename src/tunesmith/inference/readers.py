@@ -67,9 +67,10 @@ def reader_for(
     longest: int,
 ) -> Reader:
     """`of`: the adapter of each prompt; `longest`: positions that a row can come to have."""
-    kind: Any = PackedReader if packed.can_hold(model, longest) else PaddedReader
-    if kind is PaddedReader and not can_hold_padded(model):
-        kind = WholeReader
+    kinds: list[type[Any]] = [PaddedReader]
+    if packed.can_hold(model, longest):
+        kinds.insert(0, PackedReader)
+    kind = next((k for k in kinds if can_hold(model, k)), WholeReader)
     made: Reader = kind(model, prompts, of, adapters)
     return made
 
@@ -357,21 +358,21 @@ class WholeReader:
         return logits_BKV[torch.arange(len(cohort)), place_B]
 
 
-def can_hold_padded(model: Model) -> bool:
-    """Whether rows of different length, answered beside each other from what is held of them, are
-    answered as alone: tried once."""
+def can_hold(model: Model, kind: type[Any]) -> bool:
+    """Whether rows of different length, answered beside each other from what such a reader holds of
+    them, are answered as alone: tried once."""
     decoder = decoder_of(model)
-    found: bool | None = getattr(decoder, "tunesmith_holds", None)
-    if found is None:
+    known: dict[type[Any], bool] = decoder.__dict__.setdefault("tunesmith_holds", {})
+    if kind not in known:
         trial = Trial.of(decoder)
-        found = decoder.tunesmith_holds = not trial.objection(lambda: _holds_padded(trial))
-    return found
+        known[kind] = not trial.objection(lambda: _holds(trial, kind))
+    return known[kind]
 
 
-def _holds_padded(trial: Trial) -> bool:
-    """The second row is two tokens shorter; it is read last, when the first has left."""
+def _holds(trial: Trial, kind: type[Any]) -> bool:
+    """The second row is two tokens shorter; it goes on alone when the first has left."""
     rows = [trial.rows[0], trial.rows[1][:-2]]
-    reader = PaddedReader(trial.model, [row[:-2] for row in rows], [None, None], None)
+    reader = kind(trial.model, [row[:-2] for row in rows], [None, None], None)
     cohort, group, _ = reader.read()
     for back in (2, 1):
         ids_B = torch.tensor([rows[i][-back] for i in group])

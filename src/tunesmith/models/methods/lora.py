@@ -35,6 +35,9 @@ with imports.quickly("peft", without="bitsandbytes"):
     is_bnb_4bit_available()
 
 
+IN_KERNELS = ("out_proj", "x_proj", "dt_proj")
+
+
 def prepare(model: PreTrainedModel, options: Decided) -> PeftModel:
     config = _config(options.rank, _linear_layers(model, options.targets))
     convert_peft_config_for_transformers(config, model, None)
@@ -112,11 +115,40 @@ def _linear_layers(model: PreTrainedModel, targets: str) -> list[str]:
     answers apart from the others."""
     head = model.get_output_embeddings()
     linear = [
-        n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head
+        n
+        for n, m in model.named_modules()
+        if m is not head and _is_linear(m) and not _is_read_by_a_kernel(model, n)
     ]
     if targets == "all-linear":
         return linear
     return [n for n in linear if ("attn" in n or "attention" in n) == (targets == "attention")]
+
+
+def _is_read_by_a_kernel(model: PreTrainedModel, name: str) -> bool:
+    """A Mamba's convolution, scan and last layers can be one kernel, which takes the weights and
+    would never see an adapter beside them."""
+    parent, _, own = name.rpartition(".")
+    return own in IN_KERNELS and hasattr(model.get_submodule(parent), "conv1d")
+
+
+@torch.no_grad()
+def _is_linear(layer: nn.Module) -> bool:
+    """Whether it is one, or a library's own kind that gives the same: some choose experts, or
+    round."""
+    kind = type(layer)
+    if kind in (nn.Linear, Conv1D) or (
+        isinstance(layer, nn.Linear) and kind.__module__.startswith("bitsandbytes")
+    ):
+        return True
+    if not isinstance(layer, nn.Linear):
+        return False
+    x = torch.linspace(-1, 1, layer.in_features).to(layer.weight)[None]
+    try:
+        found = layer(x)
+    except Exception:
+        return False
+    plain = F.linear(x, layer.weight, layer.bias)
+    return isinstance(found, Tensor) and found.shape == plain.shape and torch.allclose(found, plain)
 
 
 def save(model: PeftModel, folder: Path, spec: ModelSpec) -> None:
