@@ -256,6 +256,9 @@ class Hub:
         except Exception as e:  # of the network, of the hub, of its client
             raise BaseNotBrought(source=f"the hub ({repository})", reason=_first(e)) from None
         files = {f.rfilename: f.size or 0 for f in found.siblings or () if _is_wanted(f.rfilename)}
+        if not files:
+            reason = "it has no .safetensors or .json files"
+            raise BaseNotBrought(source=f"the hub ({repository})", reason=reason)
         licence = str(getattr(found.card_data, "license", None) or "unknown")
         return cls(repository, str(found.sha), sum(files.values()), licence, tuple(files))
 
@@ -264,14 +267,11 @@ class Hub:
         return f"the hub ({self.repository} at {self.commit[:12]})"
 
     def fetch(self, scratch: Path) -> Path:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import hf_hub_download
 
         try:
-            return Path(
-                snapshot_download(
-                    self.repository, revision=self.commit, allow_patterns=list(self.files)
-                )
-            )
+            found = [hf_hub_download(self.repository, f, revision=self.commit) for f in self.files]
+            return Path(found[0]).parent
         except Exception as e:
             raise BaseNotBrought(source=self.told, reason=_first(e)) from None
 
