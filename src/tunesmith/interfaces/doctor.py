@@ -88,6 +88,14 @@ def examine(*, deep: bool = False) -> list[Check]:
     return [*_places(settings, deep), *_packages(), *_torch()]
 
 
+def _bases_check(home: Path) -> Check:
+    """Which bases are here; one that could be brought is no fault."""
+    known = {name: catalog.locate(spec, home) for name, spec in catalog.entries().items()}
+    here = [*(n for n, f in known.items() if f), *(n for n in catalog.brought() if n not in known)]
+    more = "".join(f"; another: {command}" for command in catalog.offered())
+    return Check("bases", True, f"{', '.join(here)}{more}")
+
+
 def _places(settings: Settings, deep: bool) -> Iterator[Check]:
     yield Check("python", sys.version_info >= (3, 11), sys.version.split()[0], "")
     try:
@@ -122,6 +130,7 @@ def _places(settings: Settings, deep: bool) -> Iterator[Check]:
     yield _prices_check(settings.home)
     yield from _leftovers(settings.home)
     yield _readers_check(settings.home)
+    yield _bases_check(settings.home)
     free = shutil.disk_usage(settings.home).free >> 20
     yield Check(
         "disk",

@@ -109,6 +109,8 @@ class Transfer:
     """Of `card.Facts`, where a model leaves; None where one comes."""
     device: str
     threads: int
+    with_base: bool = False
+    """Whether the base goes along, for an adapter."""
 
     @property
     def job_id(self) -> str:

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from tunesmith import catalog, durable
-from tunesmith.catalog import ModelSpec
+from tunesmith.catalog import FACTS, ModelSpec
 from tunesmith.documents.card import CURVE, Facts, curve_svg, model_card
 from tunesmith.documents.certificate import NAME, PROBES, Certificate, read
 from tunesmith.errors import CertificateRefused
@@ -19,6 +19,7 @@ from tunesmith.models.methods import Model
 from tunesmith.phases.child import Transfer
 from tunesmith.phases.messages import Report, Written
 
+BASE = "base"  # in an exported folder, where the base went along
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -58,6 +59,10 @@ def run(asked: Transfer, report: Report) -> None:
                 break
         else:
             raise CertificateRefused(name=asked.name, reasons="; ".join(objections))
+        if asked.with_base:
+            shutil.copytree(
+                spec.folder, staged / BASE, ignore=shutil.ignore_patterns(durable.MANIFEST, FACTS)
+            )
         durable.write_json(staged / NAME, certificate.to_json())
         if asked.facts is not None:
             _complete(staged, spec, Facts(**asked.facts), certificate)

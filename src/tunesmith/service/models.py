@@ -14,6 +14,7 @@ from tunesmith.errors import (
     BaseNotHere,
     DamagedRow,
     FolderTaken,
+    InvalidOptionValue,
     LineAwaited,
     NotMergeable,
     NotPromoted,
@@ -94,14 +95,20 @@ class Models(Bases):
         return name
 
     def export(
-        self, name: str, folder: str | os.PathLike[str], *, merged: bool = False
+        self,
+        name: str,
+        folder: str | os.PathLike[str],
+        *,
+        merged: bool = False,
+        with_base: bool = False,
     ) -> Certificate:
         """Write a tuned model as a Hugging Face folder with its model card, once it has answered
         its probes again from those files.
 
         `merged`: one plain model in the base's precision, or in float32 where that would round too
-        much away (`Certificate.precision`). FolderTaken, or CertificateRefused where it does not
-        answer as the trained model did; then nothing is written.
+        much away (`Certificate.precision`). `with_base`: the base goes along, in `base/`, so that
+        an adapter answers wherever the folder is. FolderTaken, or CertificateRefused where it does
+        not answer as the trained model did; then nothing is written.
         """
         tuned = self._tuned(name)
         access.require(self.principal, "USAGE", tuned.name)
@@ -112,6 +119,9 @@ class Models(Bases):
             target.exists()  # a name that is too long is told before anything is computed
         if merged and not methods.METHODS[tuned.method].can_merge:
             raise NotMergeable(name=tuned.name, method=tuned.method)
+        if with_base and (merged or methods.METHODS[tuned.method].artefact != "adapter"):
+            allowed = "an adapter has a base; what is exported here is a whole model"
+            raise InvalidOptionValue(name="with_base", value=True, allowed=allowed)
         registry.must_be_proven(tuned)
         work = Transfer(
             tuned.name,
@@ -120,9 +130,10 @@ class Models(Bases):
             tuned.folder,
             str(target),
             merged,
-            asdict(self._facts(tuned)),
+            asdict(replace(self._facts(tuned), has_base=with_base)),
             self.settings.device,
             self.settings.threads,
+            with_base,
         )
         return Certificate.from_json(dict(self._run(EXPORT, work, Written).certificate))
 
@@ -187,6 +198,7 @@ class Models(Bases):
             tuned.method,
             base.task,
             verdict=tuned.verdict,
+            dequantised=base.dequantised,
         )
         if not tuned.job_id:
             return known

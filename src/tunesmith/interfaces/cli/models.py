@@ -78,10 +78,13 @@ def model_export(
     merged: Annotated[
         bool, typer.Option("--merged", help="One plain model in place of an adapter.")
     ] = False,
+    with_base: Annotated[
+        bool, typer.Option("--with-base", help="Beside an adapter, its base, in base/.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write a model as a Hugging Face folder with a model card, proven by its probes."""
-    c = open_service().export(name, folder, merged=merged)
+    c = open_service().export(name, folder, merged=merged, with_base=with_base)
     show(
         as_json,
         {"folder": folder, "certificate": c.to_json()},

@@ -130,6 +130,7 @@ def quote(
 ) -> None:
     """What a job would take: exact tokens, and time and memory from three steps measured here.
     Creates no job."""
+    from tunesmith.catalog import offered
     from tunesmith.interfaces.pages import quote_text
 
     service, given = open_service(database), {k: v for k, v in options.items() if v is not None}
@@ -144,6 +145,8 @@ def quote(
         if as_json
         else "\n\n".join(map(quote_text, quotes))
     )
+    if not base and (more := offered()):
+        print(f"another base in a command: {', '.join(more)}", file=sys.stderr)
 
 
 @_with_options
