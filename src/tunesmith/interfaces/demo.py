@@ -4,6 +4,7 @@ by hand."""
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -40,13 +41,13 @@ def run(path: str) -> int:
         "typed by hand.\n",
         style="bold",
     )
-    _shell(say, f"export TUNESMITH_HOME={os.environ['TUNESMITH_HOME']}")
-    _shell(say, f"tunesmith init --demo {path}")
+    say_shell(say, f"export TUNESMITH_HOME={os.environ['TUNESMITH_HOME']}")
+    say_shell(say, f"tunesmith init --demo {path}")
     say.print(
         f"{demo.write(path)} support messages, {len(demo.TEAMS)} teams; columns id, message, "
         "team, split, region\n"
     )
-    _shell(say, "python")
+    say_shell(say, "python")
     say.print(
         f'[green]>>>[/] import tunesmith\n[green]>>>[/] con = tunesmith.connect("{path}")      #'
         ' then con.execute("""…""").fetchall()\n'
@@ -56,20 +57,20 @@ def run(path: str) -> int:
             "What is wrong with the rows? (column fix: the SQL that mends each finding)",
             style="bold",
         )
-        _sql(say, AUDIT)
-        _show(
+        say_sql(say, AUDIT)
+        say_table(
             say,
             ("severity", "finding", "query", "rows", "what"),
             connection.execute(AUDIT).fetchall(),
         )
         say.print("What will it take? Three steps, measured here and thrown away:", style="bold")
         rows = ROWS.format(split="train").replace("''", "'")
-        _shell(say, f'tunesmith quote "{rows}" --database {path}')
+        say_shell(say, f'tunesmith quote "{rows}" --database {path}')
         say.print(quote_text(Tunesmith(connection).quote(rows, base_model=BASE)) + "\n")
-        _sql(say, CREATE)
+        say_sql(say, CREATE)
         [(job_id,)] = connection.execute(CREATE).fetchall()
         say.print(f"{job_id}\n")
-        _shell(say, f"tunesmith job wait {job_id}      # Ctrl-C detaches, the job goes on")
+        say_shell(say, f"tunesmith job wait {job_id}      # Ctrl-C detaches, the job goes on")
         service = Tunesmith()
         try:
             job = watch(service, job_id, Console(file=sys.stdout))
@@ -80,15 +81,15 @@ def run(path: str) -> int:
             say.print(f"{job.status.value}: {(job.error or {}).get('message')}", style="red")
             return JOB_FAILED
         describe = f"SELECT SNOWFLAKE.CORTEX.FINETUNE('DESCRIBE', '{job_id}')"
-        _sql(say, describe)
+        say_sql(say, describe)
         [(description,)] = connection.execute(describe).fetchall()
         say.print(json.dumps(json.loads(description), indent=1) + "\n")
         answer = (
             f"SELECT id, message, COMPLETE('{job.name}', message) AS team FROM new_tickets "
             "ORDER BY id"
         )
-        _sql(say, answer)
-        _show(say, ("id", "message", "team"), connection.execute(answer).fetchall())
+        say_sql(say, answer)
+        say_table(say, ("id", "message", "team"), connection.execute(answer).fetchall())
     return _end(say, job)
 
 
@@ -114,16 +115,16 @@ def _end(say: Console, job: Job) -> int:
     return 0
 
 
-def _show(say: Console, columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
+def say_table(say: Console, columns: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:
     table = Table(*columns)
     for row in rows:
         table.add_row(*map(str, row))
     say.print(table)
 
 
-def _sql(say: Console, statement: str) -> None:
+def say_sql(say: Console, statement: str) -> None:
     say.print(f"[green]sql>[/] {statement.replace('[', chr(92) + '[')};")
 
 
-def _shell(say: Console, command: str) -> None:
+def say_shell(say: Console, command: str) -> None:
     say.print(f"[green]$[/] {command}")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tunesmith.interfaces.cli.shared import Json, open_service, show
+from tunesmith.interfaces.cli.shared import Json, Yes, open_service, show
 
 
 def start(
@@ -66,8 +66,14 @@ def worker() -> None:
 
 def demo(
     path: Annotated[str, typer.Argument(help="The DuckDB file to write.")] = "demo.duckdb",
+    real: Annotated[
+        bool,
+        typer.Option("--real", help="With a real base, brought where it is not here."),
+    ] = False,
+    yes: Yes = False,
 ) -> None:
     """The main job on example data, every statement shown. Exits 1 where tuning did not help."""
-    from tunesmith.interfaces.demo import run
+    from tunesmith.interfaces import demo as made_up
+    from tunesmith.interfaces import demo_real
 
-    sys.exit(run(path))
+    sys.exit(demo_real.run(path, yes) if real else made_up.run(path))
