@@ -71,8 +71,8 @@ SMALL: dict[str, Any] = {
 
 DROPPED = re.compile("dropout|pdrop|_drop")
 OWN: dict[str, dict[str, Any]] = {
-    "axk1": {"head_dim": ...},
-    "axk2": {"head_dim": ...},
+    "axk1": {"head_dim": ..., "num_key_value_heads": 4},
+    "axk2": {"head_dim": ..., "num_key_value_heads": 4},
     "bamba": {
         "mamba_n_heads": 4,
         "mamba_d_head": 16,
@@ -81,11 +81,11 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "bart": {"encoder_layers": 1, "decoder_layers": 2},
     "codegen": {"rotary_dim": 4},
-    "deepseek_v2": {"head_dim": ...},
-    "deepseek_v3": {"head_dim": ...},
-    "deepseek_v32": {"head_dim": ...},
-    "glm4_moe_lite": {"head_dim": ...},
-    "glm_moe_dsa": {"head_dim": ...},
+    "deepseek_v2": {"head_dim": ..., "num_key_value_heads": 4},
+    "deepseek_v3": {"head_dim": ..., "num_key_value_heads": 4},
+    "deepseek_v32": {"head_dim": ..., "num_key_value_heads": 4},
+    "glm4_moe_lite": {"head_dim": ..., "num_key_value_heads": 4},
+    "glm_moe_dsa": {"head_dim": ..., "num_key_value_heads": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": WINDOW},
     "gptj": {"rotary_dim": 4},
     "granitemoehybrid": {
@@ -95,7 +95,7 @@ OWN: dict[str, dict[str, Any]] = {
         "layer_types": ["mamba", "attention"] * 2,
     },
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8},
-    "longcat_flash": {"head_dim": ...},
+    "longcat_flash": {"head_dim": ..., "num_key_value_heads": 4},
     "mamba2": {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4},
@@ -103,7 +103,24 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "dots3_note_text": {"num_key_value_heads": 4},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
-    "youtu": {"head_dim": ...},
+    "youtu": {"head_dim": ..., "num_key_value_heads": 4},
+    "gemma3n_text": {
+        "num_kv_shared_layers": 0,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 8,
+    },
+    "gemma4_text": {
+        "num_kv_shared_layers": 0,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 8,
+    },
+    "falcon_h1": {
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+        "mamba_chunk_size": 16,
+        "mamba_d_ssm": 32,
+    },
     "zamba": {
         "attn_layer_period": 2,
         "attn_layer_offset": 1,

@@ -38,6 +38,7 @@ _SLOT = re.compile(
 )  # private use characters: no honest template writes them
 FILE = "prompt_template.json"
 UNFINISHED = "\ufffd"  # what decoders write for the bytes of a character that is not whole yet
+BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 KEEPING = {
     "ByteLevel",
     "ByteFallback",
@@ -274,8 +275,11 @@ class Encoder:
             tokenizer.no_padding()
             tokenizer.no_truncation()
         self._text.encode_special_tokens = True  # special tokens in a user's text are plain text
-        self._joins = _kinds(json.loads(self._text.to_str())["decoder"]) - KEEPING != set()
-        self._longest_token = max(len(t.encode()) for t in self._text.get_vocab())
+        kinds, words = _kinds(json.loads(self._text.to_str())["decoder"]), self._text.get_vocab()
+        self._joins = kinds - KEEPING != set()
+        falls_back = "ByteFallback" in kinds
+        self._bytes = {i for word, i in words.items() if falls_back and BYTE.fullmatch(word)}
+        self._longest_token = max(len(t.encode()) for t in words)
         self._control_ids = lru_cache(maxsize=1024)(
             lambda text: self._control.encode(text, add_special_tokens=False).ids
         )
@@ -346,28 +350,35 @@ class Encoder:
         return self._control.decode(list(ids), skip_special_tokens=True)
 
     def pieces(self) -> Callable[[int], str]:
-        """Takes the ids of a text one by one and gives what each adds; nothing while a character is
-        unfinished. What was given always begins the whole text: of a tokenizer that joins words
-        when it decodes, the last word waits for the next."""
+        """Takes the ids of a text one by one and gives what each adds; nothing while that could
+        still be written otherwise. What was given always begins the whole text."""
         ids: list[int] = []
         said = ""
 
         def step(i: int) -> str:
             nonlocal said
             ids.append(i)
-            text = self.decode(ids).rstrip(UNFINISHED)
-            if self._joins:
-                before = self.decode(ids[:-1])
-                alike = next(
-                    (n for n, (a, b) in enumerate(zip(text, before, strict=False)) if a != b), None
-                )
-                text = text[: min(len(text), len(before)) if alike is None else alike]
+            text = self._settled(ids)
             if len(text) <= len(said) or not text.startswith(said):
                 return ""
             piece, said = text[len(said) :], text
             return piece
 
         return step
+
+    def _settled(self, ids: list[int]) -> str:
+        """What of a text no further token changes: not a character that is not whole, a run of
+        bytes that stands for other characters where one of them is wrong, or the last word of a
+        tokenizer that joins words when it decodes."""
+        end = len(ids)
+        while end and ids[end - 1] in self._bytes:
+            end -= 1
+        text = self.decode(ids[:end]).rstrip(UNFINISHED)
+        if not self._joins or not end:
+            return text
+        before = self.decode(ids[: end - 1])
+        pairs = enumerate(zip(text, before, strict=False))
+        return text[: next((n for n, (a, b) in pairs if a != b), min(len(text), len(before)))]
 
     def surely_longer(self, text: str, tokens: int) -> bool:
         """Whether a text is over a number of tokens whatever its tokens are: spares tokenising a 10
