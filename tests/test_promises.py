@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 DOSES = [
     "store.py --clients 8 --each 10 --kills 20 --races 50 --dead 3 --steps 10",
     "crash.py --points 8 --kills 12",
-    "files.py --damaged 60 --states 300 --every 9",
+    "files.py --damaged 40 --states 150 --every 18",
     "jobs.py --cancels 5 --kinds 5 --minutes 0.33",
     "homes.py --homes 2 --each 2 --flips 30 --kills 4 --jobs 0",
     "models.py --every 22",

@@ -35,7 +35,7 @@ def prepared(home: Path, base: Path, rows: Any, **options: Any) -> tuple[Dataset
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(long=st.sets(st.integers(0, 59), max_size=59), seed=st.integers(0, 3))
 def test_parts_are_filled_again_after_rejections(

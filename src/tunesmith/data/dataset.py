@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ class Dataset:
         return split.counted_to(part, self.moved, self._frozen, lambda row: row.row)
 
     def _frozen(self, part: str) -> Iterator[Row]:
-        with duckdb.connect() as connection:
+        with _reader() as connection:
             sql = (
                 "SELECT row, prompt, completion, context, chat, draw FROM read_parquet(?) "
                 "ORDER BY row"
@@ -121,13 +122,13 @@ class Dataset:
         return list(split.counted_to(part, self.moved, self._frozen_hashes, lambda found: found[1]))
 
     def _frozen_hashes(self, part: str) -> list[tuple[str, int]]:
-        with duckdb.connect() as connection:
+        with _reader() as connection:
             sql = f"SELECT {ROW_HASH}, row FROM read_parquet(?) ORDER BY row"
             return connection.execute(sql, [str(self.folder / f"{part}.parquet")]).fetchall()
 
     def rejected(self) -> list[dict[str, Any]]:
         """Rows that were unusable at CREATE: query, row, reason, context."""
-        with duckdb.connect() as connection:
+        with _reader() as connection:
             found = connection.execute(
                 "SELECT part, row, reason, context FROM read_parquet(?)",
                 [str(self.folder / "rejected.parquet")],
@@ -227,6 +228,21 @@ def _scratch(spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
             yield own
         finally:
             own.execute(f"USE memory; DETACH {name}")
+
+
+@contextmanager
+def _reader() -> Iterator[duckdb.DuckDBPyConnection]:
+    """For reading frozen rows: opening a database takes longer than reading a thousand of them."""
+    with _one_at_a_time:
+        cursor = _reading(os.getpid()).cursor()
+    with cursor as own:
+        yield own
+
+
+@cache
+def _reading(process: int) -> duckdb.DuckDBPyConnection:
+    """By process, as `_instances`."""
+    return duckdb.connect(config={"threads": "1", "enable_external_file_cache": "false"})
 
 
 _one_at_a_time = threading.Lock()
