@@ -455,8 +455,9 @@ def _cells(found: Found) -> list[str]:
         return [found.architecture, "not tried", "", found.refused]
     if found.refused:
         return [found.architecture, "refused", "", found.refused]
-    wrong = "; ".join(f"{name}: {said}" for name, said in found.methods.items() if said)
-    told = wrong or (found.why_padded and f"padded: {found.why_padded}")
+    if wrong := "; ".join(f"{name}: {said}" for name, said in found.methods.items() if said):
+        return [found.architecture, "refused", "", wrong]
+    told = found.why_padded and f"padded: {found.why_padded}"
     return [found.architecture, "packed" if found.packs else "padded", found.answers, told]
 
 
@@ -470,7 +471,7 @@ def write(every: list[Found], minutes: float) -> None:
     told = {}
     for f in every:
         kind, layout, _, why = f.architecture, *_cells(f)[1:]
-        if layout == "refused" or f in works:
+        if layout != "not tried":
             told[kind] = layout if f in works else f"refused: {why}"
     LIST.write_text(json.dumps(told, indent=1) + "\n")
 

@@ -226,11 +226,10 @@ def _growth(normalizer: Mapping[str, Any]) -> float:
 
 def _is_nothing(config: Mapping[str, Any]) -> bool:
     """A width or a count of labels that is no sound number."""
-    numbers = [
-        config[k]
-        for k in ("hidden_size", "vocab_size", "intermediate_size", "num_labels")
-        if config.get(k) is not None
+    named = [
+        config.get(k) for k in ("hidden_size", "vocab_size", "intermediate_size", "num_labels")
     ]
+    numbers = [n for v in named if v is not None for n in (v if isinstance(v, list) else [v])]
     return not all(type(n) is int and 0 < n < 10**8 for n in numbers)
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
@@ -57,7 +59,29 @@ def load(folder: Path, device: torch.device) -> PreTrainedModel:
             reason=f"weights are missing or of another shape: {', '.join(lacking[:5])} "
             f"({len(lacking)})",
         )
+    if changed := _changed(model, folder):
+        raise DamagedFiles(
+            folder=str(folder),
+            reason=f"transformers {transformers.__version__} loads {changed} otherwise than it "
+            f"stands in the file",
+        )
     return _ready(model, device, folder)
+
+
+def _changed(model: PreTrainedModel, folder: Path) -> str:
+    """A tensor whose beginning is not that of the file: there are architectures whose weights the
+    library sets anew after it has read them. Those that it renames or joins are not looked at."""
+    loaded = dict(model.named_parameters())
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as stored:
+            for name in stored.keys():  # noqa: SIM118 (it is no dictionary)
+                part = stored.get_slice(name)
+                mine = loaded.get(name)
+                if mine is None or list(mine.shape) != part.get_shape() or not mine.ndim:
+                    continue
+                if not torch.equal(part[:1].to(mine.dtype), mine.detach()[:1].cpu()):
+                    return str(name)
+    return ""
 
 
 def _config(folder: Path) -> Any:
@@ -88,8 +112,22 @@ def load_base(spec: ModelSpec, device: torch.device, precision: str = "full") ->
     return model
 
 
+def _tie(model: PreTrainedModel) -> None:
+    """Where the configuration says that the head is the embedding, it is: some architectures load
+    two tensors, train them apart, and save one."""
+    words, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if (
+        getattr(model.config.get_text_config(), "tie_word_embeddings", False)
+        and head is not None
+        and head.weight is not words.weight
+        and head.weight.shape == words.weight.shape
+    ):
+        head.weight = words.weight
+
+
 def _ready(model: PreTrainedModel, device: torch.device, folder: Path) -> PreTrainedModel:
     model.config.use_cache = False
+    _tie(model)
     model = model.to(device).eval()
     try:
         trial = Trial.of(model)

@@ -6,6 +6,7 @@ arithmetic is joined (`FusedLinear`).
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,15 +114,23 @@ def _linear_layers(model: PreTrainedModel, targets: str) -> list[str]:
     """All linear layers but the head, or those inside the blocks' attention, or those outside it
     (the MLP). By name: PEFT's own all-linear would add parameters of experts, each adapter of which
     answers apart from the others."""
-    head = model.get_output_embeddings()
+    head, uses = model.get_output_embeddings(), Counter(map(id, _weights(model)))
     linear = [
         n
         for n, m in model.named_modules()
-        if m is not head and _is_linear(m) and not _is_read_by_a_kernel(model, n)
+        if m is not head
+        and _is_linear(m)
+        and uses[id(m.weight)] == 1  # of layers that share their weights, adapters cannot be merged
+        and not _is_read_by_a_kernel(model, n)
     ]
     if targets == "all-linear":
         return linear
     return [n for n in linear if ("attn" in n or "attention" in n) == (targets == "attention")]
+
+
+def _weights(model: PreTrainedModel) -> list[Tensor]:
+    """Of every layer that has one, as often as layers have it."""
+    return [m.weight for m in model.modules() if isinstance(getattr(m, "weight", None), Tensor)]
 
 
 def _is_read_by_a_kernel(model: PreTrainedModel, name: str) -> bool:
