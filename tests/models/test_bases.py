@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from conftest import make_base
 from tunesmith import Tunesmith, catalog
-from tunesmith.errors import UnfitBaseModel
+from tunesmith.errors import DamagedFiles, UnfitBaseModel
 from tunesmith.inference import readers
 from tunesmith.models import loading, packed
 from tunesmith.models.trial import Trial
@@ -99,6 +99,15 @@ def test_a_model_that_reads_both_ways_is_refused_by_name_at_create(
     with pytest.raises(UnfitBaseModel, match="behind another"):  # whoever comes past that
         loading.load(base, CPU)
     assert Trial.of(zoo.model_of("llama")).is_causal
+
+
+def test_weights_that_the_library_changes_when_it_loads_them_are_refused(tmp_path: Path) -> None:
+    """It sets this architecture's embedding anew after it has read it; a control, another, is
+    loaded."""
+    base = zoo.save(zoo.model_of("youtu"), tmp_path / "base")
+    with pytest.raises(DamagedFiles, match="otherwise than it stands in the file"):
+        loading.load(base, CPU)
+    loading.load(zoo.save(zoo.model_of("llama"), tmp_path / "other"), CPU)
 
 
 @pytest.mark.parametrize(
