@@ -27,10 +27,10 @@ from tunesmith.errors import (
     NoUsableRows,
     TooManyRows,
     TunesmithError,
+    UnfitBaseModel,
     UnknownBaseModel,
     UnknownJob,
     UnknownModel,
-    UnsafeBaseModel,
     WeightsNotHere,
 )
 from tunesmith.jobs import JobStatus
@@ -122,10 +122,10 @@ BAD: list[tuple[type[TunesmithError], str, dict[str, Any]]] = [
     (UnknownBaseModel, "not/here", {"base_model": "./not/here"}),
     (
         WeightsNotHere,
-        r"hf download mistralai/Mistral.*--local-dir.*bases/mistral-7b",
+        r"tunesmith base add mistral-7b`",
         {"base_model": "mistral-7b"},
     ),
-    (WeightsNotHere, r"hf download someone/something", {"base_model": "someone/something"}),
+    (WeightsNotHere, r"tunesmith base add someone/something`", {"base_model": "someone/something"}),
     (InvalidModelName, r"'1x'", {"name": "1x"}),
     (InvalidOption, r"'epochs' = 3.*'max_epochs'", {"epochs": 3}),
     (InvalidOptionValue, r"learning_rate = -1", {"learning_rate": -1}),
@@ -201,7 +201,7 @@ def test_without_the_training_packages_a_job_is_refused_at_the_door(
     assert service.show() == []
 
 
-def test_a_base_that_wants_to_run_code_is_refused(
+def test_a_base_that_wants_to_run_code_is_created_on_without_it(
     service: Tunesmith, tiny_base: Path, tmp_path: Path
 ) -> None:
     import json
@@ -212,8 +212,14 @@ def test_a_base_that_wants_to_run_code_is_refused(
     (folder / "config.json").write_text(
         json.dumps({**config, "auto_map": {"AutoModelForCausalLM": "evil.Model"}})
     )
-    with pytest.raises(UnsafeBaseModel, match="auto_map"):
-        service.create("m", str(folder), ROWS)
+    assert service.create("m", str(folder), ROWS).base["left_out"] == ["auto_map"]
+    (folder / "config.json").write_text(
+        json.dumps(
+            {**config, "model_type": "x", "auto_map": {"AutoModelForCausalLM": "evil.Model"}}
+        )
+    )
+    with pytest.raises(UnfitBaseModel, match="as code of its own"):
+        service.create("n", str(folder), ROWS)
 
 
 def test_a_database_held_by_another_process_is_named(home: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from tunesmith import Tunesmith, catalog, durable, weights
 from tunesmith.catalog import Origin
 from tunesmith.errors import (
     BaseInUse,
+    BaseNameTaken,
     BaseNotBrought,
     DiskFull,
     InvalidBaseName,
@@ -90,7 +91,19 @@ def test_a_name_can_come_to_mean_other_weights_and_what_was_tuned_keeps_its_own(
     other = make_base(tmp_path / "other", hidden_size=64)
     after = ts.add_base(str(other), "little")
     assert after.folder != before.folder and ts.base("little").folder == after.folder
-    ts.remove_base("little", force=True)
+    assert ts.complete("m", ["say 1"], max_tokens=2), "its base is still there"
+    kept = f"little@{Path(before.folder).name[:8]}"
+    assert ts.base(kept).folder == before.folder
+    ts.remove_base("little")
+    with pytest.raises(BaseInUse):
+        ts.remove_base(kept)
+    ts.remove_base(kept, force=True)
+    assert everything(place) == {"names", "tmp"}
+
+
+def test_a_name_of_the_catalogue_means_its_own_weights_alone(place: Path, source: Path) -> None:
+    with pytest.raises(BaseNameTaken):
+        weights.offer(str(source), "smollm2-135m")
 
 
 @pytest.mark.parametrize("name", ["", "Big", "../up", "a/b", "-x", ".hidden", "x" * 101, "é"])
@@ -167,6 +180,25 @@ def test_whatever_moment_it_is_killed_in_the_base_is_there_whole_or_not_and_a_re
         weights.remove("little")
         assert everything(place) == {"names", "tmp"}, f"killed at {at}"
     assert moments >= 10, "a control: there are as many moments, and each was met"
+
+
+def test_weights_that_a_name_meant_before_are_kept_whatever_moment_it_is_killed_in(
+    home: Path, tmp_path: Path, place: Path, source: Path
+) -> None:
+    other = make_base(tmp_path / "other", hidden_size=64)
+    for at in range(1, 100):
+        before = weights.bring(weights.offer(str(source), "little"), lambda s, t: "")
+        command = [sys.executable, "-c", KILLED, str(other), str(at)]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        for _ in range(2):  # what was cut is cleared away by whoever brings the next
+            assert durable.verify(Path(before.folder)), f"killed at {at}"
+            weights.bring(weights.offer(str(other), "another"), lambda s, t: "")
+        for name in catalog.brought():
+            weights.remove(name)
+        assert everything(place) == {"names", "tmp"}, f"killed at {at}"
+        if ended.returncode == 0:
+            break
+    assert at >= 10
 
 
 def test_two_that_bring_the_same_at_once_and_one_that_removes_lose_nothing(

@@ -64,12 +64,13 @@ class ModelSpec:
     weights."""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"left_out": list(self.left_out)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         known = {f.name for f in fields(cls)}
-        return cls(**{k: v for k, v in data.items() if k in known})
+        found = {k: v for k, v in data.items() if k in known}
+        return cls(**found | {"left_out": tuple(found.get("left_out", ()))})
 
     @property
     def task_spec(self) -> TaskSpec:
@@ -145,7 +146,7 @@ def bases_folder() -> Path:
 def brought() -> dict[str, Path]:
     """The names under which something was brought, each with its link."""
     names = bases_folder() / "names"
-    links = sorted(names.iterdir()) if names.is_dir() else []
+    links = sorted(names.glob("[!.]*"))
     return {link.name: link for link in links if (link / "config.json").is_file()}
 
 

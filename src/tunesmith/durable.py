@@ -322,7 +322,7 @@ def publish_shared(staged: Path, place: Path, link: Path, facts: dict[str, Any])
     for folder in (place, link.parent):
         make_folder(folder)
     with alone(place), typed_errors(final):
-        _link(link, os.path.relpath(place.resolve() / digest, link.parent.resolve()))
+        link_to(link, os.path.relpath(place.resolve() / digest, link.parent.resolve()))
         if not (final.is_dir() and _is_whole(final, digest)):
             if final.is_dir():  # damaged: what is put in its place is the same and whole
                 _about_to("rename", final)
@@ -333,8 +333,8 @@ def publish_shared(staged: Path, place: Path, link: Path, facts: dict[str, Any])
     return digest
 
 
-def _link(link: Path, target: str) -> None:
-    """In the place of a link that is there, if any."""
+def link_to(link: Path, target: str) -> None:
+    """Make a link, in the place of one that is there, if any."""
     _about_to("link", link)
     if link.is_symlink():
         made = link.with_name(f".{link.name}.{os.getpid()}")
@@ -351,13 +351,13 @@ def collect(place: Path, links: Iterable[Path], named: Iterable[str]) -> None:
     if not place.is_dir():
         return
     with alone(place):
-        kept = {_target(link) for link in links} | set(named)
+        kept = {target_of(link) for link in links} | set(named)
         for folder in place.iterdir():
             if folder.is_dir() and folder.name not in kept:
                 remove(folder)
 
 
-def _target(link: Path) -> str:
+def target_of(link: Path) -> str:
     """The name of what a link leads to; empty where there is no link, or no more."""
     try:
         return link.readlink().name

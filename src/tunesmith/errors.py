@@ -176,6 +176,11 @@ class InvalidBaseName(Invalid):
     underscores, at most 100. Say another with --name."""
 
 
+class BaseNameTaken(Conflict):
+    """{name!r} is a base of the catalogue and means its own weights, not these. Say another name
+    with --name."""
+
+
 class BaseInUse(Conflict):
     """{count} models here answer on the base {name!r} ({models}), and would answer no more. Delete
     them first, or remove it by force."""

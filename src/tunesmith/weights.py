@@ -23,6 +23,7 @@ from typing import Protocol
 from tunesmith import catalog, durable
 from tunesmith.catalog import FACTS, ModelSpec, Origin
 from tunesmith.errors import (
+    BaseNameTaken,
     BaseNotBrought,
     InvalidBaseName,
     MissingExtra,
@@ -34,6 +35,7 @@ Convert = Callable[[Path, Path], str]
 """Makes plain weights (in the folder that is named second) of a GGUF file; says in which
 quantisation they were."""
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+GROWTH = 10  # times the size of a GGUF file that its plain weights may need, beside it
 KEPT = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "LICENSE*", "NOTICE*")
 """Files of a base's folder that are brought."""
 
@@ -63,6 +65,12 @@ class Offer:
     about: str
 
     @property
+    def is_gguf(self) -> bool:
+        where = self.source
+        named = where.origin.file if isinstance(where, Package) else getattr(where, "place", "")
+        return str(named).lower().endswith(".gguf")
+
+    @property
     def told(self) -> str:
         return (
             f"{self.name}: {self.size / 1e6:,.0f} MB, licence {self.licence}, from "
@@ -78,7 +86,8 @@ def offer(asked: str, name: str = "", revision: str = "") -> Offer:
     if spec is not None and (origin or spec.hub_id):
         source: Source = Package(origin) if origin else Hub.described(spec.hub_id, revision)
         size = origin.size if origin else source.size  # type: ignore[attr-defined]
-        return Offer(_checked(name or spec.name), source, size, spec.licence, spec.about)
+        own = _checked(name) if name and name != spec.name else spec.name
+        return Offer(own, source, size, spec.licence, spec.about)
     place = Path(asked).expanduser()
     if place.suffix.lower() == ".gguf" and place.is_file():
         own = name or re.sub(r"[^a-z0-9._-]+", "-", place.stem.lower())
@@ -97,23 +106,27 @@ def offer(asked: str, name: str = "", revision: str = "") -> Offer:
 
 
 def _checked(name: str) -> str:
+    """A name for weights of somebody's own: the catalogue's names mean the catalogue's weights."""
     if not NAME.fullmatch(name):
         raise InvalidBaseName(name=name)
+    if name in catalog.entries():
+        raise BaseNameTaken(name=name)
     return name
 
 
 def bring(offered: Offer, convert: Convert) -> ModelSpec:
     """The weights, under their name. Where they are here already, nothing but the name changes."""
     place = catalog.bases_folder()
+    if offered.is_gguf:
+        must_read_gguf()
     with _scratch(place) as scratch:
-        durable.check_space(scratch, 2 * offered.size)
+        durable.check_space(scratch, (GROWTH if offered.is_gguf else 2) * offered.size)
         (scratch / "fetched").mkdir()
         found = offered.source.fetch(scratch / "fetched")
         staged = scratch / "base"
         staged.mkdir()
         dequantised = ""
         if found.is_file():
-            must_read_gguf()
             dequantised = convert(found, staged)
         else:
             for file in _kept(found):
@@ -127,15 +140,29 @@ def bring(offered: Offer, convert: Convert) -> ModelSpec:
         catalog.completed(
             replace(spec, task=catalog.task_of(staged).name), staged
         )  # or it is refused
-        durable.publish_shared(staged, place, place / "names" / offered.name, {})
+        with _keeping_what_it_meant(place / "names", offered.name):
+            durable.publish_shared(staged, place, place / "names" / offered.name, {})
     _collect(place)
     return catalog.find(offered.name, place)
+
+
+@contextmanager
+def _keeping_what_it_meant(names: Path, name: str) -> Iterator[None]:
+    """Where a name comes to mean other weights, the ones before stay under name@digest: models that
+    were tuned on them need them."""
+    before = durable.target_of(names / name)
+    kept = names / f"{name}@{before[:8]}"
+    if before:
+        durable.link_to(kept, f"../{before}")
+    yield
+    if before and durable.target_of(names / name) == before:
+        kept.unlink(missing_ok=True)
 
 
 def folder_of(name: str) -> Path:
     """Where the files lie that were brought under a name. UnknownBaseModel where none were."""
     link = catalog.bases_folder() / "names" / name
-    if not NAME.fullmatch(name) or not link.is_symlink():
+    if not NAME.fullmatch(name.replace("@", "", 1)) or not link.is_symlink():
         raise UnknownBaseModel(name=name, closest=closest(name, catalog.brought()))
     return Path(os.path.realpath(link))
 
@@ -151,8 +178,15 @@ def remove(name: str) -> None:
 
 
 def _collect(place: Path) -> None:
-    names = place / "names"
-    durable.collect(place, names.iterdir() if names.is_dir() else (), ("names", "tmp"))
+    durable.collect(place, _links(place / "names"), ("names", "tmp"))
+
+
+def _links(names: Path) -> Iterator[Path]:
+    for link in sorted(names.iterdir()) if names.is_dir() else ():
+        if link.name.startswith("."):  # half made when its process was killed
+            link.unlink(missing_ok=True)
+        else:
+            yield link
 
 
 @contextmanager

@@ -105,6 +105,7 @@ def test_adapters_go_through_the_model_together(
 ) -> None:
     pool = Pool("cpu")
     engines = [pool.engine_for(m) for m in adapters]
+    generate_all([(engines[0], PROMPTS[0])], Sampling(max_tokens=1))  # the model is tried once
     passes = 0
     forward = engines[0].model.forward
 

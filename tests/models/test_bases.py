@@ -32,7 +32,7 @@ MECHANISMS = {
     "mixtral": (True, "held and packed"),  # experts
     "cohere": (True, "packed"),  # scaled logits, parallel blocks, a norm of its own
     "mamba2": (False, "held"),  # recurrent states alone
-    "qwen3_next": (False, "held"),  # beside attention
+    "jamba": (False, "held"),  # beside attention, with experts
 }
 """Of each: whether its rows are packed in training, and how they are answered."""
 
