@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from conftest import make_base
@@ -366,3 +367,94 @@ def test_the_hub_gives_one_commit_and_safetensors_alone(
     environment["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody there
     ended = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert "BaseNotBrought" in ended.stderr and "the hub (someone/Little)" in ended.stderr
+
+
+# ---------------------------------------------------------------- GGUF
+
+
+def write_gguf(source: Path, file: Path) -> dict[str, Any]:
+    """A tiny Llama as llama.cpp would write it, its matrices in Q8_0; what those hold, by name."""
+    import gguf
+    from safetensors.numpy import load_file
+
+    config = json.loads((source / "config.json").read_text())
+    words = json.loads((source / "tokenizer.json").read_text())["model"]["vocab"]
+    tokens = [*sorted(words, key=words.get), "th", "<|endoftext|>"]  # the last is GPT-2's own
+    out = gguf.GGUFWriter(file, "llama")
+    out.add_block_count(config["num_hidden_layers"])
+    out.add_context_length(config["max_position_embeddings"])
+    out.add_embedding_length(config["hidden_size"])
+    out.add_feed_forward_length(config["intermediate_size"])
+    out.add_head_count(config["num_attention_heads"])
+    out.add_head_count_kv(config["num_key_value_heads"])
+    out.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    out.add_vocab_size(len(tokens))
+    out.add_tokenizer_model("gpt2")
+    out.add_token_list(tokens)
+    out.add_token_types([3 if t.startswith("<|") else 1 for t in tokens])
+    out.add_token_merges(["t h"])
+    out.add_eos_token_id(0)
+    held = {}
+    for name, array in load_file(source / "model.safetensors").items():
+        if name == "model.embed_tokens.weight":
+            array = np.concatenate([array, array[:2]])
+        where = NAMES.get(name) or name
+        for ours, theirs in PARTS.items():
+            where = where.replace(ours, theirs)
+        if array.ndim == 1 or array.shape[-1] % 32:
+            out.add_tensor(where, array)
+            continue
+        packed = gguf.quants.quantize(array, gguf.GGMLQuantizationType.Q8_0)
+        held[name] = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q8_0)
+        out.add_tensor(where, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return held
+
+
+NAMES = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+PARTS = {
+    "model.layers.": "blk.",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def test_a_gguf_file_becomes_a_base_of_its_own_and_its_adapters_say_so(
+    home: Path, tmp_path: Path, place: Path
+) -> None:
+    from safetensors.numpy import load_file
+
+    source = make_base(tmp_path / "plain", intermediate_size=64)
+    held = write_gguf(source, tmp_path / "Tiny-Q8.gguf")
+    ts = Tunesmith()
+    spec = ts.add_base(str(tmp_path / "Tiny-Q8.gguf"))
+    assert (spec.name, spec.dequantised, spec.hub_id) == ("tiny-q8", "Q8_0", "")
+    made = load_file(Path(spec.folder) / "model.safetensors")
+    plain = [n for n in held if "q_proj" not in n and "k_proj" not in n]  # those are permuted there
+    assert plain and all(np.array_equal(made[n], held[n]) for n in plain)
+    job = ts.create("m", "tiny-q8", ROWS, max_epochs=1, method="lora").wait()
+    assert job.status == "SUCCEEDED", job.error
+    ts.export("m", tmp_path / "out", with_base=True)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "made of a file in Q8_0" in card and "lies in `base/`" in card
+    adapter = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == "tiny-q8"
+    assert (tmp_path / "out" / "base" / "model.safetensors").is_file()
+    other = Tunesmith(home=tmp_path / "elsewhere")
+    ts.remove_base("tiny-q8", force=True)
+    taken = other.import_model(tmp_path / "out", base_model=str(tmp_path / "out" / "base"))
+    assert other.complete(taken.name, ["say 1"], max_tokens=2)

@@ -279,6 +279,8 @@ class Encoder:
         self._joins = kinds - KEEPING != set()
         falls_back = "ByteFallback" in kinds
         self._bytes = {i for word, i in words.items() if falls_back and BYTE.fullmatch(word)}
+        added = self._control.get_added_tokens_decoder()  # left out of a text, also between bytes
+        self._bytes |= {i for i, token in added.items() if falls_back and token.special}
         self._longest_token = max(len(t.encode()) for t in words)
         self._control_ids = lru_cache(maxsize=1024)(
             lambda text: self._control.encode(text, add_special_tokens=False).ids
