@@ -166,7 +166,9 @@ def test_what_prompts_begin_with_is_computed_once_and_changes_no_answer(
 
 
 def passes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Positions of each pass through the model, from here on."""
+    """Positions of each pass through the model, from here on; before its first answer it is
+    tried."""
+    engine.generate(ask(["say red"]), Sampling(max_tokens=1))
     sizes: list[int] = []
     forward = engine.model.forward
 
