@@ -153,7 +153,8 @@ def _keeping_what_it_meant(names: Path, name: str) -> Iterator[None]:
     before = durable.target_of(names / name)
     kept = names / f"{name}@{before[:8]}"
     if before:
-        durable.link_to(kept, f"../{before}")
+        with durable.alone(names.parent):  # or who clears away takes it for one of a killed process
+            durable.link_to(kept, f"../{before}")
     yield
     if before and durable.target_of(names / name) == before:
         kept.unlink(missing_ok=True)
