@@ -22,6 +22,8 @@ from typing import Any, Self
 from tunesmith import safe_files
 from tunesmith.errors import (
     DamagedFiles,
+    InvalidSetting,
+    TunesmithError,
     UnknownBaseModel,
     UnreadableSettings,
     UnsafeBaseModel,
@@ -83,6 +85,8 @@ class ModelSpec:
         return self.hub_id or (Path(self.name).name if "/" in self.name else self.name)
 
 
+PLACES = ("max_position_embeddings", "n_positions", "max_seq_len")
+"""What configurations call the positions that a model has."""
 PRICED = ("training", "inference")
 FACTS = "base.json"
 """Beside weights that were brought: their licence and where they come from."""
@@ -139,13 +143,19 @@ def bases_folder() -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
         return Path(named or f"{cache}/tunesmith/bases").expanduser().absolute()
-    except RuntimeError:  # a user without a home of his own
-        return Path(f"/tmp/tunesmith-{os.getuid()}/bases")
+    except (RuntimeError, OSError) as e:  # a user without a home of his own
+        allowed = f"it is a folder of your own ({e})"
+        raise InvalidSetting(name="TUNESMITH_BASES", value=named or "", allowed=allowed) from None
 
 
 def brought() -> dict[str, Path]:
     """The names under which something was brought, each with its link."""
-    names = bases_folder() / "names"
+    try:
+        names = bases_folder() / "names"
+    except InvalidSetting:
+        if os.environ.get("TUNESMITH_BASES"):
+            raise
+        return {}  # he has no folder for them, and so has brought none
     links = sorted(names.glob("[!.]*"))
     return {link.name: link for link in links if (link / "config.json").is_file()}
 
@@ -165,10 +175,10 @@ def find(name: str, home: Path) -> ModelSpec:
         raise UnknownBaseModel(name=name, closest=closest(name, entries()))
     folder_here = locate(spec, home)
     if folder_here is None:
-        raise WeightsNotHere(name=name, hub_id=spec.hub_id, folder=str(home / "bases" / spec.name))
+        raise WeightsNotHere(name=name)
     if spec.name not in entries():
         spec = replace(spec, task=task_of(folder_here).name)
-    if (folder_here / FACTS).is_file() and folder_here.parent == bases_folder().resolve():
+    if folder_here in {link.resolve() for link in brought().values()}:
         return _of_brought(spec, folder_here)
     return completed(spec, folder_here)
 
@@ -181,6 +191,19 @@ def _of_brought(spec: ModelSpec, folder: Path) -> ModelSpec:
 
 def task_of(folder: Path) -> TaskSpec:
     return specs.of_config(safe_files.read_config(folder))
+
+
+def listed(home: Path) -> list[tuple[ModelSpec, Path | None]]:
+    """The catalogue and what was brought beside it, each with the folder of its weights, or None
+    where they are not here, or are damaged (`about` says how)."""
+    found = [(spec, locate(spec, home)) for spec in entries().values()]
+    for name in brought().keys() - entries().keys():
+        try:
+            spec = find(name, home)
+            found.append((spec, Path(spec.folder)))
+        except TunesmithError as e:
+            found.append((ModelSpec(name, about=str(e)), None))
+    return found
 
 
 def locate(spec: ModelSpec, home: Path) -> Path | None:
@@ -236,7 +259,7 @@ BRING = {
 def _with_windows(spec: ModelSpec, folder: Path) -> ModelSpec:
     """Those of the catalogue, and from config.json where it gives none."""
     config = safe_files.read_config(folder)
-    positions = config.get("max_position_embeddings") or config.get("n_positions") or 2048
+    positions = next((found for name in PLACES if (found := config.get(name))), 2048)
     if type(positions) is not int or positions < 2:
         raise UnsafeBaseModel(
             folder=str(folder),

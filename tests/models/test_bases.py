@@ -9,13 +9,14 @@ import bases
 import pytest
 import torch
 import zoo
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from conftest import make_base
-from tunesmith import Tunesmith, catalog
+from tunesmith import Tunesmith, architectures, catalog
 from tunesmith.errors import DamagedFiles, UnfitBaseModel
 from tunesmith.inference import readers
-from tunesmith.models import loading, packed
+from tunesmith.models import loading, methods, packed
 from tunesmith.models.trial import Trial
 
 CPU = torch.device("cpu")
@@ -108,6 +109,61 @@ def test_weights_that_the_library_changes_when_it_loads_them_are_refused(tmp_pat
     with pytest.raises(DamagedFiles, match="otherwise than it stands in the file"):
         loading.load(base, CPU)
     loading.load(zoo.save(zoo.model_of("llama"), tmp_path / "other"), CPU)
+
+
+def test_a_head_that_is_the_embedding_stays_it(tmp_path: Path) -> None:
+    """A control: the library loads this one as two tensors, and saves one of them."""
+    base = zoo.save(zoo.model_of("bigbird_pegasus"), tmp_path / "base")
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    assert plain.lm_head.weight is not plain.get_input_embeddings().weight
+    model = loading.load(base, CPU)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+def test_rows_of_a_model_that_counts_its_places_are_answered_to_the_end_of_its_window() -> None:
+    """Beside a longer row; what is padded would count."""
+    model = zoo.model_of("mpt")
+    long, short = list(range(5, 215)), list(range(5, 15))
+    reader = readers.reader_for(model, [long, short], [None, None], None, zoo.CONTEXT)
+    assert type(reader) is readers.PaddedReader
+    with torch.inference_mode():
+        while reader.waiting:
+            cohort, group, _ = reader.read()
+            rows = [[long, short][i] for i in group]
+            while max(map(len, rows)) < zoo.CONTEXT:
+                places = torch.tensor([len(row) for row in rows])
+                rows = [[*row, 7] for row in rows]
+                logits_BV = reader.step([cohort], torch.tensor([7] * len(rows)), places)
+            for row, logits in zip(rows, logits_BV, strict=True):
+                alone = model(input_ids=torch.tensor([row]), use_cache=False).logits[0, -1]
+                torch.testing.assert_close(logits, alone, rtol=1e-3, atol=1e-4)
+
+
+def test_layers_that_share_their_weights_have_no_adapter_and_merge() -> None:
+    """Two adapters on one tensor would both be added to it."""
+    model = zoo.model_of("llama")
+    first, second = (model.model.layers[i].mlp for i in (0, 1))
+    second.up_proj.weight = first.up_proj.weight
+    tuned = bases.prepared("lora", model)
+    names = methods.trained_tensors(tuned)
+    assert names and not any(
+        "up_proj" in n and ("layers.0." in n or "layers.1." in n) for n in names
+    )
+    with torch.no_grad():
+        ids = torch.tensor([[5, 6, 7, 8, 9]])
+        wanted = tuned(input_ids=ids).logits
+        merged = methods.METHODS["lora"].merge(tuned)
+        torch.testing.assert_close(merged(input_ids=ids).logits, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "kimi_linear", "reformer"])
+def test_an_architecture_that_the_list_does_not_know_is_left_to_the_trial(
+    tmp_path: Path, kind: str
+) -> None:
+    base = make_base(tmp_path / "base")
+    bases.rewrite(base / "config.json", model_type=kind)
+    architectures.must_fit(base)
+    assert (kind in architectures.known()) is (kind == "llama")
 
 
 @pytest.mark.parametrize(

@@ -204,9 +204,8 @@ class PaddedCohort:
         self.mask_BS = self.mask_BS[kept]
 
 
-class PaddedReader:
-    """One cohort at a time, its rows of like length and of one adapter; what all prompts of an
-    adapter begin with is read once, where every layer holds all that it has seen."""
+class _OneByOne:
+    """One cohort at a time, its rows of like length and of one adapter."""
 
     def __init__(
         self,
@@ -217,17 +216,45 @@ class PaddedReader:
     ) -> None:
         self._model, self._prompts, self._of, self._adapters = model, prompts, of, adapters
         self._device = next(model.parameters()).device
-        self._word, self._has_places = forward.cache_word(model), forward.has_places(model)
         self.waiting: deque[list[int]] = deque()
-        self._prefix = {}
         for adapter in dict.fromkeys(of):
             mine = [i for i, o in enumerate(of) if o is adapter]
-            prefix = self._prefix[adapter] = self._read_prefix(adapter, [prompts[i] for i in mine])
-            n = prefix[1]
-            self.waiting += _padded_groups(prompts, mine, n)
+            held = self._begin(adapter, [prompts[i] for i in mine])
+            for alike in self._together(mine):
+                self.waiting += _padded_groups(prompts, alike, held)
 
-    def takes(self, cohorts: Sequence[PaddedCohort]) -> bool:
+    def takes(self, cohorts: Sequence[Any]) -> bool:
         return not cohorts
+
+    def _begin(self, adapter: Adapter | None, prompts: Sequence[list[int]]) -> int:
+        """Read what all prompts of an adapter begin with; how many tokens are held of it."""
+        return 0
+
+    def _together(self, mine: list[int]) -> list[list[int]]:
+        """The prompts that may stand in one cohort."""
+        return [mine]
+
+
+class PaddedReader(_OneByOne):
+    """What all prompts of an adapter begin with is read once, where every layer holds all that it
+    has seen."""
+
+    def __init__(self, model: Model, *given: Any) -> None:
+        self._word, self._has_places = forward.cache_word(model), forward.has_places(model)
+        self._prefix: dict[Adapter | None, tuple[Any, int]] = {}
+        super().__init__(model, *given)
+
+    def _begin(self, adapter: Adapter | None, prompts: Sequence[list[int]]) -> int:
+        self._prefix[adapter] = self._read_prefix(adapter, prompts)
+        return self._prefix[adapter][1]
+
+    def _together(self, mine: list[int]) -> list[list[int]]:
+        """A model that counts places by itself, up to a limit, counts padding too: a short row
+        beside a long one would come to its end too soon."""
+        if self._has_places or not forward.most_places(self._model):
+            return [mine]
+        by_length = sorted(mine, key=lambda i: len(self._prompts[i]))
+        return [list(run) for _, run in groupby(by_length, lambda i: len(self._prompts[i]))]
 
     def read(self) -> tuple[PaddedCohort, list[int], Tensor]:
         group = self.waiting.popleft()
@@ -310,27 +337,9 @@ class WholeCohort:
         self.rows = [row for row, stays_here in zip(self.rows, stays, strict=True) if stays_here]
 
 
-class WholeReader:
+class WholeReader(_OneByOne):
     """For models whose layers hold what cannot be held for several rows: the whole of every row is
     read again for each token. Padded on the right, where nothing that is read comes after."""
-
-    def __init__(
-        self,
-        model: Model,
-        prompts: Sequence[list[int]],
-        of: Sequence[Adapter | None],
-        adapters: Adapters | None,
-    ) -> None:
-        self._model, self._prompts, self._of, self._adapters = model, prompts, of, adapters
-        self._device = next(model.parameters()).device
-        self.waiting: deque[list[int]] = deque()
-        for adapter in dict.fromkeys(of):
-            self.waiting += _padded_groups(
-                prompts, [i for i, o in enumerate(of) if o is adapter], 0
-            )
-
-    def takes(self, cohorts: Sequence[WholeCohort]) -> bool:
-        return not cohorts
 
     def read(self) -> tuple[WholeCohort, list[int], Tensor]:
         group = self.waiting.popleft()
@@ -372,20 +381,26 @@ def can_hold(model: Model, kind: type[Any]) -> bool:
 def _holds(trial: Trial, kind: type[Any]) -> bool:
     """The second row is two tokens shorter; it goes on alone when the first has left."""
     rows = [trial.rows[0], trial.rows[1][:-2]]
+    ends = (-1, -3)
     reader = kind(trial.model, [row[:-2] for row in rows], [None, None], None)
-    cohort, group, _ = reader.read()
-    for back in (2, 1):
-        ids_B = torch.tensor([rows[i][-back] for i in group])
-        logits_BV = reader.step([cohort], ids_B, torch.tensor([len(rows[i]) - back for i in group]))
-    ends = {0: -1, 1: -3}
-    if not all(
-        trial.is_end(logits_V, i, ends[i]) for i, logits_V in zip(group, logits_BV, strict=True)
-    ):
-        return False
-    cohort.keep([i == 1 for i in group])
-    n = len(rows[1])
-    [last] = reader.step([cohort], torch.tensor([trial.rows[1][n]]), torch.tensor([n]))
-    return trial.is_end(last, 1, -2)
+    while reader.waiting:
+        cohort, group, _ = reader.read()
+        for back in (2, 1):
+            ids_B = torch.tensor([rows[i][-back] for i in group])
+            places_B = torch.tensor([len(rows[i]) - back for i in group])
+            logits_BV = reader.step([cohort], ids_B, places_B)
+        if not all(
+            trial.is_end(logits_V, i, ends[i]) for i, logits_V in zip(group, logits_BV, strict=True)
+        ):
+            return False
+        if 1 not in group:
+            continue
+        cohort.keep([i == 1 for i in group])
+        n = len(rows[1])
+        [last] = reader.step([cohort], torch.tensor([trial.rows[1][n]]), torch.tensor([n]))
+        if not trial.is_end(last, 1, -2):
+            return False
+    return True
 
 
 def common_prefix(prompts: Sequence[list[int]]) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tunesmith.catalog import PLACES
 from tunesmith.models import trim
 from tunesmith.models.methods import Model, decoder_of
 
@@ -35,6 +36,12 @@ def logits_at(model: Model, keep_K: Tensor, **inputs: Any) -> Tensor:
 def has_places(model: Model) -> bool:
     """Whether the model can be told the position of each token."""
     return "position_ids" in inspect.signature(decoder_of(model).forward).parameters
+
+
+def most_places(model: Model) -> int:
+    """Positions that its configuration allows; 0 where it names no limit."""
+    config = decoder_of(model).config.get_text_config()
+    return next((n for name in PLACES if type(n := getattr(config, name, None)) is int), 0)
 
 
 def cache_word(model: Model) -> str:

@@ -384,15 +384,13 @@ def attention(
     return packed_layout.attend(module.layer_idx, q_THD, k_TJD, v_TJD, scale)[None], None
 
 
-READ = {
+PLAIN = {
     "sliding_window",
     "attention_chunk_size",
     "position_ids",
     "cache_position",
     "use_cache",
     "is_causal",
-}
-UNREAD = {
     "output_attentions",
     "output_hidden_states",
     "output_router_logits",
@@ -400,13 +398,13 @@ UNREAD = {
     "logits_to_keep",
     "num_items_in_batch",
 }
-"""What models hand to their attention besides, and packed rows may leave unread: places and windows
+"""What models hand to their attention besides, and packed rows may leave unread: windows and places
 are in the layout, or rows were not packed; the others change no result."""
 
 
 def _must_be_plain(mask: Tensor | None, more: dict[str, Any]) -> None:
     """ValueError where a model adds something to its attention that packed rows would lose."""
-    named = [k for k, v in more.items() if v is not None and k not in READ | UNREAD]
+    named = [k for k, v in more.items() if v is not None and k not in PLAIN]
     if mask is not None and mask.numel() > 1:
         named.append("attention_mask")
     if named:

@@ -36,15 +36,13 @@ with imports.quickly("peft", without="bitsandbytes"):
     is_bnb_4bit_available()
 
 
-IN_KERNELS = ("out_proj", "x_proj", "dt_proj")
+IN_KERNELS = ("out_proj", "x_proj", "dt_proj")  # of a Mamba: see _is_read_by_a_kernel
 
 
 def prepare(model: PreTrainedModel, options: Decided) -> PeftModel:
     config = _config(options.rank, _linear_layers(model, options.targets))
     convert_peft_config_for_transformers(config, model, None)
-    if (
-        config.target_parameters
-    ):  # PEFT takes layers of these names for experts: they stay as they are
+    if config.target_parameters:  # it took layers for experts by their names: they are left out
         config = _config(options.rank, sorted(config.target_modules))
     config._register_custom_module({nn.Linear: FusedLinear})
     with _quiet():
