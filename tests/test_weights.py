@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tunesmith
 from conftest import make_base
 from tunesmith import Tunesmith, catalog, durable, weights
 from tunesmith.catalog import Origin
@@ -29,6 +31,7 @@ from tunesmith.errors import (
     BaseNotBrought,
     DiskFull,
     InvalidBaseName,
+    InvalidSetting,
     UnfitBaseModel,
     UnknownBaseModel,
     UnsafeBaseModel,
@@ -105,6 +108,73 @@ def test_a_name_can_come_to_mean_other_weights_and_what_was_tuned_keeps_its_own(
 def test_a_name_of_the_catalogue_means_its_own_weights_alone(place: Path, source: Path) -> None:
     with pytest.raises(BaseNameTaken):
         weights.offer(str(source), "smollm2-135m")
+
+
+def test_what_was_brought_or_exported_can_be_brought_from_its_folder(
+    home: Path, tmp_path: Path, place: Path, source: Path
+) -> None:
+    """With the manifest and the facts that stand in it: how it was quantised before goes along."""
+    ts = Tunesmith()
+    first = Path(ts.add_base(str(source), "first").folder)
+    facts = json.loads((first / "base.json").read_text())
+    shutil.copytree(first, tmp_path / "copy")
+    (tmp_path / "copy" / "base.json").chmod(0o600)
+    (tmp_path / "copy" / "base.json").write_text(
+        json.dumps({**facts, "dequantised": "Q4_0", "licence": "MIT", "hub_id": "some/one"})
+    )
+    spec = ts.add_base(str(tmp_path / "copy"), "second")
+    assert (spec.dequantised, spec.licence, spec.hub_id) == ("Q4_0", "MIT", "")
+    assert durable.verify(Path(spec.folder))
+
+
+def test_one_that_was_damaged_hides_no_other(home: Path, place: Path, source: Path) -> None:
+    ts = Tunesmith()
+    folder = Path(ts.add_base(str(source), "broken").folder)
+    (folder / "model.safetensors").write_bytes(b"")
+    found = {spec.name: (spec, where) for spec, where in ts.bases()}
+    assert found["broken"][1] is None and "model.safetensors" in found["broken"][0].about
+    assert found["tunesmith-tiny"][1] is not None
+    ts.remove_base("broken")
+
+
+def test_without_a_folder_of_his_own_a_user_has_no_bases_and_brings_none(
+    monkeypatch: pytest.MonkeyPatch, source: Path
+) -> None:
+    monkeypatch.delenv("TUNESMITH_BASES", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "~nobody-of-this-name/cache")
+    assert catalog.brought() == {}
+    with pytest.raises(InvalidSetting, match="TUNESMITH_BASES"):
+        weights.bring(weights.offer(str(source), "little"), lambda s, t: "")
+    monkeypatch.setenv("TUNESMITH_BASES", "~nobody-of-this-name/bases")
+    with pytest.raises(InvalidSetting):
+        catalog.brought()
+
+
+def test_in_sql_nothing_is_brought_or_removed_without_the_word(
+    home: Path, place: Path, source: Path
+) -> None:
+    with tunesmith.connect() as c:
+
+        def ask(sql: str) -> Any:
+            return c.execute(sql).fetchall()
+
+        shutil.copytree(source, source.parent / "little_one")
+        add = f"SELECT tunesmith.add_base('{source.parent}/little_one'"
+        for call in (f"{add})", f"{add}, 'yes')", f"{add}, NULL)"):
+            with pytest.raises(Exception, match=r"licence unknown.*Nothing was done.*'confirm'"):
+                ask(call)
+        assert everything(place) == set()
+        name = "little_one"
+        assert ask(f"{add}, 'confirm')") == [(name,)]
+        known = f"SELECT is_here FROM tunesmith.bases WHERE name = '{name}'"
+        assert ask(known) == [(True,)]
+        with pytest.raises(Exception, match="Nothing was done"):
+            ask(f"SELECT tunesmith.remove_base('{name}')")
+        with pytest.raises(Exception, match="statement of its own"):
+            ask("SELECT tunesmith.remove_base(name, 'confirm') FROM tunesmith.bases")
+        assert ask(known) == [(True,)]
+        assert ask(f"SELECT tunesmith.remove_base('{name}', 'confirm')") == [(name,)]
+        assert ask(known) == []
 
 
 @pytest.mark.parametrize("name", ["", "Big", "../up", "a/b", "-x", ".hidden", "x" * 101, "é"])

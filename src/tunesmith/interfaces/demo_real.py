@@ -49,12 +49,13 @@ MISTAKES = f"""SELECT message, wanted, answer FROM (
 WHERE answer <> wanted ORDER BY id LIMIT {SHOWN}"""
 
 
-def write(path: str) -> int:
-    """Put the table `mail` into a DuckDB file; its rows."""
+def write(path: str, every: int) -> int:
+    """Put the table `mail` into a DuckDB file, every n-th message to be judged by; its rows."""
     text = files("tunesmith").joinpath("demo_messages.csv").read_text("utf-8")
     rows = [
-        (r["id"], r["message"], r["topic"], r["urgent"] == "true", r["flat"] or None, r["split"])
-        for r in csv.DictReader(text.splitlines())
+        (n, r["message"], r["topic"], r["urgent"] == "true", r["flat"] or None, part)
+        for n, r in enumerate(csv.DictReader(text.splitlines()), 1)
+        for part in ["train" if n % every else "test"]
     ]
     with duckdb.connect(path) as connection:
         connection.execute(
@@ -65,7 +66,7 @@ def write(path: str) -> int:
     return len(rows)
 
 
-def run(path: str, yes: bool) -> int:
+def run(path: str, yes: bool, every: int) -> int:
     """The whole demo; its exit code."""
     say = Console(soft_wrap=True, highlight=False)
     os.environ.setdefault("TUNESMITH_HOME", str(Path(".tunesmith").absolute()))
@@ -78,8 +79,8 @@ def run(path: str, yes: bool) -> int:
         confirm("bring it", yes)
         service.add_base(BASE)
     say.print(
-        f"\n{write(path)} messages to a caretaker, written one by one: typos, two topics in one, "
-        "irony. Wanted of each: a topic of nine, whether it is urgent, and the flat it comes "
+        f"\n{write(path, every)} messages to a caretaker, written one by one: typos, two topics in "
+        "one, irony. Wanted of each: a topic of nine, whether it is urgent, and the flat it comes "
         "from.\n"
     )
     done = {}

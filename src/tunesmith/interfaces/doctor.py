@@ -90,8 +90,11 @@ def examine(*, deep: bool = False) -> list[Check]:
 
 def _bases_check(home: Path) -> Check:
     """Which bases are here; one that could be brought is no fault."""
-    known = {name: catalog.locate(spec, home) for name, spec in catalog.entries().items()}
-    here = [*(n for n, f in known.items() if f), *(n for n in catalog.brought() if n not in known)]
+    found = catalog.listed(home)
+    here = [spec.name for spec, folder in found if folder]
+    broken = [s for s, folder in found if not folder and s.name not in catalog.entries()]
+    if broken:
+        return Check("bases", False, ", ".join(s.name for s in broken), broken[0].about)
     more = "".join(f"; another: {command}" for command in catalog.offered())
     return Check("bases", True, f"{', '.join(here)}{more}")
 

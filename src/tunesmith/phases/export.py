@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from tunesmith import catalog, durable
-from tunesmith.catalog import FACTS, ModelSpec
+from tunesmith import catalog, durable, weights
+from tunesmith.catalog import ModelSpec
 from tunesmith.documents.card import CURVE, Facts, curve_svg, model_card
 from tunesmith.documents.certificate import NAME, PROBES, Certificate, read
 from tunesmith.errors import CertificateRefused
@@ -60,9 +60,8 @@ def run(asked: Transfer, report: Report) -> None:
         else:
             raise CertificateRefused(name=asked.name, reasons="; ".join(objections))
         if asked.with_base:
-            shutil.copytree(
-                spec.folder, staged / BASE, ignore=shutil.ignore_patterns(durable.MANIFEST, FACTS)
-            )
+            (staged / BASE).mkdir()
+            weights.copy(Path(spec.folder), staged / BASE)
         durable.write_json(staged / NAME, certificate.to_json())
         if asked.facts is not None:
             _complete(staged, spec, Facts(**asked.facts), certificate)

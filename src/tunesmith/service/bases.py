@@ -20,12 +20,7 @@ class Bases(Core):
     def bases(self) -> list[tuple[ModelSpec, Path | None]]:
         """The catalogue and what was brought beside it, each with the folder of its weights, or
         None where they are not here."""
-        home, known = self.settings.home, catalog.entries()
-        others = [catalog.find(name, home) for name in catalog.brought() if name not in known]
-        return [
-            *((spec, catalog.locate(spec, home)) for spec in known.values()),
-            *((spec, Path(spec.folder)) for spec in others),
-        ]
+        return catalog.listed(self.settings.home)
 
     def base(self, name: str) -> ModelSpec:
         """UnknownBaseModel or WeightsNotHere."""

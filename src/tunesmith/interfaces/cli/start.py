@@ -70,10 +70,13 @@ def demo(
         bool,
         typer.Option("--real", help="With a real base, brought where it is not here."),
     ] = False,
+    every: Annotated[
+        int, typer.Option("--every", min=2, max=20, help="With --real: judge by each n-th message.")
+    ] = 6,
     yes: Yes = False,
 ) -> None:
     """The main job on example data, every statement shown. Exits 1 where tuning did not help."""
     from tunesmith.interfaces import demo as made_up
     from tunesmith.interfaces import demo_real
 
-    sys.exit(demo_real.run(path, yes) if real else made_up.run(path))
+    sys.exit(demo_real.run(path, yes, every) if real else made_up.run(path))
