@@ -242,7 +242,7 @@ def _reader() -> Iterator[duckdb.DuckDBPyConnection]:
 @cache
 def _reading(process: int) -> duckdb.DuckDBPyConnection:
     """By process, as `_instances`."""
-    return duckdb.connect(config={"threads": "1", "enable_external_file_cache": "false"})
+    return duckdb.connect(config={"threads": "1"})
 
 
 _one_at_a_time = threading.Lock()
