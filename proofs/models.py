@@ -1487,6 +1487,7 @@ def import_cases() -> Iterator[Case]:
         {"precision": "__class__"},
         {"precision": 5},
         {"precision": "../../x"},
+        {"base": 5},
         {"base_digest": 5},
         {"base_digest": "x"},
         {"base_digest": None},

@@ -523,6 +523,8 @@ def test_a_gguf_file_becomes_a_base_of_its_own_and_its_adapters_say_so(
     assert "made of a file in Q8_0" in card and "lies in `base/`" in card
     adapter = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == "tiny-q8"
+    certificate = json.loads((tmp_path / "out" / "certificate.json").read_text())
+    assert certificate["base"] == "tiny-q8"
     assert (tmp_path / "out" / "base" / "model.safetensors").is_file()
     other = Tunesmith(home=tmp_path / "elsewhere")
     ts.remove_base("tiny-q8", force=True)

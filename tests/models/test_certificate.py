@@ -21,7 +21,9 @@ from tunesmith.models.methods import Model
 from tunesmith.tasks.text_generation.probes import FILE, Probes, record
 
 CPU = torch.device("cpu")
-GOOD = Certificate("adapter", "float32", 40, 40, 0, 1.0, 1e-9, 12, 1.0, "base", "template", "data")
+GOOD = Certificate(
+    "adapter", "float32", 40, 40, 0, 1.0, 1e-9, 12, 1.0, "tiny", "base", "template", "data"
+)
 
 
 @pytest.fixture(scope="module")

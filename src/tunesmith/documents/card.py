@@ -127,7 +127,7 @@ def _proof(c: Certificate) -> str:
         f"at a tie. The best token is the same at {c.top1:.2%} of the positions, mean KL "
         f"{c.kl:.2g}. {c.different_from_base} are answered "
         f"otherwise than by the base, and {c.stop_rate:.0%} stop by themselves.\n\n"
-        f"Base `{c.base_digest}`, template `{c.template_digest}`; all figures in "
+        f"Base {c.base} `{c.base_digest}`, template `{c.template_digest}`; all figures in "
         "`certificate.json`."
     )
 

@@ -36,6 +36,8 @@ class Certificate:
     different_from_base: int
     """Probes on which the base answers otherwise, in its log-probabilities at least."""
     stop_rate: float
+    base: str
+    """Its public name: where its weights were quantised before, not that of the hub's weights."""
     base_digest: str
     template_digest: str
     data_digest: str

@@ -51,6 +51,7 @@ def run(assignment: Assignment, report: Report) -> None:
         engine.model,
         probes,
         of_base,
+        base=spec.public_name,
         base_digest=catalog.fingerprint(spec),
         template_digest=template_digest(results[0]),
         data_digest=assignment.data_digest,

@@ -38,6 +38,7 @@ def run(asked: Transfer, report: Report) -> None:
     of_base = probes.replay(task.load(spec, device))
     before = read(asked.name, source)
     facts = {
+        "base": spec.public_name,
         "base_digest": catalog.fingerprint(spec),
         "template_digest": before.template_digest,
         "data_digest": before.data_digest,
