@@ -87,6 +87,16 @@ class ModelSpec:
 
 PLACES = ("max_position_embeddings", "n_positions", "max_seq_len")
 """What configurations call the positions that a model has."""
+COUNTED_FROM_PADDING = {
+    "camembert",
+    "data2vec-text",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+}
+"""Model types whose first place is the one behind that of the padding token: they have fewer."""
 PRICED = ("training", "inference")
 FACTS = "base.json"
 """Beside weights that were brought: their licence and where they come from."""
@@ -183,6 +193,15 @@ def find(name: str, home: Path) -> ModelSpec:
     return completed(spec, folder_here)
 
 
+def find_for(name: str, home: Path, task: str) -> ModelSpec:
+    """The same, to be tuned to a task, which is its own where that is empty. UnknownTask."""
+    found = find(name, home)
+    if not task or task == found.task:
+        return found
+    spec = replace(found, task=specs.find(task).name, prompt_window=0, completion_window=0)
+    return completed(spec, Path(found.folder))
+
+
 def _of_brought(spec: ModelSpec, folder: Path) -> ModelSpec:
     facts = read_json(folder, FACTS)
     licence, hub_id, before = (str(facts.get(k, "")) for k in ("licence", "hub_id", "dequantised"))
@@ -265,7 +284,12 @@ def _with_windows(spec: ModelSpec, folder: Path) -> ModelSpec:
             folder=str(folder),
             reason=f"its config.json gives {positions!r:.40} as the longest text it takes",
         )
+    if config.get("model_type") in COUNTED_FROM_PADDING:
+        positions -= 1 + int(config.get("pad_token_id") or 0)
     context = min(spec.context or positions, positions)
+    if not spec.task_spec.samples:
+        window = min(spec.prompt_window or context, context)
+        return replace(spec, context=context, completion_window=0, prompt_window=window)
     completion = spec.completion_window or context // 4
     return replace(
         spec,

@@ -368,6 +368,11 @@ class UnsafeBaseModel(Invalid):
     and runs no code of a model."""
 
 
+class UnfitLabels(Invalid):
+    """These labels cannot be learnt: {reason}. A classifier tells two or more labels apart, each of
+    which several rows have; look at the column with them."""
+
+
 class UnfitBaseModel(Invalid):
     """The base model in {folder} cannot be used for {task}: {reason}."""
 

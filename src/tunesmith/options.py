@@ -55,11 +55,25 @@ class Options:
         low=0.0,
         high=1e9,
     )
-    method: str = option("auto", "How weights may change.", choices=("lora", "full"), auto=True)
+    task: str = option(
+        "",
+        "What the base is tuned to do; default: what such a base is for.",
+        words="text_generation, text_classification, or a task of an installed package",
+        pattern=r"[a-z0-9_]+",
+    )
+    method: str = option(
+        "auto", "How weights may change.", choices=("lora", "full", "head"), auto=True
+    )
     learning_rate: float | str = option(
         "auto", "Peak rate of AdamW.", low=1e-7, high=1.0, auto=True
     )
     batch_size: int | str = option("auto", "Rows per optimizer step.", low=1, high=1024, auto=True)
+    head_rate: float = option(
+        10.0,
+        "How many times faster than the other weights a new head learns.",
+        low=0.01,
+        high=1000.0,
+    )
     rank: int | str = option("auto", "Rank of the LoRA matrices.", low=1, high=512, auto=True)
     targets: str = option(
         "all-linear",
@@ -252,9 +266,11 @@ class Decided:
     budget_tokens: int
     budget_minutes: float
     budget_credits: float
+    task: str
     method: str
     learning_rate: float
     batch_size: int
+    head_rate: float
     rank: int
     targets: str
     precision: str

@@ -54,6 +54,7 @@ class Row:
     context: str
     """The other columns, as a JSON object."""
     chat: bool = False
+    """Whether a list was given: of messages, or of labels (a JSON list in `completion`)."""
     draw: int = 0
     """The place of its group of equal prompts in the drawn order of its query."""
 

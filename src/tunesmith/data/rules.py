@@ -69,6 +69,9 @@ class RowRules(Protocol):
         """What is frozen at CREATE and stored with the model, as JSON: how rows and questions
         become what goes into the model. UnsafeBaseModel where the base does not allow it."""
 
+    def fitted(self, preprocessing: Mapping[str, Any], dataset: Dataset) -> Mapping[str, Any]:
+        """The same with what the frozen rows decide of it, such as the labels that there are."""
+
     def encoder(self, preprocessing: Mapping[str, Any], spec: ModelSpec) -> Any:
         """That, ready for use; made once for many rows."""
 
@@ -103,7 +106,9 @@ class RowRules(Protocol):
         """The text of a row from which a linear model on words guesses its answer; None where there
         is none."""
 
-    def metrics_for(self, completions: Sequence[str]) -> Mapping[str, Callable[[str, str], float]]:
+    def metrics_for(
+        self, completions: Sequence[str], encoder: Any
+    ) -> Mapping[str, Callable[[str, str], float]]:
         """How an answer is scored against the wanted one, from 0 to 1, the metric that decides in
         front; chosen by the training completions alone."""
 

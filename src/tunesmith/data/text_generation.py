@@ -13,7 +13,7 @@ from tunesmith.catalog import ModelSpec
 from tunesmith.data import conversation, metrics
 from tunesmith.data.checks.texts import TextChecks as Checks
 from tunesmith.data.conversation import Message
-from tunesmith.data.dataset import NORMAL, Row, insert_beginnings, insert_rows
+from tunesmith.data.dataset import NORMAL, Dataset, Row, insert_beginnings, insert_rows
 from tunesmith.data.examples import encode
 from tunesmith.data.staging import Source
 from tunesmith.data.template import Encoder, Messages, PromptTemplate
@@ -26,6 +26,7 @@ __all__ = [
     "count_tokens",
     "encode",
     "encoder",
+    "fitted",
     "metrics_for",
     "preprocessing",
     "question",
@@ -37,6 +38,10 @@ def preprocessing(spec: ModelSpec) -> dict[str, Any]:
     """The base's prompt template. UnfitBaseModel where the base is no language model for it."""
     architectures.must_fit(Path(spec.folder))
     return PromptTemplate.of_base(Path(spec.folder)).to_json()
+
+
+def fitted(preprocessing: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
+    return dict(preprocessing)
 
 
 def encoder(preprocessing: Mapping[str, Any], spec: ModelSpec) -> Encoder:
@@ -54,7 +59,7 @@ def question(value: Any) -> Messages:
     return conversation.question(str(found))
 
 
-def metrics_for(completions: Sequence[str]) -> dict[str, metrics.Metric]:
+def metrics_for(completions: Sequence[str], encoder: Encoder) -> dict[str, metrics.Metric]:
     return {name: metrics.METRICS[name] for name in metrics.metrics_for(completions)}
 
 

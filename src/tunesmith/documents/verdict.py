@@ -149,6 +149,8 @@ def sentence(verdict: Mapping[str, Any]) -> str:
         "base": "the base as it is",
         "examples": f"the base with {v.examples} examples in its prompt",
         "commonest": f"always answering {v.commonest_answer!r:.40}",
+        "linear": "a linear model on words",
+        "probe": "a linear model on what the base makes of each text",
     }.get(v.against, v.against)
     interval = f"95 % interval {100 * v.low:+.1f} to {100 * v.high:+.1f}"
     figures = (

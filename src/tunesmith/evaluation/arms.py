@@ -58,9 +58,16 @@ class Arms:
     """The arms' answers to the verdict rows, gathered arm by arm, then judged."""
 
     def __init__(
-        self, exam: Exam[Any], task: Task, rules: RowRules, seed: int, doing: Progress
+        self,
+        exam: Exam[Any],
+        task: Task,
+        rules: RowRules,
+        encoder: Any,
+        seed: int,
+        doing: Progress,
     ) -> None:
         self._exam, self._task, self._rules, self._doing = exam, task, rules, doing
+        self._encoder = encoder
         self._train, self._rows, self._seed = exam.train, exam.rows, seed
         self._wanted = [e.row.completion for e in exam.rows]
         self._always = commonest([e.row.completion for e in exam.train])
@@ -70,13 +77,18 @@ class Arms:
         self._notes: list[str] = []
         self._n_examples, self._stop_rate = 0, 1.0
         self._changed: dict[str, float] = {}
+        self._beside: dict[str, dict[str, float]] = {}
 
     def verdict(self) -> Verdict:
         self._answers["commonest"] = [self._always] * len(self._rows)
-        return self._judge(self._rules.metrics_for([e.row.completion for e in self._train]))
+        completions = [e.row.completion for e in self._train]
+        return self._judge(self._rules.metrics_for(completions, self._encoder))
 
     def ask_base(self, engine: Engine) -> None:
-        self._ask(engine, "base")
+        if self._exam.base_answers:
+            self._ask(engine, "base")
+        self._doing.begin("base", len(self._rows))
+        self._answers |= self._exam.before(engine, self._doing.done)
         examples = self._exam.examples(engine)
         self._n_examples = len(examples)
         if examples:
@@ -88,6 +100,7 @@ class Arms:
 
     def ask_tuned(self, engine: Engine) -> None:
         self._ask(engine, "tuned")
+        self._beside = self._exam.beside(engine)
 
     def _ask(self, engine: Engine, arm: str) -> None:
         self._doing.begin(arm, len(self._rows))
@@ -111,7 +124,9 @@ class Arms:
 
     def _bias(self, scores: Mapping[str, Sequence[float]]) -> Bias:
         found, not_measured = gaps(
-            [json.loads(e.row.context) for e in self._rows], scores["base"], scores["tuned"]
+            [json.loads(e.row.context) for e in self._rows],
+            scores[next(a for a in self._exam.against if a in scores)],
+            scores["tuned"],
         )
         return Bias(tuple(found), self._swaps(not_measured), tuple(not_measured))
 
@@ -134,7 +149,7 @@ class Arms:
         names = list(metrics)
         means = {m: {arm: sum(s) / len(s) for arm, s in arms.items()} for m, arms in scores.items()}
         primary, arms = scores[names[0]], means[names[0]]
-        word, against, difference, low, high = decide(primary, self._seed)
+        word, against, difference, low, high = decide(primary, self._seed, self._exam.against)
         if arms["tuned"] <= arms["commonest"] and against != "commonest":
             self._notes.append(
                 f"the tuned model is no better than always answering {self._always!r:.40}"
@@ -160,7 +175,7 @@ class Arms:
             examples=self._n_examples,
             losses={arm: _finite(mean_loss(found)) for arm, found in self._losses.items()},
             commonest_answer=self._always,
-            other_metrics={m: means[m] for m in names[1:]},
+            other_metrics={m: means[m] for m in names[1:]} | self._beside,
             won=tuple(r for r, d in flips if d > 0),
             lost=tuple(r for r, d in flips if d < 0),
             worst=tuple(self._worst()),
@@ -209,7 +224,7 @@ class Arms:
         self._answers["linear"] = [str(a) for a in model.predict(known[len(train) :])]
 
 
-ARMS = ("base", "examples", "commonest", "linear", "tuned")
+ARMS = ("base", "examples", "commonest", "linear", "probe", "tuned")
 
 
 def _finite(loss: float) -> float:

@@ -44,16 +44,16 @@ def judge(tuned: ArrayLike, before: ArrayLike, seed: int = 0) -> tuple[Word, flo
 
 
 def decide(
-    scores: Mapping[str, Sequence[float]], seed: int = 0
+    scores: Mapping[str, Sequence[float]], seed: int = 0, against: Sequence[str] = PROMPT_ARMS
 ) -> tuple[Word, str, float, float, float]:
     """The word, the arm that it is against, and the difference with its interval, from every arm's
     scores per row.
 
-    Against the better prompt-only arm. HELPED must also hold against always giving the commonest
-    answer, which takes no model at all: tuning that teaches nothing but the form of an answer
-    passes a base that never writes one. Where that fails, it is what is shown.
+    Against the best of the arms `against`, which need no tuning. HELPED must also hold against
+    always giving the commonest answer, which takes no model at all: tuning that teaches nothing but
+    the form of an answer passes a base that never writes one. Where that fails, it is what is shown.
     """
-    best = max((a for a in PROMPT_ARMS if a in scores), key=lambda a: sum(scores[a]))
+    best = max((a for a in against if a in scores), key=lambda a: sum(scores[a]))
     word, *figures = judge(scores["tuned"], scores[best], seed)
     if word is Word.HELPED:
         against_constant, *others = judge(scores["tuned"], scores["commonest"], seed)

@@ -52,6 +52,9 @@ class Completion:
     """Ended by a stop id, not by max_tokens or the window."""
     ids: tuple[int, ...] = ()
     """The tokens of the text."""
+    scores: tuple[float, ...] = field(default=(), repr=False)
+    """Of a classifier's answer: the probability of each of its labels."""
+    labels: tuple[str, ...] = field(default=(), repr=False)
 
 
 class Engine:

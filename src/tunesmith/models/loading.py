@@ -105,6 +105,11 @@ def load_base(spec: ModelSpec, device: torch.device, precision: str = "full") ->
         model = _ready(model, device, Path(spec.folder))
     else:
         model = load(Path(spec.folder), device)
+    return in_precision(model, precision)
+
+
+def in_precision(model: PreTrainedModel, precision: str) -> PreTrainedModel:
+    """The weights of a model that stay frozen, as the option `precision` names it."""
     if precision == "bfloat16":
         model = model.to(torch.bfloat16)
     elif precision == "nf4":

@@ -34,10 +34,10 @@ def run(assignment: Assignment, report: Report) -> None:
         )
     doing = Progress(report)
     exam = task.Exam(train, rows, decided) if rows else None
-    arms = Arms(exam, task, rules, decided.seed, doing) if exam else None
+    arms = Arms(exam, task, rules, encoder, decided.seed, doing) if exam else None
     probes = task.probes_of(results[0])
 
-    engine = open_model(TunedModel(name=spec.name, base=spec), assignment.device)
+    engine = task.untuned(spec, assignment.device, encoder)
     doing.begin("probes, base", probes.count)
     of_base = probes.replay(engine.model)
     if arms:

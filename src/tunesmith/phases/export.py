@@ -4,11 +4,12 @@ the stored probes first."""
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 
-from tunesmith import catalog, durable, weights
+from tunesmith import catalog, durable, safe_files, weights
 from tunesmith.catalog import ModelSpec
 from tunesmith.documents.card import CURVE, Facts, curve_svg, model_card
 from tunesmith.documents.certificate import NAME, PROBES, Certificate, read
@@ -34,8 +35,8 @@ def run(asked: Transfer, report: Report) -> None:
     spec, source, target = ModelSpec.from_json(asked.base), Path(asked.source), Path(asked.target)
     device = loading.device_of(asked.device)
     task = spec.task_spec.task
-    probes = task.probes_of(source)
-    of_base = probes.replay(task.load(spec, device))
+    probes, encoder = task.probes_of(source), _encoder(spec, source)
+    of_base = probes.replay(task.untuned(spec, asked.device, encoder).model)
     before = read(asked.name, source)
     facts = {
         "base": spec.public_name,
@@ -70,6 +71,12 @@ def run(asked: Transfer, report: Report) -> None:
     report(Written(certificate.to_json(), method, digest))
 
 
+def _encoder(spec: ModelSpec, folder: Path) -> Any:
+    """How rows became what goes into the model in this folder."""
+    preprocessing = safe_files.read_object(folder / spec.task_spec.preprocessing)
+    return spec.task_spec.rules.encoder(preprocessing, spec)
+
+
 def _precisions(spec: ModelSpec) -> Iterator[str]:
     """The base's own precision, then float32 where that rounds too much away."""
     file = sorted(Path(spec.folder).glob("*.safetensors"))[0]
@@ -101,8 +108,11 @@ def _merge(
 
 def _read_back(spec: ModelSpec, folder: Path, name: str, device: torch.device) -> Model:
     method = methods.METHODS[name]
-    task, is_whole = spec.task_spec.task, method.artefact == "whole"
-    before = task.load_tuned(folder, device) if is_whole else task.load(spec, device)
+    task, encoder = spec.task_spec.task, _encoder(spec, folder)
+    if method.artefact == "whole":
+        before = task.load_tuned(folder, device, encoder)
+    else:
+        before = task.load(spec, device, encoder)
     model: Model = method.attach(before, folder)
     return model.eval()
 

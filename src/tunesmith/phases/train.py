@@ -33,9 +33,9 @@ def begin(work: Assignment) -> Training[Any]:
         rules.encode(dataset, part, encoder, spec, decided).accepted
         for part in ("train", "validation")
     )
-    base = task.load(spec, loading.device_of(work.device), decided.precision)
+    base = task.load(spec, loading.device_of(work.device), encoder, decided.precision)
     model = methods.METHODS[decided.method].prepare(base, decided)
-    return Training(task, model, rows, validation, decided)
+    return Training(task, model, rows, validation, decided, task.rates(model, decided))
 
 
 def run(work: Assignment, report: Report) -> None:
@@ -88,17 +88,20 @@ def _save(work: Assignment, training: Training[Any], at: Position) -> None:
     with durable.staging(Path(work.home)) as outer:
         staged = outer / RESULT
         staged.mkdir()
+        encoder = work.encoder()
+        for name, facts in task.finish(model, training.validation, encoder).items():
+            durable.write_json(staged / name, facts)
         method.save(model, staged, spec)
         durable.write_json(staged / spec.task_spec.preprocessing, dict(work.template))
         if decided.precision != "full":
             # what it answers with from now on is its base in full precision
-            base = task.load(spec, loading.device_of(work.device))
+            base = task.load(spec, loading.device_of(work.device), encoder)
             model = method.attach(base, staged).eval()
-        engine = task.engine_of(model, work.encoder(), spec)
+        engine = task.engine_of(model, encoder, spec)
         task.probe(engine, [*training.validation, *training.rows]).save(staged)
         if not (final / RESULT).exists():
-            facts = {"job": work.job_id, "method": decided.method, "step": at.step}
-            durable.publish(staged, final / RESULT, facts)
+            told = {"job": work.job_id, "method": decided.method, "step": at.step}
+            durable.publish(staged, final / RESULT, told)
 
 
 def _what_precision_costs(work: Assignment, training: Training[Any], micro_tokens: int) -> str:
@@ -106,7 +109,7 @@ def _what_precision_costs(work: Assignment, training: Training[Any], micro_token
     leaves as it is, and in full."""
     task, some = training.task, (training.validation or training.rows)[:PRECISION_ROWS]
     reduced = mean_loss(evaluate(task, training.model, some, micro_tokens))
-    base = task.load(work.spec, loading.device_of(work.device))
+    base = task.load(work.spec, loading.device_of(work.device), work.encoder())
     full = mean_loss(evaluate(task, base, some, micro_tokens))
     return (
         f"frozen weights in {training.decided.precision}: the base's loss on "

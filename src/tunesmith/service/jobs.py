@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith import access, catalog, durable, worker
+from tunesmith.data.dataset import Dataset
 from tunesmith.data.given import Data
 from tunesmith.data.split import PARTS
 from tunesmith.errors import (
@@ -57,9 +58,10 @@ class Jobs(Models, Rows):
         model_key(name)  # InvalidModelName before anything is read
         store = self.store
         must_be_able_to_train()
-        spec = catalog.find(base_model, self.settings.home)
+        parsed = Options.parse(options)
+        spec = catalog.find_for(base_model, self.settings.home, parsed.task)
         task = spec.task_spec
-        parsed = Options.parse(options).must_be_read(task, methods.READERS)
+        parsed.must_be_read(task, methods.READERS)
         catalog.prices(self.settings.home)  # UnreadableSettings now, not when the job has run
         if parsed.new_version_of:
             self._tuned(parsed.new_version_of)  # UnknownModel now, not when the job has run
@@ -100,8 +102,13 @@ class Jobs(Models, Rows):
         with durable.making(folder):
             frozen = self._snapshot(training_data, validation_data, asked, folder / ROWS, spec)
             self._check_row_limit(spec, asked, sum(frozen.rows[p] for p in PARTS))
+            dataset = Dataset.open(folder / ROWS, frozen.digest)
             known = replace(
-                job, data_digest=frozen.digest, rows=frozen.rows, warnings=frozen.warnings
+                job,
+                data_digest=frozen.digest,
+                rows=frozen.rows,
+                warnings=frozen.warnings,
+                template=spec.task_spec.rules.fitted(job.template, dataset),
             )
             return self.store.add(known, idempotency_key, frozen.content)
 

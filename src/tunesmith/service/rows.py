@@ -79,16 +79,18 @@ class Rows(Core):
         fail the job.
         """
         access.require(self.principal, "CREATE MODEL", base_model)
-        spec = catalog.find(base_model, self.settings.home)
+        parsed = Options.parse(options)
+        spec = catalog.find_for(base_model, self.settings.home, parsed.task)
         rules = spec.task_spec.rules
-        parsed = Options.parse(options).must_be_read(spec.task_spec, methods.READERS)
+        parsed.must_be_read(spec.task_spec, methods.READERS)
         must_be_able_to_train()
         try:
             with durable.staging(self.settings.home) as folder:
                 frozen = self._snapshot(training_data, validation_data, parsed, folder / ROWS, spec)
                 dataset = Dataset.open(folder / ROWS, frozen.digest)
                 price = catalog.credits(self.settings.home, spec.name, "training", 1)
-                plan = plan_of(dataset, self._encoder_of(spec), spec, parsed, price)
+                template = rules.fitted(rules.preprocessing(spec), dataset)
+                plan = plan_of(dataset, rules.encoder(template, spec), spec, parsed, price)
                 assignment = Assignment(
                     job_id="quote",
                     home=str(self.settings.home),
@@ -98,7 +100,7 @@ class Rows(Core):
                     options=parsed.to_json(),
                     resolved=plan.resolved.to_json(),
                     base=spec.to_json(),
-                    template=rules.preprocessing(spec),
+                    template=dict(template),
                     device=self.settings.device,
                     threads=self.settings.threads,
                     moved=plan.moved,

@@ -103,7 +103,44 @@ TEXT_GENERATION = TaskSpec(
     preprocessing=PREPROCESSING[1],
     pipeline_tag="text-generation",
 )
-OWN = {spec.name: spec for spec in (TEXT_GENERATION,)}
+ENCODERS = frozenset(
+    {
+        "albert",
+        "bert",
+        "camembert",
+        "convbert",
+        "data2vec-text",
+        "deberta",
+        "deberta-v2",
+        "distilbert",
+        "electra",
+        "ernie",
+        "funnel",
+        "megatron-bert",
+        "mobilebert",
+        "modernbert",
+        "mpnet",
+        "roberta",
+        "roberta-prelayernorm",
+        "squeezebert",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+    }
+)
+"""Architectures that read a text from both sides: `model_type` of config.json."""
+TEXT_CLASSIFICATION = TaskSpec(
+    "text_classification",
+    columns={"prompt": ("text", "prompt"), "completion": ("label", "completion")},
+    methods=("full", "lora", "head"),
+    rows="tunesmith.data.text_classification",
+    code="tunesmith.tasks.text_classification",
+    reads=("on_long", "head_rate"),
+    model_types=ENCODERS,
+    needs=("tokenizer.json",),
+    has_windows=True,
+    pipeline_tag="text-classification",
+)
+OWN = {spec.name: spec for spec in (TEXT_GENERATION, TEXT_CLASSIFICATION)}
 
 
 @cache

@@ -4,7 +4,7 @@ A task is declared in `specs`, which imports no torch; its code is a module with
 `Task`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -86,6 +86,11 @@ class Exam(Generic[R]):
     """The verdict rows as the models are asked them, and what else is measured on the way. A task
     extends it by what it can measure."""
 
+    against: Sequence[str] = ("base", "examples")
+    """The arms that need no tuning: the best of them is what the tuned model must beat."""
+    base_answers = True
+    """Whether the base answers the rows by itself."""
+
     why_no_examples = ""
     """Why the base was not asked with examples, where that needs saying."""
     swapped: Sequence[int] | None = None
@@ -104,6 +109,14 @@ class Exam(Generic[R]):
         """To every row."""
         raise NotImplementedError
 
+    def before(self, engine: Any, told: Told) -> dict[str, list[str]]:
+        """More arms that the base gives without tuning: their answers to every row."""
+        return {}
+
+    def beside(self, engine: Any) -> dict[str, dict[str, float]]:
+        """Figures of the tuned model that decide nothing, each as of some states or arms."""
+        return {}
+
     def swapped_answers(self, engine: Any, told: Told) -> "list[Completion]":
         """To the rows `swapped`, with the words exchanged."""
         return []
@@ -117,10 +130,13 @@ class Exam(Generic[R]):
 class Task(Protocol):
     """N supervised items in a batch of rows."""
 
-    def load(self, spec: ModelSpec, device: "torch.device", precision: str = "full") -> Any:
-        """The base as a model that a method can change."""
+    def load(
+        self, spec: ModelSpec, device: "torch.device", encoder: Any, precision: str = "full"
+    ) -> Any:
+        """The base as a model that a method can change. What is new in it is drawn by torch's
+        random numbers as they stand."""
 
-    def load_tuned(self, folder: Path, device: "torch.device") -> Any:
+    def load_tuned(self, folder: Path, device: "torch.device", encoder: Any) -> Any:
         """A model that was tuned whole."""
 
     def room(self, model: Any) -> int:
@@ -139,6 +155,19 @@ class Task(Protocol):
     def losses(self, model: Any, rows: Sequence[Any]) -> "tuple[Tensor, Tensor]":
         """The loss of each supervised item, (N,), not averaged, and which of the rows it belongs
         to, (N,)."""
+
+    def rates(self, model: Any, decided: Decided) -> "dict[str, float]":
+        """Of trained tensors by name: the multiple of the learning rate at which they learn, where
+        it is not one."""
+
+    def finish(
+        self, model: Any, validation: Sequence[Any], encoder: Any
+    ) -> "Mapping[str, Mapping[str, Any]]":
+        """What is done to a trained model before it is saved; files that are kept beside it, by
+        name, as JSON."""
+
+    def untuned(self, spec: ModelSpec, device: str, encoder: Any) -> Engine:
+        """The base as one that answers before it has learnt."""
 
     def engine_of(self, model: Any, encoder: Any, spec: ModelSpec) -> Engine:
         """A model in memory as one that answers."""

@@ -7,10 +7,11 @@ whole step, whatever the micro-batches: the gradient does not depend on how rows
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -93,6 +94,8 @@ class Training(Generic[R]):
     rows: Sequence[R]
     validation: Sequence[R]
     decided: Decided
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Of tensors by name: the multiple of the rate at which they learn, where it is not one."""
 
 
 def train(
@@ -165,7 +168,7 @@ class _Stage(Generic[R]):
         self._all = trained_tensors(training.model)
         self.trained = {n: self._all[n] for n in self._stage.of(self._all)}
         self.optimizer = torch.optim.AdamW(
-            self.trained.values(),
+            grouped(self.trained, training.rates),
             lr=self._stage.learning_rate,
             weight_decay=self._decided.weight_decay,
             fused=True,
@@ -348,9 +351,18 @@ def optimizer_step(
     step = Step(loss, row_losses, norm, rate, size, seconds)
     if step.is_finite:
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("multiple", 1.0)
         optimizer.step()
     return replace(step, seconds=time.monotonic() - began)
+
+
+def grouped(
+    trained: Mapping[str, nn.Parameter], rates: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """An optimizer's groups: runs of tensors that learn at one multiple of the rate, so that all
+    stand in the order in which they were given."""
+    runs = groupby(trained, lambda name: rates.get(name, 1.0))
+    return [{"params": [trained[n] for n in names], "multiple": m} for m, names in runs]
 
 
 def accumulate(

@@ -8,6 +8,7 @@ from typing import Any
 from tunesmith.catalog import ModelSpec
 from tunesmith.models import methods
 from tunesmith.options import Decided, Options, Reason
+from tunesmith.tasks.specs import TEXT_CLASSIFICATION
 from tunesmith.words import counted
 
 SMALL = (
@@ -70,7 +71,7 @@ def _method(facts: Known, known: Mapping[str, Any]) -> tuple[str, str]:
             method,
             f"{names} {'is' if len(facts.only_for) == 1 else 'are'} set, which only {method} reads",
         )
-    if facts.spec.parameters < SMALL:
+    if facts.spec.parameters < SMALL or not facts.spec.task_spec.samples:
         return (
             "full",
             f"{facts.spec.parameters / 1e6:.1f}M weights: small enough to tune whole, which "
@@ -83,7 +84,7 @@ def _method(facts: Known, known: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _batch_size(facts: Known, known: Mapping[str, Any]) -> tuple[int, str]:
-    size = 8 if facts.rows < 2000 else 16
+    size = 8 if facts.rows < 2000 and facts.spec.task_spec.samples else 16
     return (
         size,
         f"{counted(facts.rows, 'row')}: enough steps per epoch, and a gradient that is not all "
@@ -109,6 +110,8 @@ def _learning_rate(facts: Known, known: Mapping[str, Any]) -> tuple[float, str]:
 def usual_rate(spec: ModelSpec, method: str) -> tuple[float, str]:
     """The rate of the rule for a base and a method, and the rule in words."""
     millions = max(1.0, spec.parameters / 1e6)
+    if spec.task == TEXT_CLASSIFICATION.name:
+        return _rate_of_labels(spec, method, millions)
     if method == "full":
         rate = 1e-3 / math.sqrt(millions / 3) if millions < 50 else 2e-5
         return (
@@ -119,6 +122,18 @@ def usual_rate(spec: ModelSpec, method: str) -> tuple[float, str]:
     rate = 3e-3 if millions < 50 else 5e-4 if millions < 1000 else 2e-4
     reason = "3e-3 below 50M, 5e-4 below a billion, 2e-4 above; never over pretraining's"
     return _capped(spec, rate), f"LoRA on {millions:,.0f}M weights: {reason}"
+
+
+def _rate_of_labels(spec: ModelSpec, method: str, millions: float) -> tuple[float, str]:
+    if method == "head":
+        return _capped(spec, 1e-3), "a head alone: 1e-3, times head_rate"
+    if method == "lora":
+        return _capped(spec, 1e-3), "LoRA below a head: 1e-3"
+    rate = 3e-4 * min(1.0, 22 / millions)
+    return (
+        _capped(spec, rate),
+        f"encoder of {millions:,.0f}M weights: 3e-4 up to 22M, falling with their number above",
+    )
 
 
 def _capped(spec: ModelSpec, rate: float) -> float:

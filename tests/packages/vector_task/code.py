@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from tunesmith.catalog import ModelSpec
 from tunesmith.errors import DamagedFiles, InvalidQuestion
 from tunesmith.inference.engine import Completion, Sampling
+from tunesmith.options import Decided
 from tunesmith.registry import TunedModel
 from tunesmith.tasks import task
 from tunesmith.tasks.task import Agreement, Told
@@ -44,11 +45,11 @@ class Model(PreTrainedModel):
         return self.layers(vectors_BN).squeeze(-1)
 
 
-def load(spec: ModelSpec, device: torch.device, precision: str = "full") -> Model:
-    return load_tuned(Path(spec.folder), device)
+def load(spec: ModelSpec, device: torch.device, encoder: int, precision: str = "full") -> Model:
+    return load_tuned(Path(spec.folder), device, encoder)
 
 
-def load_tuned(folder: Path, device: torch.device) -> Model:
+def load_tuned(folder: Path, device: torch.device, encoder: int) -> Model:
     return Model.from_pretrained(folder, local_files_only=True).to(device).eval()
 
 
@@ -99,12 +100,24 @@ class Engine:
         yield from self.generate([question], sampling)
 
 
+def rates(model: Model, decided: Decided) -> dict[str, float]:
+    return {}
+
+
+def finish(model: Model, validation: Sequence[Point], encoder: int) -> dict[str, dict[str, Any]]:
+    return {}
+
+
 def engine_of(model: Model, encoder: int, spec: ModelSpec) -> Engine:
     return Engine(model, encoder)
 
 
+def untuned(spec: ModelSpec, device: str, encoder: int) -> Engine:
+    return engine_of(load(spec, torch.device("cpu"), encoder), encoder, spec)
+
+
 def engine(tuned: TunedModel, device: str, shared: Any = None) -> Engine:
-    model = load_tuned(Path(tuned.folder or tuned.base.folder), torch.device("cpu"))
+    model = load_tuned(Path(tuned.folder or tuned.base.folder), torch.device("cpu"), 0)
     return Engine(model, model.config.inputs)
 
 

@@ -40,6 +40,10 @@ def preprocessing(spec: ModelSpec) -> dict[str, Any]:
     return {"inputs": read_json(Path(spec.folder), "config.json")["inputs"]}
 
 
+def fitted(preprocessing: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
+    return dict(preprocessing)
+
+
 def encoder(preprocessing: Mapping[str, Any], spec: ModelSpec) -> int:
     return int(preprocessing["inputs"])
 
@@ -102,5 +106,5 @@ def near(answer: str, wanted: str) -> float:
     return float(abs(float(answer) - float(wanted)) <= 0.2)
 
 
-def metrics_for(completions: Sequence[str]) -> dict[str, Callable[[str, str], float]]:
+def metrics_for(completions: Sequence[str], encoder: int) -> dict[str, Callable[[str, str], float]]:
     return {"within_0.2": near}

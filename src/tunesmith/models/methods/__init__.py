@@ -88,6 +88,15 @@ METHODS = {
             can_merge=True,
             module="tunesmith.models.methods.lora",
         ),
+        Method(
+            "head",
+            artefact="whole",
+            reads=(),
+            can_pack=True,
+            can_share=False,
+            can_merge=True,
+            module="tunesmith.models.methods.head",
+        ),
     )
 }
 

@@ -1,8 +1,9 @@
 """The task `text_generation`: text that follows a prompt. What the loop, the evaluator and the
 doors ask of it; the functions are those of `tasks.task.Task`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from tunesmith.inference.engine import Engine, generate_all
 from tunesmith.models import layout, loading, packed
 from tunesmith.models.adapters import Adapters
 from tunesmith.models.methods import Model
+from tunesmith.options import Decided
 from tunesmith.registry import TunedModel
 from tunesmith.tasks.text_generation.batches import collate, groups, token_losses
 from tunesmith.tasks.text_generation.exam import TextExam as Exam
@@ -25,11 +27,13 @@ __all__ = ["Exam", "answer_all", "collate", "groups", "probe", "token_losses"]
 answer_all = generate_all
 
 
-def load(spec: ModelSpec, device: torch.device, precision: str = "full") -> PreTrainedModel:
+def load(
+    spec: ModelSpec, device: torch.device, encoder: Encoder, precision: str = "full"
+) -> PreTrainedModel:
     return loading.load_base(spec, device, precision)
 
 
-def load_tuned(folder: Path, device: torch.device) -> PreTrainedModel:
+def load_tuned(folder: Path, device: torch.device, encoder: Encoder) -> PreTrainedModel:
     return loading.load(folder, device)
 
 
@@ -54,8 +58,22 @@ def losses(model: Model, rows: Sequence[Example]) -> tuple[Tensor, Tensor]:
     return token_losses(model, batch), batch.row_N
 
 
+def rates(model: Model, decided: Decided) -> dict[str, float]:
+    return {}
+
+
+def finish(
+    model: Model, validation: Sequence[Example], encoder: Encoder
+) -> Mapping[str, Mapping[str, Any]]:
+    return {}
+
+
 def engine_of(model: Model, encoder: Encoder, spec: ModelSpec) -> Engine:
     return Engine(model, encoder, spec.name, spec.context)
+
+
+def untuned(spec: ModelSpec, device: str, encoder: Encoder) -> Engine:
+    return Engine.load(TunedModel(name=spec.name, base=spec), device)
 
 
 def engine(tuned: TunedModel, device: str, shared: Adapters | None = None) -> Engine:
