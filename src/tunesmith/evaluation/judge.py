@@ -51,7 +51,8 @@ def decide(
 
     Against the best of the arms `against`, which need no tuning. HELPED must also hold against
     always giving the commonest answer, which takes no model at all: tuning that teaches nothing but
-    the form of an answer passes a base that never writes one. Where that fails, it is what is shown.
+    the form of an answer passes a base that never writes one. Where that fails, it is what is
+    shown.
     """
     best = max((a for a in against if a in scores), key=lambda a: sum(scores[a]))
     word, *figures = judge(scores["tuned"], scores[best], seed)

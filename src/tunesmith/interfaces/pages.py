@@ -20,9 +20,13 @@ ARMS = {
     "examples": "{base} with {examples} examples in its prompt",
     "commonest": "always {always!r:.40}",
     "linear": "a linear model on words",
+    "probe": "a linear model on what {base} makes of each text",
     "tuned": "{name}, tuned",
 }
 METRIC_WORDS = {
+    "accuracy": "right labels",
+    "label_f1": "F1 of a row's labels",
+    "exact_set": "all labels right",
     "exact_match": "exact match",
     "number": "equal numbers",
     "json": "valid and equal JSON",
@@ -50,17 +54,17 @@ def verdict_text(verdict: Mapping[str, Any] | None, base: str, name: str) -> lis
         f"  {100 * score:5.1f} %  {ARMS[arm].format(**words)}"
         for arm, score in verdict["arms"].items()
     ]
-    won, lost, losses, kept = (
-        len(verdict["won"]),
-        len(verdict["lost"]),
-        verdict["losses"],
-        verdict["retention"],
-    )
-    lines.append(
-        f"rows won {won}, lost {lost}; loss {losses['base']:.3f} -> {losses['tuned']:.3f}; "
-        f"answers that stop {verdict['stop_rate']:.1%}; "
-        f"plain prose {kept['base']:.2f} -> {kept['tuned']:.2f} bits per byte"
-    )
+    losses, kept = verdict["losses"], verdict["retention"]
+    told = [f"rows won {len(verdict['won'])}, lost {len(verdict['lost'])}"]
+    told.append(f"loss {' -> '.join(f'{loss:.3f}' for loss in losses.values())}")
+    if kept:
+        told.append(f"answers that stop {verdict['stop_rate']:.1%}")
+        told.append(f"plain prose {kept['base']:.2f} -> {kept['tuned']:.2f} bits per byte")
+    for name, figures in verdict["other_metrics"].items():
+        if "before" in figures:
+            words = name.replace("_", " ")
+            told.append(f"{words} {figures['before']:.3f} -> {figures['after']:.3f}")
+    lines.append("; ".join(told))
     return (
         lines
         + list(_bias_lines(verdict.get("bias")))

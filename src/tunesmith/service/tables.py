@@ -88,7 +88,7 @@ def _verdict_row(job: Mapping[str, Any]) -> dict[str, Any]:
             k: getattr(v, k)
             for k in ("word", "metric", "n", "against", "difference", "low", "high", "stop_rate")
         },
-        "base_loss": v.losses["base"],
+        "base_loss": v.losses.get("base"),
         "tuned_loss": v.losses["tuned"],
         "rows_won": len(v.won),
         "rows_lost": len(v.lost),
