@@ -10,7 +10,6 @@ import duckdb
 from tunesmith import catalog
 from tunesmith.data.dataset import Dataset, snapshot
 from tunesmith.data.given import sources_of
-from tunesmith.data.template import Encoder, PromptTemplate
 from tunesmith.options import Options
 from tunesmith.phases import evaluate, train
 from tunesmith.phases.child import Assignment
@@ -36,22 +35,21 @@ def run_job(
 
     `parts` are training, validation and test rows of these columns; `home` is an empty folder.
     """
-    sources = sources_of(
-        {
-            name: [dict(zip(columns, row, strict=True)) for row in rows]
-            for name, rows in parts.items()
-        }
-    )
+    spec = catalog.find_for(base, home, str(asked.get("task", "")))
+    rules = spec.task_spec.rules
+    given = {
+        name: [dict(zip(columns, row, strict=True)) for row in rows] for name, rows in parts.items()
+    }
+    sources = sources_of(given, "", spec.task_spec)
     with duckdb.connect() as connection:
         frozen = snapshot(
             connection, sources, home / "data", home=home, seed=split_seed(Options.parse(asked))
         )
-    spec = catalog.find(base, home)
-    template = PromptTemplate.of_base(Path(spec.folder))
-    encoder = Encoder(template, Path(spec.folder))
+    dataset = Dataset.open(home / "data", frozen.digest)
+    template = rules.fitted(rules.preprocessing(spec), dataset)
     plan = plan_of(
-        Dataset.open(home / "data", frozen.digest),
-        encoder,
+        dataset,
+        rules.encoder(template, spec),
         spec,
         Options.parse(asked),
         catalog.credits(home, spec.name, "training", 1),
@@ -66,7 +64,7 @@ def run_job(
         options=dict(asked),
         resolved=plan.resolved.to_json(),
         base=spec.to_json(),
-        template=template.to_json(),
+        template=dict(template),
         device="cpu",
         threads=threads,
         moved=plan.moved,

@@ -201,6 +201,78 @@ def make_base(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def make_encoder(folder: Path, kind: str = "bert", **changes: Any) -> Path:
+    """Write a tiny encoder of whole words and letters; `changes` go into its config."""
+    import string
+
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import AutoModel
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    special = ["<pad>", "<unk>", "<cls>", "<sep>"]
+    letters = string.ascii_lowercase + string.digits + string.punctuation
+    words = [*special, *WORDS, *letters, *(f"##{c}" for c in letters)]
+    vocabulary = {w: i for i, w in enumerate(dict.fromkeys(words))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens(special)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<cls> $A <sep>",
+        pair="<cls> $A <sep> $B:1 <sep>:1",
+        special_tokens=[("<cls>", 2), ("<sep>", 3)],
+    )
+    tokenizer.enable_truncation(16)  # as some bases are saved: it must not be read
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<cls>", "sep_token": "<sep>"}
+    names |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    config = {
+        "vocab_size": len(vocabulary),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "hidden_dropout_prob": 0.1,
+    }
+    torch.manual_seed(0)
+    model = AutoModel.from_config(CONFIG_MAPPING[kind](**{**config, **changes}))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that has learnt which words a text holds: what random weights make of texts is all
+    alike."""
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import BertForSequenceClassification
+
+    torch.set_num_threads(1)
+    folder = make_encoder(tmp_path_factory.mktemp("bases") / "encoder")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_padding(length=12)
+    config = {"num_labels": len(WORDS), "problem_type": "multi_label_classification"}
+    model = BertForSequenceClassification.from_pretrained(folder, **config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        held = torch.rand(16, len(WORDS), generator=draw) < 0.25
+        texts = [" ".join(w for w, h in zip(WORDS, row, strict=True) if h) for row in held]
+        made = tokenizer.encode_batch(texts)
+        ids, mask = (torch.tensor([getattr(e, n) for e in made]) for n in ("ids", "attention_mask"))
+        optimizer.zero_grad()
+        model(input_ids=ids, attention_mask=mask, labels=held.float()).loss.backward()
+        optimizer.step()
+    model.bert.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tuned_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny base after it has learnt to repeat a word: adapters on random weights learn nothing,

@@ -346,6 +346,11 @@ class PromptTooLong(Invalid):
     its answer. Shorten the prompt ({prompt!r})."""
 
 
+class NotTuned(Invalid):
+    """{name} is a base without labels of its own: it answers once it was tuned (FINETUNE('CREATE',
+    …), tunesmith job create)."""
+
+
 class UnfinishedAnswer(Invalid):
     """{count:answer} of {model!r} did not end within their tokens, so they are no whole JSON; the
     first: {answer!r}. Raise max_tokens ({max_tokens}), or limit what the schema allows (enum,

@@ -45,6 +45,8 @@ ASKING = (
     "transformers_weights",
 )
 """What makes a library load code of others, or weights from elsewhere; as every private key can."""
+MEANT = {("max_relative_positions", -1)}
+"""Below zero all the same: how DeBERTa says that it takes its longest text."""
 LARGEST_NUMBER = 2**31  # of a config: a count beyond it is nothing that could be built
 NORMALIZERS = {
     "NFC",
@@ -127,6 +129,7 @@ def _cleaned(folder: Path) -> tuple[dict[str, Any], set[str]]:
             key.startswith(("num_", "max_", "n_"))
             and isinstance(value, (int, float))
             and not 0 <= value < LARGEST_NUMBER
+            and (key, value) not in MEANT
         ):
             raise UnsafeBaseModel(
                 folder=str(folder), reason=f"its config.json sets {key} to {value!r:.20}"

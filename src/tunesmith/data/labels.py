@@ -2,14 +2,16 @@
 row. No torch."""
 
 import json
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from tunesmith.errors import UnfitLabels
 
 MOST_LABELS = 10_000
+THRESHOLD = 0.5
+"""Where a row may have several labels: those at least as likely are given."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,53 @@ class Labels:
 
     def to_json(self) -> dict[str, Any]:
         return {"labels": list(self.names), "several": self.several}
+
+
+@dataclass(frozen=True)
+class Classification:
+    """A classifier's answer to one text."""
+
+    label: str
+    """The likeliest label; where a row may have several, a JSON list of those likely enough."""
+    labels: tuple[str, ...]
+    """Those that it stands for."""
+    probabilities: Mapping[str, float]
+    """Of every label; they add up to one where a row has one label."""
+
+    @classmethod
+    def of(
+        cls,
+        names: Sequence[str],
+        scores: Sequence[float],
+        several: bool,
+        threshold: float | Mapping[str, float] = THRESHOLD,
+    ) -> "Classification":
+        """`threshold`: for every label, or for each by its name (the others: THRESHOLD)."""
+        known = Labels(tuple(names), several)
+        needed = (
+            [threshold.get(n, THRESHOLD) for n in names]
+            if isinstance(threshold, Mapping)
+            else [threshold] * len(names)
+        )
+        places = chosen(scores, several, needed)
+        return cls(
+            known.text(places),
+            tuple(names[i] for i in places),
+            dict(zip(names, scores, strict=True)),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"labels": list(self.labels)}
+
+
+def chosen(
+    scores: Sequence[float], several: bool, needed: Sequence[float] | None = None
+) -> list[int]:
+    """Places of the labels that are given, of the probabilities of all."""
+    if several:
+        least = needed or [THRESHOLD] * len(scores)
+        return [i for i, p in enumerate(scores) if p >= least[i]]
+    return [max(range(len(scores)), key=scores.__getitem__)]
 
 
 def to_text(names: Iterable[str]) -> str:

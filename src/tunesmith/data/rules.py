@@ -55,6 +55,8 @@ class Encoding(Generic[A]):
 
     accepted: list[A] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+    """What must be known of the accepted ones."""
 
     def reject(self, part: str, row: Row, reason: str, detail: str) -> None:
         told = {"part": part, "row": row.row, "reason": reason, "detail": detail}

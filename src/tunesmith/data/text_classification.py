@@ -2,6 +2,7 @@
 that belong to it. The functions are those of `rules.RowRules`."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,6 +167,7 @@ def encode(
     dataset: Dataset, part: str, encoder: TextEncoder, spec: ModelSpec, options: Options | Decided
 ) -> Encoding[Example]:
     found = Encoding[Example]()
+    unheard: Counter[str] = Counter()
     for rows in _batches(dataset.rows(part)):
         questions = [question_of(r) for r in rows]
         whole = encoder.encode(questions)
@@ -183,10 +185,16 @@ def encode(
             made = cut.get(i, whole[i])
             types = made.type_ids if questions[i][1] is not None else None
             targets = encoder.labels.places(row.completion)
+            unheard.update(encoder.labels.unknown(row.completion))
             weight = len(encoder.labels.names) if encoder.labels.several else 1
             found.accepted.append(
                 Example(row, made.ids, types, targets, questions[i], i in cut, weight)
             )
+    if unheard:
+        names = ", ".join(f"{name!r:.60} ({n})" for name, n in unheard.most_common(10))
+        found.told.append(
+            f"labels of {part} rows that no training row has, and that count as wrong: {names}"
+        )
     return found
 
 

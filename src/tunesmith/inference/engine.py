@@ -55,6 +55,8 @@ class Completion:
     scores: tuple[float, ...] = field(default=(), repr=False)
     """Of a classifier's answer: the probability of each of its labels."""
     labels: tuple[str, ...] = field(default=(), repr=False)
+    several: bool = field(default=False, repr=False)
+    """Whether a text may have several of them."""
 
 
 class Engine:

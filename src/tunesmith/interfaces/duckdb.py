@@ -13,7 +13,7 @@ import os
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -177,6 +177,15 @@ class _Functions:
                 null_handling="special",
                 side_effects=True,
             )
+        self._connection.create_function(  # type: ignore[call-overload]
+            f"{OWN}classify",
+            self._classify,
+            ["VARCHAR", "VARCHAR[]", "VARCHAR"],
+            "VARCHAR",
+            type="arrow",
+            null_handling="special",
+            side_effects=True,
+        )
         for statement in macros(_users_own(self._connection)):
             self._connection.execute(statement)
 
@@ -281,6 +290,26 @@ class _Functions:
             for m, c in zip(models, whole, strict=True)
         ]
 
+    def _classify(self, models: Any, inputs: Any, options: Any) -> Any:
+        """One vector: model, text as its kind and text, options as JSON. The label; with the option
+        `details` an object with the probability of every label. NULL for no text."""
+        import pyarrow
+
+        rows = list(zip(*(c.to_pylist() for c in (models, inputs, options)), strict=True))
+        answers: list[str | None] = [None] * len(rows)
+        groups: dict[tuple[str, str | None], list[int]] = {}
+        for i, (model, text, asked) in enumerate(rows):
+            if model is not None and text is not None and text[0] != MISSING:
+                groups.setdefault((model, asked), []).append(i)
+        for (model, asked), places in groups.items():
+            details, threshold = _classify_options(asked)
+            texts = [_input(*rows[i][1]) for i in places]
+            found = self._service.classify(model, texts, threshold=threshold)
+            for i, c in zip(places, found, strict=True):
+                told = json.dumps(c.to_json(), ensure_ascii=False)
+                answers[i] = told if details else c.label
+        return pyarrow.array(answers, pyarrow.string())
+
     def _count_tokens(self, model: str | None, text: str | None) -> int | None:
         return None if model is None or text is None else self._service.count_tokens(model, text)
 
@@ -360,6 +389,32 @@ def _prompt(kind: str, text: str | None) -> Any:
             return text
         return found if is_conversation(found) else text
     return text
+
+
+def _input(kind: str, text: str | None) -> Any:
+    """What CLASSIFY was given: a text, or two in a list or an object."""
+    if kind == INVALID:
+        return Broken()
+    if text is not None and text[:1] in "[{":
+        with suppress(ValueError, RecursionError):
+            found = json.loads(text)
+            is_pair = isinstance(found, list) and len(found) == 2 and kind == LIST
+            if is_pair or (isinstance(found, dict) and "text" in found):
+                return found
+    return text
+
+
+def _classify_options(text: str | None) -> tuple[bool, Any]:
+    """`details` and `threshold` of CLASSIFY."""
+    found = parse_object(text)
+    details, threshold = found.pop("details", False), found.pop("threshold", None)
+    for name, value in found.items():
+        raise InvalidOptionValue(
+            name=name, value=value, allowed="CLASSIFY takes details and threshold"
+        )
+    if not isinstance(details, bool):
+        raise InvalidOptionValue(name="details", value=details, allowed="true or false")
+    return details, threshold
 
 
 def completion_options(options: str | None, response_format: str | None) -> dict[str, Any]:

@@ -60,10 +60,10 @@ def verdict_text(verdict: Mapping[str, Any] | None, base: str, name: str) -> lis
     if kept:
         told.append(f"answers that stop {verdict['stop_rate']:.1%}")
         told.append(f"plain prose {kept['base']:.2f} -> {kept['tuned']:.2f} bits per byte")
-    for name, figures in verdict["other_metrics"].items():
+    for metric, figures in verdict["other_metrics"].items():
         if "before" in figures:
-            words = name.replace("_", " ")
-            told.append(f"{words} {figures['before']:.3f} -> {figures['after']:.3f}")
+            change = f"{figures['before']:.3f} -> {figures['after']:.3f}"
+            told.append(f"{metric.replace('_', ' ')} {change}")
     lines.append("; ".join(told))
     return (
         lines

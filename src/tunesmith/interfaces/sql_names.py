@@ -69,6 +69,7 @@ def _json(name: str) -> str:
 
 
 _PROMPT = sql_cell("prompt")
+_INPUT = sql_cell("input")
 
 
 def _overload(parameters: list[str], body: str) -> str:
@@ -114,6 +115,13 @@ MACROS: dict[str, list[str]] = {
             f"{B}{OWN}complete(model, {_PROMPT}, "
             f"{', '.join(map(_json, ('model_parameters', 'response_format', 'show_details')))})",
         )
+    ],
+    "classify": [
+        _overload(["model", "input"], f"{B}{OWN}classify(model, {_INPUT}, NULL)"),
+        _overload(
+            ["model", "input", "options"],
+            f"{B}{OWN}classify(model, {_INPUT}, {_json('options')})",
+        ),
     ],
     "count_tokens": [
         _overload(["model", "content"], f"{B}{OWN}count_tokens(model, {sql_cell('content')}[2])")

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import logging as transformers_logging
 
 from tunesmith import safe_files
 from tunesmith.data.labels import Labels
 from tunesmith.errors import DamagedFiles
-from tunesmith.models.methods import decoder_of
+from tunesmith.models.head import KIND, last_layer
 
-KIND = {False: "single_label_classification", True: "multi_label_classification"}
 DROPOUTS = ("dropout", "pdrop")
 
 
@@ -30,6 +30,8 @@ def load(folder: Path, device: torch.device, labels: Labels, tuned: bool = False
     """
     safe_files.check_model(folder)
     config = _config(folder, labels)
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # that the head is new is no news
     try:
         model, found = AutoModelForSequenceClassification.from_pretrained(
             folder,
@@ -43,6 +45,8 @@ def load(folder: Path, device: torch.device, labels: Labels, tuned: bool = False
         )
     except Exception as e:
         raise DamagedFiles(folder=str(folder), reason=f"{type(e).__name__}: {e}") from None
+    finally:
+        transformers_logging.set_verbosity(before)
     lacking = {*found["missing_keys"], *(str(k[0]) for k in found["mismatched_keys"])}
     new = set() if tuned else {n for n in lacking if _is_new(model, n)}
     if lacking - new:
@@ -78,44 +82,6 @@ def _is_new(model: PreTrainedModel, name: str) -> bool:
     return not name.startswith(f"{model.base_model_prefix}.") or ".pooler." in name
 
 
-def head_of(model: Any) -> dict[str, nn.Parameter]:
-    """The parameters that stand behind the base's own layers."""
-    prefix = f"{decoder_of(model).base_model_prefix}."
-    own = {id(p) for n, p in decoder_of(model).named_parameters() if not n.startswith(prefix)}
-    return {n: p for n, p in model.named_parameters() if id(p) in own}
-
-
-def last_layer(model: Any) -> nn.Linear:
-    """The one whose outputs are the logits."""
-    base = decoder_of(model)
-    linear = [
-        m
-        for n, m in base.named_modules()
-        if isinstance(m, nn.Linear) and not n.startswith(f"{base.base_model_prefix}.")
-    ]
-    found = [m for m in linear if m.out_features == base.config.num_labels]
-    return found[-1]
-
-
-@torch.no_grad()
-def zero(model: Any) -> Any:
-    """The model with a head that holds every label for as likely."""
-    layer = last_layer(model)
-    layer.weight.zero_()
-    if layer.bias is not None:
-        layer.bias.zero_()
-    return model
-
-
-@torch.no_grad()
-def fold(model: Any, temperature: float) -> None:
-    """Divide the logits by a temperature, for good."""
-    layer = last_layer(model)
-    layer.weight.div_(temperature)
-    if layer.bias is not None:
-        layer.bias.div_(temperature)
-
-
 def logits(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     """(B, C)"""
     found: Tensor = model(**inputs).logits
@@ -124,11 +90,15 @@ def logits(model: Any, inputs: dict[str, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def features(model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """What the last layer is given, (B, D)."""
+    """What the last layer is given, (B, D): at the last token where the class asks there."""
     kept: list[Tensor] = []
     hook = last_layer(model).register_forward_hook(lambda _, given, __: kept.append(given[0]))
     try:
         model(**inputs)
     finally:
         hook.remove()
-    return kept[0]
+    [given] = kept
+    if given.ndim == 2:
+        return given
+    last_B = inputs["attention_mask"].sum(1) - 1
+    return given[torch.arange(len(given), device=given.device), last_B]

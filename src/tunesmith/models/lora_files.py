@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tunesmith.models import head
 from tunesmith.safe_files import read_object, tensor_sizes
 
 MOST_RANK, MOST_TARGETS = 4096, 20_000
@@ -34,6 +35,8 @@ NAMED = {
 """Keys of adapter_config.json that may say something: two of them of what is switched off, the last
 that the weights of a layer stand the other way round, which PEFT sees by itself. All others change
 the arithmetic, or what PEFT does, and must be empty."""
+ADDED = {"classifier", "score"}
+"""What PEFT itself names as a classifier's head, whether it has such parts or not."""
 OUTSIDE = "base_model.model."  # what PEFT writes before the names of layers
 
 
@@ -49,10 +52,14 @@ class LowRank:
 def read(folder: Path, model: PreTrainedModel) -> dict[str, LowRank]:
     """Of each layer of the base that the adapter changes, what it adds. ValueError where the files
     say anything else than `methods.lora` does, or do not fit the base."""
-    rank, scaling = _settings(read_object(folder / "adapter_config.json"))
+    rank, scaling = _settings(read_object(folder / "adapter_config.json"), model)
     file = folder / "adapter_model.safetensors"
     tensor_sizes(file)
     tensors = load_file(file)
+    for name, wanted in head.tensors(model).items():
+        found_here = tensors.pop(f"{OUTSIDE}{name}", None)
+        if found_here is None or found_here.shape != wanted.shape:
+            raise ValueError(f"{name}, of the head, is missing or of another shape")
     names = sorted({n.removeprefix(OUTSIDE).rpartition(".lora_")[0] for n in tensors})
     if len(tensors) != 2 * len(names):
         raise ValueError("it holds other tensors than two for each layer")
@@ -77,7 +84,7 @@ def _widths(layer: Any) -> tuple[int, ...]:
     return tuple(layer.weight.shape)
 
 
-def _settings(config: Mapping[str, Any]) -> tuple[int, float]:
+def _settings(config: Mapping[str, Any], model: PreTrainedModel) -> tuple[int, float]:
     """The rank, and alpha over the rank."""
     rank, alpha, targets = (config.get(k) for k in ("r", "lora_alpha", "target_modules"))
     if type(rank) is not int or not 1 <= rank <= MOST_RANK or type(alpha) is not int:
@@ -89,10 +96,13 @@ def _settings(config: Mapping[str, Any]) -> tuple[int, float]:
         or not all(isinstance(n, str) and PLAIN_NAME.fullmatch(n) for n in names)
     ):
         raise ValueError("its target_modules are no names of layers")
-    fixed = {"peft_type": "LORA", "bias": "none", "init_lora_weights": True}
-    other = [k for k, v in config.items() if k not in NAMED and v]
+    fixed: dict[str, Any] = {"peft_type": "LORA", "bias": "none", "init_lora_weights": True}
+    other = [k for k, v in config.items() if k not in {*NAMED, "modules_to_save"} and v]
     other += [k for k, v in fixed.items() if config.get(k) != v]
-    other += ["task_type"] * (config.get("task_type") not in (None, "CAUSAL_LM"))
+    other += ["task_type"] * (config.get("task_type") not in (None, head.peft_task(model)))
+    kept, saved = set(head.modules(model)), set(config.get("modules_to_save") or ())
+    if not kept <= saved <= (kept | ADDED if kept else kept):
+        other.append("modules_to_save")
     if other:
         raise ValueError(
             f"its adapter_config.json sets {', '.join(sorted(other))} otherwise than Tunesmith does"

@@ -88,6 +88,7 @@ def plan_of(dataset: Dataset, encoder: Any, spec: ModelSpec, asked: Options, pri
     cut = sum(e.is_cut for examples in accepted.values() for e in examples)
     rejected = dataset.rejected() + rejected
     told += warnings(spec, resolved.learning_rate, rejected) + ([why_last] if why_last else [])
+    told += [words for encoding in parts.values() for words in encoding.told]
     used = sum(e.size for e in train)
     return Plan(
         resolved, used, {**counts, "rejected": len(rejected), "cut": cut}, rejected, moved, told

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from tunesmith import access, catalog, imports
+from tunesmith.data.labels import THRESHOLD, Classification
 from tunesmith.documents.verdict import Word, sentence
 from tunesmith.errors import (
     InvalidOptionValue,
@@ -24,6 +25,7 @@ from tunesmith.errors import (
 )
 from tunesmith.registry import TunedModel
 from tunesmith.service.models import Models
+from tunesmith.tasks.specs import TEXT_CLASSIFICATION
 from tunesmith.words import counted
 
 if TYPE_CHECKING:
@@ -87,6 +89,38 @@ class Answers(Models):
                 max_tokens=most,
             )
         return [found[i] for i in range(len(prompts))]
+
+    def classify(
+        self,
+        name: str,
+        texts: Sequence[Any],
+        *,
+        threshold: float | Mapping[str, float] | None = None,
+    ) -> list[Classification]:
+        """The label of each text with the probability of every label, in order. A text is one, a
+        list of two, or an object with `text` and `text_pair`.
+
+        `threshold`: how likely a label must be where a text may have several, for all or by name.
+        WrongTask where the model gives no labels.
+        """
+        tuned = self.model(name)
+        if tuned.base.task != TEXT_CLASSIFICATION.name:
+            task = tuned.base.task
+            raise WrongTask(what="Classifying", needed="labels", name=name, task=task)
+        least = _thresholds(threshold)
+        found = self.complete(name, texts)
+        if threshold is not None and found and not found[0].several:
+            raise OptionNotRead(
+                name="threshold",
+                value=threshold,
+                readers="models whose rows had lists of labels",
+                here="this one gives one label",
+            )
+        for label in least if isinstance(least, Mapping) else ():
+            if found and label not in found[0].labels:
+                allowed = f"labels of {name}: {', '.join(found[0].labels[:20])}"
+                raise InvalidOptionValue(name="threshold", value=label, allowed=allowed)
+        return [Classification.of(c.labels, c.scores, c.several, least) for c in found]
 
     def stream(self, name: str, prompt: Any, **options: Any) -> Iterator[str]:
         """The answer to one prompt in pieces as they are written; joined they are what `complete`
@@ -252,6 +286,17 @@ def _read_by(models: Iterable[TunedModel], sampling: dict[str, Any]) -> dict[str
         readers = "models that write text"
         raise OptionNotRead(name=name, value=value, readers=readers, here=here)
     return sampling
+
+
+def _thresholds(given: Any) -> float | dict[str, float]:
+    if given is None:
+        return THRESHOLD
+    values = given if isinstance(given, Mapping) else {"": given}
+    for value in values.values():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            allowed = "a number from 0 to 1, or such a number for each of some labels"
+            raise InvalidOptionValue(name="threshold", value=given, allowed=allowed)
+    return dict(values) if isinstance(given, Mapping) else float(given)
 
 
 def _limited(name: str, value: Any) -> float | int:

@@ -60,6 +60,38 @@ def complete(
         print(c["text"].replace("\r", "\\r").replace("\n", "\\n") if len(asked) > 1 else c["text"])
 
 
+def classify(
+    model: Annotated[str, typer.Argument(help="A model that was tuned to give labels.")],
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(help="Texts; without any, one per line from standard input."),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Where a text may have several labels: how likely each must be."),
+    ] = None,
+    encoding: Annotated[
+        str, typer.Option(help="Of standard input; default: by its byte-order mark, else UTF-8.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """The label of each text, one a line, with how likely it is. An empty line is answered by
+    one."""
+    from tunesmith.data.text import is_empty
+
+    asked = texts or _lines_of_input(encoding)
+    given = [t for t in asked if not is_empty(t)]
+    found = iter(open_service().classify(model, given, threshold=threshold))
+    answers = [None if is_empty(t) else next(found) for t in asked]
+    if as_json:
+        told = zip(asked, answers, strict=True)
+        show_json([{"text": t, **(a.to_json() if a else {"label": None})} for t, a in told])
+        return
+    for a in answers:
+        shown = ", ".join(f"{n} {a.probabilities[n]:.3f}" for n in a.labels) if a else ""
+        print(shown or ("" if a is None else "-"))
+
+
 def _lines_of_input(encoding: str) -> list[str]:
     from tunesmith.data.files import decoded
 

@@ -3,7 +3,7 @@ saved."""
 
 from typing import Any
 
-from tunesmith.models import classifier
+from tunesmith.models import head
 from tunesmith.models.methods.full import attach, merge, save
 from tunesmith.options import Decided
 
@@ -12,6 +12,6 @@ __all__ = ["attach", "merge", "prepare", "save"]
 
 def prepare(model: Any, options: Decided) -> Any:
     model.requires_grad_(False)
-    for parameter in classifier.head_of(model).values():
+    for parameter in head.trained(model).values():
         parameter.requires_grad_(True)
     return model

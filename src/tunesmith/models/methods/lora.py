@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from tunesmith import imports
 from tunesmith.catalog import ModelSpec
 from tunesmith.errors import DamagedFiles
-from tunesmith.models import lora_files
+from tunesmith.models import head, lora_files
 from tunesmith.options import Decided
 
 # bitsandbytes takes a second, and is needed where weights are frozen in NF4 alone: then it has been
@@ -40,17 +40,21 @@ IN_KERNELS = ("out_proj", "x_proj", "dt_proj")  # of a Mamba: see _is_read_by_a_
 
 
 def prepare(model: PreTrainedModel, options: Decided) -> PeftModel:
-    config = _config(options.rank, _linear_layers(model, options.targets))
+    config = _config(model, options.rank, _linear_layers(model, options.targets))
     convert_peft_config_for_transformers(config, model, None)
     if config.target_parameters:  # it took layers for experts by their names: they are left out
-        config = _config(options.rank, sorted(config.target_modules))
+        config = _config(model, options.rank, sorted(config.target_modules))
     config._register_custom_module({nn.Linear: FusedLinear})
     with _quiet():
         return get_peft_model(model, config)
 
 
-def _config(rank: int, layers: list[str]) -> LoraConfig:
-    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers, task_type="CAUSAL_LM")
+def _config(model: PreTrainedModel, rank: int, layers: list[str]) -> LoraConfig:
+    """A classifier's head is new, and is trained and kept whole."""
+    task, kept = head.peft_task(model), head.modules(model) or None
+    return LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules=layers, task_type=task, modules_to_save=kept
+    )
 
 
 class FusedLinear(lora_layer.Linear):  # type: ignore[misc]
@@ -112,11 +116,13 @@ def _linear_layers(model: PreTrainedModel, targets: str) -> list[str]:
     """All linear layers but the head, or those inside the blocks' attention, or those outside it
     (the MLP). By name: PEFT's own all-linear would add parameters of experts, each adapter of which
     answers apart from the others."""
-    head, uses = model.get_output_embeddings(), Counter(map(id, _weights(model)))
+    words, uses = model.get_output_embeddings(), Counter(map(id, _weights(model)))
+    inside = tuple(f"{name}." for name in head.modules(model))
     linear = [
         n
         for n, m in model.named_modules()
-        if m is not head
+        if m is not words
+        and not f"{n}.".startswith(inside or "\0")
         and _is_linear(m)
         and uses[id(m.weight)] == 1  # of layers that share their weights, adapters cannot be merged
         and not _is_read_by_a_kernel(model, n)

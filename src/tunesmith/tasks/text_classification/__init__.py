@@ -11,7 +11,8 @@ from torch import Tensor
 from tunesmith.catalog import ModelSpec, read_json
 from tunesmith.data.text_classification import Example, TextEncoder
 from tunesmith.data.text_classification import encoder as encoder_of
-from tunesmith.models import classifier, layout, loading, methods
+from tunesmith.errors import NotTuned
+from tunesmith.models import classifier, head, layout, loading, methods
 from tunesmith.options import Decided
 from tunesmith.registry import TunedModel
 from tunesmith.tasks.specs import PREPROCESSING
@@ -58,7 +59,7 @@ def losses(model: Any, rows: Sequence[Example]) -> tuple[Tensor, Tensor]:
 
 def rates(model: Any, decided: Decided) -> dict[str, float]:
     """The head learns faster: it is new."""
-    return dict.fromkeys(classifier.head_of(model), decided.head_rate)
+    return dict.fromkeys(head.trained(model), decided.head_rate)
 
 
 def finish(
@@ -72,7 +73,7 @@ def finish(
         logits = engine.over(rows, classifier.logits)
         wanted = calibration.wanted_of([e.targets for e in rows], len(encoder.labels.names))
         facts["temperature"] = calibration.temperature(logits, wanted, encoder.labels.several)
-        classifier.fold(model, facts["temperature"])
+        head.fold(model, facts["temperature"])
     return {CALIBRATION: facts}
 
 
@@ -86,10 +87,12 @@ def engine_of(
 def untuned(spec: ModelSpec, device: str, encoder: TextEncoder) -> Classifier:
     """Every label as likely."""
     model = load(spec, loading.device_of(device), encoder)
-    return engine_of(classifier.zero(model), encoder, spec)
+    return engine_of(head.zero(model), encoder, spec)
 
 
 def engine(tuned: TunedModel, device: str, shared: Any = None) -> Classifier:
+    if not tuned.folder:
+        raise NotTuned(name=tuned.name)
     spec, place, folder = tuned.base, loading.device_of(device), Path(tuned.folder)
     encoder = encoder_of(read_json(folder, PREPROCESSING[0]), spec)
     method = methods.METHODS[tuned.method]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tunesmith.models import classifier
+from tunesmith.models import classifier, head
 from tunesmith.models.layout import micro_batches
 from tunesmith.models.methods import decoder_of
 
@@ -64,7 +64,7 @@ def label_losses(model: Any, rows: Sequence[Labelled]) -> tuple[Tensor, Tensor]:
     nothing: no output stands for it.
     """
     logits_BC = classifier.logits(model, collate(rows, model)).float()
-    if decoder_of(model).config.problem_type == classifier.KIND[True]:
+    if decoder_of(model).config.problem_type == head.KIND[True]:
         wanted_BC = torch.zeros_like(logits_BC)
         for b, row in enumerate(rows):
             wanted_BC[b, list(row.targets)] = 1.0

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunesmith.data.labels import chosen
 from tunesmith.data.text_classification import Question, TextEncoder
 from tunesmith.errors import PromptTooLong
 from tunesmith.inference.engine import Completion, Sampling
@@ -15,7 +16,6 @@ from tunesmith.models import classifier
 from tunesmith.tasks.text_classification.batches import collate, groups
 
 MICRO_TOKENS = 2048  # with padding: more gains nothing on two cores
-THRESHOLD = 0.5  # where a row may have several labels: those at least as likely are given
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,13 @@ class Classifier:
         labels, several = self.encoder.labels, self.encoder.labels.several
         return [
             Completion(
-                labels.text(_chosen(p, several)),
+                labels.text(chosen(p, several)),
                 len(t.ids),
                 0,
                 True,
                 scores=tuple(p),
                 labels=labels.names,
+                several=several,
             )
             for t, p in zip(texts, found.tolist(), strict=True)
         ]
@@ -106,12 +107,6 @@ class Classifier:
 
 def probabilities(logits: Tensor, several: bool) -> Tensor:
     return logits.sigmoid() if several else logits.softmax(-1)
-
-
-def _chosen(scores: Sequence[float], several: bool) -> list[int]:
-    if several:
-        return [i for i, p in enumerate(scores) if p >= THRESHOLD]
-    return [max(range(len(scores)), key=scores.__getitem__)]
 
 
 def answer_all(

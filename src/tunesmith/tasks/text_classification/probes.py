@@ -15,7 +15,8 @@ from tunesmith.data import prose
 from tunesmith.documents.certificate import LEAST_PROBES
 from tunesmith.documents.certificate import PROBES as FILE
 from tunesmith.errors import DamagedFiles
-from tunesmith.models.classifier import KIND, logits
+from tunesmith.models.classifier import logits
+from tunesmith.models.head import KIND
 from tunesmith.models.methods import decoder_of
 from tunesmith.tasks.task import Agreement
 from tunesmith.tasks.text_classification.batches import collate

@@ -1,0 +1,243 @@
+"""Labels of texts, from the query to the answer: real tiny encoders, real jobs."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tunesmith
+from conftest import WORDS, make_encoder
+from tunesmith import Tunesmith
+from tunesmith.errors import NotTuned, OptionNotRead, PromptTooLong, UnfitLabels, WrongTask
+from tunesmith.jobs import Job
+
+FAST = {"learning_rate": 3e-3, "head_rate": 1, "max_epochs": 10, "batch_size": 4}
+
+
+def rows_of(n: int = 240) -> list[dict[str, str]]:
+    """Whose first word decides the label."""
+    return [
+        {
+            "text": f"{WORDS[i % 3]} {WORDS[3 + 5 * i % 7]} number {i}",
+            "label": f"is {WORDS[i % 3]}",
+        }
+        for i in range(n)
+    ]
+
+
+def tuned(ts: Tunesmith, base: Path, rows: Any, name: str = "m", **options: Any) -> Job:
+    job = ts.create(name, str(base), rows, **FAST | options).wait()
+    assert job.status == "SUCCEEDED", job.error
+    return job
+
+
+def test_a_job_on_an_encoder_learns_labels_and_every_door_gives_them(
+    home: Path, tiny_encoder: Path
+) -> None:
+    with tunesmith.connect() as connection:
+        rows = rows_of()
+        connection.execute("CREATE TABLE t (text VARCHAR, label VARCHAR)")
+        connection.executemany("INSERT INTO t VALUES (?, ?)", [list(r.values()) for r in rows])
+        [(job_id,)] = connection.execute(
+            "SELECT finetune('CREATE', 'words', ?, 'SELECT * FROM t', NULL, ?)",
+            [str(tiny_encoder), json.dumps(FAST)],
+        ).fetchall()
+        ts = Tunesmith()
+        job = ts.wait(job_id, timeout_s=200)
+        assert job.status == "SUCCEEDED" and job.task == "text_classification", job.error
+        assert job.verdict and job.verdict["metric"] == "accuracy"
+        assert job.verdict["arms"].keys() == {"commonest", "linear", "probe", "tuned"}
+        assert job.verdict["arms"]["tuned"] > 0.9
+        assert set(job.verdict["other_metrics"]["calibration_error"]) == {"before", "after"}
+        sql = "SELECT CLASSIFY('words', text), COMPLETE('words', text), label FROM t LIMIT 30"
+        found = connection.execute(sql).fetchall()
+        assert sum(a == b == c for a, b, c in found) >= 27
+        asked = f"SELECT CLASSIFY('words', '{WORDS[0]} x', {{'details': true}})"
+        [(told,)] = connection.execute(asked).fetchall()
+        answer = json.loads(told)
+        assert answer["label"] == f"is {WORDS[0]}" == answer["labels"][0]
+        assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        nothing = "SELECT CLASSIFY('words', NULL), CLASSIFY(NULL, 'x')"
+        assert connection.execute(nothing).fetchall() == [(None, None)]
+    [again] = ts.classify("words", [f"{WORDS[0]} x"])
+    assert again.to_json() == answer
+
+
+def test_what_is_exported_is_what_the_library_loads_with_the_same_probabilities(
+    home: Path, tmp_path: Path, tiny_encoder: Path
+) -> None:
+    from transformers import pipeline
+
+    ts = Tunesmith()
+    for method, rate in (("full", 3e-3), ("head", 0.1), ("lora", 3e-3)):
+        tuned(ts, tiny_encoder, rows_of(), name=method, method=method, learning_rate=rate)
+        out = tmp_path / method
+        ts.export(method, out, merged=method == "lora")
+        asked = [f"{w} in a text" for w in WORDS[:4]]
+        ours = ts.classify(method, asked)
+        theirs = pipeline("text-classification", model=str(out), top_k=None)(asked)
+        for a, found in zip(ours, theirs, strict=True):
+            assert {f["label"]: f["score"] for f in found} == pytest.approx(
+                dict(a.probabilities), abs=1e-5
+            )
+        taken = ts.import_model(out, name=f"{method}_again", base_model=str(tiny_encoder))
+        assert ts.classify(taken.name, asked)[0].probabilities == pytest.approx(
+            dict(ours[0].probabilities), abs=1e-5
+        )
+
+
+def test_the_head_alone_learns_and_nothing_below_it_moves(home: Path, tiny_encoder: Path) -> None:
+    from safetensors.torch import load_file
+
+    ts = Tunesmith()
+    job = tuned(ts, tiny_encoder, rows_of(), method="head", max_epochs=1)
+    before = load_file(tiny_encoder / "model.safetensors")
+    after = load_file(Path(ts.model("m").folder) / "model.safetensors")
+    moved = {n for n in after if n.removeprefix("bert.") in before} - {
+        f"bert.{n}" for n, t in before.items() if torch.equal(t, after[f"bert.{n}"])
+    }
+    assert not moved and after.keys() - {f"bert.{n}" for n in before} == {
+        "classifier.weight",
+        "classifier.bias",
+    }
+    assert job.resolved and job.resolved.method == "head"
+
+
+def test_a_row_may_have_several_labels(home: Path, tiny_encoder: Path) -> None:
+    def labels(i: int) -> list[str]:
+        return [WORDS[j] for j in range(3) if i >> j & 1]
+
+    rows = [
+        {"text": " ".join(labels(i)) or "none of them", "label": labels(i)[::-1]}
+        for i in range(8)
+        for _ in range(20)
+    ]
+    rows = [{**r, "text": f"{r['text']} {i}"} for i, r in enumerate(rows)]
+    ts = Tunesmith()
+    job = tuned(ts, tiny_encoder, rows)
+    assert job.verdict and job.verdict["metric"] == "label_f1"
+    assert job.verdict["arms"]["tuned"] > 0.9
+    text = f"{WORDS[0]} {WORDS[2]}"
+    [found] = ts.classify("m", [text])
+    assert set(found.labels) == {WORDS[0], WORDS[2]}
+    assert json.loads(ts.complete("m", [text])[0].text) == sorted(found.labels)
+    [all_of_them] = ts.classify("m", [text], threshold=0.0)
+    assert set(all_of_them.labels) == set(WORDS[:3])
+    [one] = ts.classify("m", [text], threshold={WORDS[2]: 1.0})
+    assert set(one.labels) == {WORDS[0]}
+
+
+def test_two_texts_are_read_beside_each_other(home: Path, tiny_encoder: Path) -> None:
+    rows = [
+        {
+            "text": f"{WORDS[i % 3]} {i % 5}",
+            "text_pair": f"{WORDS[(i + 1 + i // 3 % 2) % 3]} {i % 7}",
+            "label": f"{WORDS[i % 3]} first",
+        }
+        for i in range(240)
+    ]
+    ts = Tunesmith()
+    job = tuned(ts, tiny_encoder, rows)
+    assert job.verdict and job.verdict["arms"]["tuned"] > 0.9
+    asked = [[WORDS[0], WORDS[1]], {"text": WORDS[1], "text_pair": WORDS[0]}]
+    assert [c.label for c in ts.classify("m", asked)] == [f"{w} first" for w in WORDS[:2]]
+    with tunesmith.connect() as connection:
+        sql = f"SELECT CLASSIFY('m', ['{WORDS[1]}', '{WORDS[0]}'])"
+        assert connection.execute(sql).fetchall() == [(f"{WORDS[1]} first",)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"text": f"a {i}", "label": "x"} for i in range(40)], "one label, 'x'"),
+        ([{"text": f"a {i}", "label": f"l{i}"} for i in range(40)], "a label of its own"),
+    ],
+)
+def test_labels_that_cannot_be_learnt_are_refused_at_once(
+    home: Path, tiny_encoder: Path, rows: list[Mapping[str, str]], words: str
+) -> None:
+    with pytest.raises(UnfitLabels, match=words):
+        Tunesmith().create("m", str(tiny_encoder), rows)
+
+
+def test_rows_that_have_no_label_are_told_by_number_and_other_values_are_names(
+    home: Path, tiny_encoder: Path
+) -> None:
+    good = [{"text": f"{WORDS[i % 2]} {i}", "label": [2, 10][i % 2]} for i in range(60)]
+    bad = [
+        {"text": "a", "label": None},
+        {"text": "b", "label": " "},
+        {"text": None, "label": 2},
+        {"text": "c", "label": [None]},
+    ]
+    ts = Tunesmith()
+    tuned(ts, tiny_encoder, [*good, *bad], max_epochs=1)
+    with tunesmith.connect() as connection:
+        told = dict(connection.execute("SELECT row, reason FROM tunesmith.rejections").fetchall())
+    assert told == {
+        61: "label is missing",
+        62: "label is empty",
+        63: "text is missing",
+        64: "label is a list with something in it that is no label",
+    }
+    assert list(ts.classify("m", ["x"])[0].probabilities) == ["2", "10"]
+
+
+def test_a_label_that_training_lacks_is_named_and_counts_as_wrong(
+    home: Path, tmp_path: Path, tiny_encoder: Path
+) -> None:
+    test = [*rows_of(60), *({"text": f"new {i}", "label": "unheard of"} for i in range(20))]
+    file = tmp_path / "test.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in test))
+    query = f"SELECT * FROM '{file}'"
+    job = tuned(Tunesmith(), tiny_encoder, rows_of(), test_data=query)
+    assert job.verdict and job.verdict["n"] == 80
+    assert 0.6 <= job.verdict["arms"]["tuned"] <= 0.75
+    assert any("unheard of" in w for w in job.warnings)
+
+
+def test_texts_over_the_window_follow_the_rule(home: Path, tiny_encoder: Path) -> None:
+    rows = [*rows_of(60), {"text": "word " * 100, "label": f"is {WORDS[0]}"}]
+    ts = Tunesmith()
+    job = tuned(ts, tiny_encoder, rows, max_epochs=1)
+    assert job.rows["rejected"] == 1
+    cut = tuned(ts, tiny_encoder, rows, name="cut", max_epochs=1, on_long="cut_prompt")
+    assert (cut.rows["rejected"], cut.rows["cut"]) == (0, 1)
+    with pytest.raises(PromptTooLong):
+        ts.classify("m", ["word " * 100])
+
+
+def test_what_gives_no_labels_says_so(home: Path, tiny_encoder: Path, tiny_base: Path) -> None:
+    ts = Tunesmith()
+    with pytest.raises(NotTuned):
+        ts.classify(str(tiny_encoder), ["x"])
+    with pytest.raises(WrongTask):
+        ts.classify(str(tiny_base), ["x"])
+    tuned(ts, tiny_encoder, rows_of(), max_epochs=1)
+    with pytest.raises(OptionNotRead):
+        ts.classify("m", ["x"], threshold=0.3)
+    with pytest.raises(OptionNotRead):
+        ts.complete("m", ["x"], temperature=0.5)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "distilbert", "mpnet", "deberta-v2", "modernbert"])
+def test_other_encoders_learn_too(home: Path, tmp_path: Path, kind: str) -> None:
+    names = {
+        "distilbert": {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4},
+        "modernbert": {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3},
+    }
+    base = make_encoder(tmp_path / kind, kind, **names.get(kind, {}))
+    ts = Tunesmith()
+    job = tuned(ts, base, rows_of())
+    assert job.verdict and job.verdict["arms"]["tuned"] > 0.9
+
+
+def test_a_decoder_gives_labels_where_the_task_says_so(home: Path, tiny_base: Path) -> None:
+    ts = Tunesmith()
+    job = tuned(ts, tiny_base, rows_of(), task="text_classification")
+    assert job.task == "text_classification" and job.verdict
+    assert job.verdict["arms"]["tuned"] > 0.9
+    assert ts.classify("m", [f"{WORDS[1]} x"])[0].label == f"is {WORDS[1]}"
