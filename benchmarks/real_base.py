@@ -11,6 +11,7 @@ product's own defaults, but the rates of the sweep; all scores are of 400 rows t
 
 import argparse
 import json
+import math
 import statistics
 from pathlib import Path
 
@@ -25,7 +26,7 @@ RESULTS = Path(__file__).parent / "results" / "real_base.json"
 TABLES = ("banking77", "restaurant8k", "e2e_nlg", "wikisql")
 SIZES = (300, 1000)
 SWEPT = ("banking77", "restaurant8k")
-RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
+RATES = (2.5e-4, 5e-4, 1e-3)
 DEFAULTS = json.dumps({"max_epochs": "auto", "batch_size": "auto"})
 
 
@@ -38,13 +39,10 @@ def run_of(table: str, rows: int, base: str, rate: float | None = None, seed: in
 
 def everything(bench: Bench, seeds: list[int]) -> None:
     bench.run(run_of(t, 300, REAL, rate) for t in SWEPT for rate in RATES)
-    bench.run(
-        run_of(t, rows, base, seed=seed)
-        for seed in seeds
-        for t in TABLES
-        for rows in SIZES
-        for base in (REAL, TINY)
-    )
+    for seed in seeds:
+        for rows in SIZES:
+            for base in (TINY, REAL):
+                bench.run(run_of(t, rows, base, seed=seed) for t in TABLES)
     bench.known["linear"] = {
         f"{t.name}|{rows}": linear_model(t, rows)
         for t in map(tables(bench.data).get, TABLES)
@@ -58,7 +56,7 @@ def median(bench: Bench, what: str, table: str, rows: int, base: str) -> tuple[f
     """Over the seeds that were run, and their number."""
     runs = [run_of(table, rows, base, seed=seed) for seed in range(10)]
     found = [bench.get(r)[what] for r in runs if r.key in bench.known["runs"]]
-    return statistics.median(found), len(found)
+    return (statistics.median(found) if found else math.nan), len(found)
 
 
 def table_md(bench: Bench) -> str:

@@ -39,7 +39,7 @@ from tunesmith.inference.engine import Engine, Sampling
 from tunesmith.models import chunked_loss, loading, methods, packed, trim
 from tunesmith.models.adapters import Adapters
 from tunesmith.options import Decided, Options
-from tunesmith.tasks import text_generation
+from tunesmith.tasks import specs, text_generation
 from tunesmith.tuning.loop import Run, Training, accumulate, train
 
 CPU = torch.device("cpu")
@@ -83,7 +83,8 @@ def examine(architecture: str, folder: Path) -> Found:
     found.packs = not found.why_padded
     with _told(found.methods, "answers"):
         found.answers = answers(model, base, spec)
-    for name, method in methods.METHODS.items():
+    for name in specs.TEXT_GENERATION.methods:
+        method = methods.METHODS[name]
         with _told(found.methods, name):
             gradients(architecture, name)
             gradients(architecture, name, LONG)

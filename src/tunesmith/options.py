@@ -74,6 +74,16 @@ class Options:
         low=0.01,
         high=1000.0,
     )
+    layer_decay: float = option(
+        1.0, "How fast each layer learns, as a share of the one above it.", low=0.01, high=1.0
+    )
+    freeze: str = option(
+        "",
+        "What stays as it is, from below: so many layers, a share of them, or the weights whose "
+        "names a pattern matches.",
+        words="a number of layers, a share such as 0.5, or a pattern of names",
+        numbers=True,
+    )
     rank: int | str = option("auto", "Rank of the LoRA matrices.", low=1, high=512, auto=True)
     targets: str = option(
         "all-linear",
@@ -205,6 +215,8 @@ def _checked(f: Any, value: Any) -> Any:
                 name=f.name, value=value, allowed="one of " + ", ".join(allowed_values(f))
             )
         return value
+    if limits.get("numbers") and isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = f"{value:g}"
     if "low" not in limits:
         if not isinstance(value, str) or (
             value and not re.fullmatch(limits.get("pattern", "(?s).*"), value)
@@ -271,6 +283,8 @@ class Decided:
     learning_rate: float
     batch_size: int
     head_rate: float
+    layer_decay: float
+    freeze: str
     rank: int
     targets: str
     precision: str

@@ -18,7 +18,7 @@ from tunesmith.models import chunked_loss, loading, methods, packed
 from tunesmith.models.adapters import Adapters
 from tunesmith.options import Options
 from tunesmith.registry import TunedModel
-from tunesmith.tasks import text_generation
+from tunesmith.tasks import specs, text_generation
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 OPTIONS = decided()
 
 
-@pytest.fixture(params=sorted(methods.METHODS))
+@pytest.fixture(params=sorted(specs.TEXT_GENERATION.methods))
 def method(request: pytest.FixtureRequest) -> methods.Method:
     return methods.METHODS[request.param]
 

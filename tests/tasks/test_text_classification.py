@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import tunesmith
 from conftest import WORDS, make_encoder
@@ -90,20 +91,60 @@ def test_what_is_exported_is_what_the_library_loads_with_the_same_probabilities(
 
 
 def test_the_head_alone_learns_and_nothing_below_it_moves(home: Path, tiny_encoder: Path) -> None:
-    from safetensors.torch import load_file
-
     ts = Tunesmith()
     job = tuned(ts, tiny_encoder, rows_of(), method="head", max_epochs=1)
     before = load_file(tiny_encoder / "model.safetensors")
     after = load_file(Path(ts.model("m").folder) / "model.safetensors")
-    moved = {n for n in after if n.removeprefix("bert.") in before} - {
+    changed = {n for n in after if n.removeprefix("bert.") in before} - {
         f"bert.{n}" for n, t in before.items() if torch.equal(t, after[f"bert.{n}"])
     }
-    assert not moved and after.keys() - {f"bert.{n}" for n in before} == {
+    assert not changed and after.keys() - {f"bert.{n}" for n in before} == {
         "classifier.weight",
         "classifier.bias",
     }
     assert job.resolved and job.resolved.method == "head"
+
+
+def moved(job: Job) -> dict[str, bool]:
+    return {layer["name"]: layer["moved"] for layer in (job.used or {})["layers"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "still", "multiples"),
+    [
+        ({"method": "head"}, 4, [0, 0, 0, 0, 0, 10]),
+        ({"freeze": 2}, 3, [0, 0, 0, 1, 1, 10]),
+        ({"freeze": "0.67"}, 3, [0, 0, 0, 1, 1, 10]),
+        ({"freeze": 0.34, "method": "lora"}, 2, [0, 0, 1, 1, 1, 10]),
+        ({"layer_decay": 0.5, "head_rate": 2}, 0, [0.125, 0.25, 0.5, 1, 1, 2]),
+    ],
+)
+def test_what_is_frozen_does_not_move_by_a_bit_and_the_rest_learns_at_its_own_rate(
+    home: Path, tiny_encoder: Path, options: dict[str, Any], still: int, multiples: list[float]
+) -> None:
+    ts = Tunesmith()
+    job = tuned(ts, tiny_encoder, rows_of(60), max_epochs=1, **{"head_rate": 10} | options)
+    table = (job.used or {})["layers"]
+    names = ["embeddings", *(f"layer {i}" for i in range(3)), "behind the layers", "head"]
+    assert [layer["name"] for layer in table] == names
+    assert [layer["multiple"] for layer in table] == multiples
+    assert not any(list(moved(job).values())[:still])
+    assert all(layer["moved"] == (layer["multiple"] > 0) for layer in table)
+    if options.get("method") != "lora":
+        before = load_file(tiny_encoder / "model.safetensors")
+        after = load_file(Path(ts.model("m").folder) / "model.safetensors")
+        same = {n for n, t in before.items() if torch.equal(t, after[f"bert.{n}"])}
+        lower = [f"encoder.layer.{i}." for i in range(3)][: max(0, still - 1)]
+        assert {n for n in before if n.startswith(tuple(lower or "\0"))} <= same
+        assert bool(same) == bool(still)
+
+
+@pytest.mark.parametrize("freeze", [3, 7, 0.01, "no such weight", "."])
+def test_a_freeze_that_means_nothing_or_everything_is_refused(
+    home: Path, tiny_encoder: Path, freeze: Any
+) -> None:
+    job = Tunesmith().create("m", str(tiny_encoder), rows_of(60), freeze=freeze).wait()
+    assert job.error and job.error["code"] == "invalid_option_value"
 
 
 def test_a_row_may_have_several_labels(home: Path, tiny_encoder: Path) -> None:

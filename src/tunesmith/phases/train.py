@@ -8,7 +8,8 @@ import torch
 
 from tunesmith import catalog, durable
 from tunesmith.documents.quote import Quote
-from tunesmith.models import loading, methods
+from tunesmith.models import layers, loading, methods
+from tunesmith.models.methods import trained_tensors
 from tunesmith.phases.child import Assignment
 from tunesmith.phases.messages import Quoted, Report, Trained, Warned
 from tunesmith.tuning import checkpoints
@@ -52,10 +53,13 @@ def run(work: Assignment, report: Report) -> None:
     }
     if checkpoints.newest(work.attempts, bound_to) is None:  # a resumed one was quoted before
         micro_tokens = _quote(work, training, report)
+    before = layers.digests(training.model)
     where = Run(work.attempts, Path(work.home), bound_to, report, micro_tokens)
     at = train(training, where, budget(work))
-    if told := diverged(at, decided.learning_rate, usual_rate(spec, decided.method)[0]):
-        report(Warned(told))
+    if why := diverged(at, decided.learning_rate, usual_rate(spec, decided.method)[0]):
+        report(Warned(why))
+    names = trained_tensors(training.model)
+    told = layers.table(training.model, before, training.rates, names)
     _save(work, training, at)
     tokens = sum(r.size for r in training.rows)
     used = {
@@ -63,6 +67,7 @@ def run(work: Assignment, report: Report) -> None:
         "seconds_per_epoch": round(at.seconds * tokens / at.trained_tokens, 2),
         "memory_mb": memory_mb(),
         "exact": at.exact,
+        "layers": [layer.to_json() for layer in told],
     }
     losses = (at.training_loss, at.best_loss)
     report(Trained(at.step, at.trained_tokens, *losses, at.stopped_by, used))

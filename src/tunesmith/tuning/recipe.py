@@ -42,7 +42,8 @@ def token_budget(options: Decided, price: float) -> tuple[int, str]:
 
 def decide(options: Options, facts: Known) -> Decided:
     """Every option with its value: the user's, or by rule where he said `auto`."""
-    names = options.set_for_some(methods.READERS)
+    alone = {o: names for o, names in methods.READERS.items() if len(names) == 1}
+    names = options.set_for_some(alone)
     facts = replace(facts, only_for=tuple((n, methods.READERS[n][0]) for n in names))
     values: dict[str, Any] = {}
     reasons: dict[str, Reason] = {}

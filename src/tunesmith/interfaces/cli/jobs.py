@@ -94,6 +94,19 @@ def job_show(id: JobId, as_json: Json = False) -> None:
     print(json.dumps(job_facts(job)) if as_json else job_page(job))
 
 
+@job_app.command("layers")
+def job_layers(id: JobId, as_json: Json = False) -> None:
+    """Of each layer of a trained model: its weights, how many were trained and how fast, and
+    whether they moved."""
+    found = (open_service().describe(id).used or {}).get("layers", [])
+    lines = [
+        f"{f['name']:<18} {f['parameters']:>12,} weights, {f['trained']:>12,} trained at "
+        f"{f['multiple']:.3g} x the rate, {'moved' if f['moved'] else 'not moved'}"
+        for f in found
+    ]
+    show(as_json, found, "\n".join(lines) or "nothing was trained yet")
+
+
 @job_app.command("wait")
 def job_wait(id: JobId, as_json: Json = False, quiet: Quiet = False) -> None:
     """Watch a job until it has ended. Ctrl-C detaches; the job goes on."""

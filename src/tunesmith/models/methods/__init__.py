@@ -73,7 +73,7 @@ METHODS = {
         Method(
             "full",
             artefact="whole",
-            reads=(),
+            reads=("freeze",),
             can_pack=True,
             can_share=False,
             can_merge=True,
@@ -82,7 +82,7 @@ METHODS = {
         Method(
             "lora",
             artefact="adapter",
-            reads=("rank", "targets", "precision"),
+            reads=("rank", "targets", "precision", "freeze"),
             can_pack=True,
             can_share=True,
             can_merge=True,

@@ -6,11 +6,16 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from tunesmith.catalog import ModelSpec
+from tunesmith.models import layers
 from tunesmith.options import Decided
 
 
 def prepare(model: PreTrainedModel, options: Decided) -> PreTrainedModel:
-    return model.requires_grad_(True)
+    model.requires_grad_(True)
+    kept = layers.frozen(model, options.freeze)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in kept)
+    return model
 
 
 def save(model: PreTrainedModel, folder: Path, spec: ModelSpec) -> None:

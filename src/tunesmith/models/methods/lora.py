@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from tunesmith import imports
 from tunesmith.catalog import ModelSpec
 from tunesmith.errors import DamagedFiles
-from tunesmith.models import head, lora_files
+from tunesmith.models import head, layers, lora_files
 from tunesmith.options import Decided
 
 # bitsandbytes takes a second, and is needed where weights are frozen in NF4 alone: then it has been
@@ -40,7 +40,9 @@ IN_KERNELS = ("out_proj", "x_proj", "dt_proj")  # of a Mamba: see _is_read_by_a_
 
 
 def prepare(model: PreTrainedModel, options: Decided) -> PeftModel:
-    config = _config(model, options.rank, _linear_layers(model, options.targets))
+    kept = layers.frozen(model, options.freeze)
+    chosen = [n for n in _linear_layers(model, options.targets) if f"{n}.weight" not in kept]
+    config = _config(model, options.rank, chosen)
     convert_peft_config_for_transformers(config, model, None)
     if config.target_parameters:  # it took layers for experts by their names: they are left out
         config = _config(model, options.rank, sorted(config.target_modules))

@@ -12,7 +12,7 @@ from tunesmith.catalog import ModelSpec, read_json
 from tunesmith.data.text_classification import Example, TextEncoder
 from tunesmith.data.text_classification import encoder as encoder_of
 from tunesmith.errors import NotTuned
-from tunesmith.models import classifier, head, layout, loading, methods
+from tunesmith.models import classifier, head, layers, layout, loading, methods
 from tunesmith.options import Decided
 from tunesmith.registry import TunedModel
 from tunesmith.tasks.specs import PREPROCESSING
@@ -58,8 +58,8 @@ def losses(model: Any, rows: Sequence[Example]) -> tuple[Tensor, Tensor]:
 
 
 def rates(model: Any, decided: Decided) -> dict[str, float]:
-    """The head learns faster: it is new."""
-    return dict.fromkeys(head.trained(model), decided.head_rate)
+    """The head learns faster, since it is new."""
+    return layers.multiples(model, decided.head_rate, decided.layer_decay)
 
 
 def finish(
