@@ -26,7 +26,7 @@ RESULTS = Path(__file__).parent / "results" / "real_base.json"
 TABLES = ("banking77", "restaurant8k", "e2e_nlg", "wikisql")
 SIZES = (300, 1000)
 SWEPT = ("banking77", "restaurant8k")
-RATES = (2.5e-4, 5e-4, 1e-3)
+RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
 DEFAULTS = json.dumps({"max_epochs": "auto", "batch_size": "auto"})
 
 

@@ -301,7 +301,7 @@ def rows_see_each_other(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> No
         made = right(rows)
         first = made.layout.own[0]
         n = len(made.ids_T)
-        (one,) = list(packed._buckets([(0, n)]))
+        (one,) = list(packed.buckets([(0, n)]))
         return (
             replace(made, layout=replace(made.layout, own=(one,), shared=()))
             if len(first.flat) < n

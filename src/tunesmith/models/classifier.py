@@ -5,8 +5,9 @@ there; its pooling is that class's too. The head is new, drawn by torch's random
 stand, unless the folder holds one of these labels.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +18,10 @@ from transformers.utils import logging as transformers_logging
 from tunesmith import safe_files
 from tunesmith.data.labels import Labels
 from tunesmith.errors import DamagedFiles
+from tunesmith.models import packed_texts
 from tunesmith.models.head import KIND, last_layer
+from tunesmith.models.layout import micro_batches
+from tunesmith.models.methods import decoder_of
 
 DROPOUTS = ("dropout", "pdrop")
 
@@ -53,7 +57,9 @@ def load(folder: Path, device: torch.device, labels: Labels, tuned: bool = False
         names = ", ".join(sorted(lacking - new)[:5])
         reason = f"weights are missing or of another shape: {names} ({len(lacking - new)})"
         raise DamagedFiles(folder=str(folder), reason=reason)
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    packed_texts.enable(model)
+    return model
 
 
 def _config(folder: Path, labels: Labels) -> Any:
@@ -82,23 +88,80 @@ def _is_new(model: PreTrainedModel, name: str) -> bool:
     return not name.startswith(f"{model.base_model_prefix}.") or ".pooler." in name
 
 
-def logits(model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """(B, C)"""
-    found: Tensor = model(**inputs).logits
+class Text(Protocol):
+    """What goes into the model."""
+
+    @property
+    def ids(self) -> Sequence[int]: ...
+
+    @property
+    def types(self) -> Sequence[int] | None:
+        """Which of two texts a token is of; None where there is one."""
+
+
+def groups(
+    model: Any, texts: Sequence[Text], most: int, most_rows: int | None = None
+) -> list[list[int]]:
+    """Indices of texts that go through the model together, of like length: at most `most` tokens,
+    with padding where they are padded (or one text)."""
+    lengths = [len(t.ids) for t in texts]
+    if not packed_texts.can_pack(model, max(lengths, default=0)):
+        return micro_batches(lengths, most, most_rows)
+    found: list[list[int]] = []
+    used = 0
+    for i in sorted(range(len(texts)), key=lambda i: (lengths[i], i)):
+        if not found or used + lengths[i] > most or len(found[-1]) == most_rows:
+            found.append([])
+            used = 0
+        found[-1].append(i)
+        used += lengths[i]
+    return found
+
+
+def logits(model: Any, texts: Sequence[Text]) -> Tensor:
+    """(B, C): texts in one sequence where the model takes them so, else padded."""
+    if packed_texts.can_pack(model, max(len(t.ids) for t in texts)):
+        types = [t.types for t in texts] if _has_types(model) else None
+        return packed_texts.logits(model, [t.ids for t in texts], types)
+    found: Tensor = model(**padded(model, texts)).logits
     return found
 
 
 @torch.no_grad()
-def features(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+def features(model: Any, texts: Sequence[Text]) -> Tensor:
     """What the last layer is given, (B, D): at the last token where the class asks there."""
     kept: list[Tensor] = []
     hook = last_layer(model).register_forward_hook(lambda _, given, __: kept.append(given[0]))
     try:
-        model(**inputs)
+        logits(model, texts)
     finally:
         hook.remove()
     [given] = kept
     if given.ndim == 2:
         return given
-    last_B = inputs["attention_mask"].sum(1) - 1
+    last_B = torch.tensor([len(t.ids) - 1 for t in texts], device=given.device)
     return given[torch.arange(len(given), device=given.device), last_B]
+
+
+def padded(model: Any, texts: Sequence[Text]) -> dict[str, Tensor]:
+    """What the model's forward is given: padded on the right, by the model's own padding token,
+    since some count their places by it."""
+    plain = decoder_of(model)
+    B, T = len(texts), max(len(t.ids) for t in texts)
+    ids = torch.full((B, T), int(plain.config.pad_token_id or 0), dtype=torch.long)
+    mask, types = (torch.zeros(B, T, dtype=torch.long) for _ in range(2))
+    for b, text in enumerate(texts):
+        n = len(text.ids)
+        ids[b, :n] = torch.tensor(text.ids)
+        mask[b, :n] = 1
+        if text.types is not None:
+            types[b, :n] = torch.tensor(text.types)
+    made = {"input_ids": ids, "attention_mask": mask}
+    if _has_types(model):
+        made["token_type_ids"] = types
+    device = next(model.parameters()).device
+    return {name: t.to(device) for name, t in made.items()}
+
+
+def _has_types(model: Any) -> bool:
+    return bool(getattr(decoder_of(model).config, "type_vocab_size", 0) > 1)

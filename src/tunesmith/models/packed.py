@@ -41,8 +41,8 @@ WINDOWS = (
 """What configurations call the tokens that a layer looks back, or the length of its chunks."""
 BUCKET = 0.7  # nodes at least this share as long as the longest are attended to together
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,14 @@ class Bucket:
     """For each of these tokens, its place in the grid, counted row by row."""
     padding: Tensor | None
     """Places of the grid that hold padding; None where there is none."""
+
+    def mask(self, dtype: torch.dtype) -> Tensor | None:
+        """(M, 1, 1, L), 0 or minus infinity: for tokens that look ahead too; None without
+        padding."""
+        if self.padding is None:
+            return None
+        found = torch.zeros(self.shape[0] * self.shape[1], dtype=dtype)
+        return found.index_fill_(0, self.padding, -torch.inf).view(self.shape[0], 1, 1, -1)
 
 
 @dataclass(frozen=True)
@@ -111,9 +119,10 @@ class Attends(Protocol):
     """What a model's attention can be handed as `packed_layout`."""
 
     def attend(
-        self, layer: int, q_THD: Tensor, k_TJD: Tensor, v_TJD: Tensor, scale: float
+        self, layer: Any, q_THD: Tensor, k_TJD: Tensor, v_TJD: Tensor, scale: float
     ) -> Tensor:
-        """(T, H, D), of one of the model's layers."""
+        """(T, H, D), of one of the model's layers, by its number; None where a layer does not know
+        it."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +153,7 @@ def pack(rows: Sequence[Sequence[int]], apart: Sequence[int] | None = None) -> P
         for n in path:
             below[n] = max(below[n], nodes[path[-1]][1])
     shared = tuple((start, end, b) for (start, end), b in zip(nodes, below, strict=True) if b > end)
-    return Packed(ids, positions, places, Layout(tuple(_buckets(nodes)), shared), nodes, paths)
+    return Packed(ids, positions, places, Layout(tuple(buckets(nodes)), shared), nodes, paths)
 
 
 def _tree(
@@ -205,7 +214,7 @@ def _common(a: Sequence[int], b: Sequence[int], seen: int) -> int:
     return seen
 
 
-def _buckets(nodes: Sequence[tuple[int, int]]) -> Iterator[Bucket]:
+def buckets(nodes: Sequence[tuple[int, int]]) -> Iterator[Bucket]:
     by_length = sorted(nodes, key=lambda n: n[0] - n[1])
     group: list[tuple[int, int]] = []
     for node in [*by_length, (0, 0)]:
@@ -262,12 +271,12 @@ class _Attention(torch.autograd.Function):
         g_THD = grads[0].contiguous()
         made = [torch.empty_like(x, dtype=lse.dtype) for x in (q_THD, k_TJD, v_TJD)]
         for b in ctx.layout.own:
-            q, k, v, o = (_gathered(x, b) for x in (q_THD, k_TJD, v_TJD, out))
-            found = _flash_backward(
-                _scattered(g_THD, b), q, k, v, o, _gathered_lse(lse, b), 0.0, True, scale=ctx.scale
+            q, k, v, o = (gathered(x, b) for x in (q_THD, k_TJD, v_TJD, out))
+            found = flash_backward(
+                scattered(g_THD, b), q, k, v, o, gathered_lse(lse, b), 0.0, True, scale=ctx.scale
             )
             for whole, part in zip(made, found, strict=True):
-                _put(whole, b, part.transpose(1, 2))
+                put(whole, b, part.transpose(1, 2))
         dq, dk, dv = made
         for start, end, below in ctx.layout.shared:
             g, q, o = (_heads(x[end:below]) for x in (g_THD, q_THD, out))
@@ -276,7 +285,7 @@ class _Attention(torch.autograd.Function):
                 _heads(v_TJD[start:end]),
                 lse[None, end:below].transpose(1, 2),
             )
-            found = _flash_backward(g, q, k, v, o, joint, 0.0, False, scale=ctx.scale)
+            found = flash_backward(g, q, k, v, o, joint, 0.0, False, scale=ctx.scale)
             for whole, part in zip(
                 (dq[end:below], dk[start:end], dv[start:end]), found, strict=True
             ):
@@ -292,9 +301,9 @@ def attended(
     exact = torch.promote_types(q_THD.dtype, torch.float32)
     out, lse = torch.empty_like(q_THD, dtype=exact), q_THD.new_empty(q_THD.shape[:2], dtype=exact)
     for b in layout.own:
-        o, s = _flash(*(_gathered(x, b) for x in (q_THD, k_TJD, v_TJD)), 0.0, True, scale=scale)
-        _put(out, b, o.transpose(1, 2))
-        _put(lse, b, s.transpose(1, 2))
+        o, s = flash(*(gathered(x, b) for x in (q_THD, k_TJD, v_TJD)), 0.0, True, scale=scale)
+        put(out, b, o.transpose(1, 2))
+        put(lse, b, s.transpose(1, 2))
     for start, end, below in layout.shared:
         join(
             out[end:below],
@@ -312,7 +321,7 @@ def join(
 ) -> None:
     """Let N tokens attend to S others too, all to all: into `out` and `lse`, which hold what they
     have seen until now."""
-    o, s = _flash(_heads(q_NHD), _heads(k_SJD), _heads(v_SJD), 0.0, False, scale=scale)
+    o, s = flash(_heads(q_NHD), _heads(k_SJD), _heads(v_SJD), 0.0, False, scale=scale)
     other = s[0].T.to(lse_NH.dtype)
     both = torch.logaddexp(lse_NH, other)
     out_NHD.lerp_(o[0].transpose(0, 1).to(out_NHD.dtype), (other - both).exp_()[..., None])
@@ -326,7 +335,7 @@ def attended_rows(
     soft-max's sum. `mask`: 0, or minus infinity."""
     mask = None if mask_BS is None else mask_BS[:, None, None]
     k, v = k_BSJD.transpose(1, 2), v_BSJD.transpose(1, 2)
-    o, s = _flash(q_BHD[:, :, None], k, v, 0.0, False, attn_mask=mask, scale=scale)
+    o, s = flash(q_BHD[:, :, None], k, v, 0.0, False, attn_mask=mask, scale=scale)
     return o[:, :, 0], s[..., 0]
 
 
@@ -335,17 +344,17 @@ def _heads(x_SHD: Tensor) -> Tensor:
     return x_SHD.transpose(0, 1)[None]
 
 
-def _gathered(x_THD: Tensor, b: Bucket) -> Tensor:
+def gathered(x_THD: Tensor, b: Bucket) -> Tensor:
     """(M, H, L, D)"""
     return x_THD.index_select(0, b.places).view(*b.shape, *x_THD.shape[1:]).transpose(1, 2)
 
 
-def _gathered_lse(lse_TH: Tensor, b: Bucket) -> Tensor:
+def gathered_lse(lse_TH: Tensor, b: Bucket) -> Tensor:
     """(M, H, L), heads last in memory: as the kernel leaves it."""
     return lse_TH.index_select(0, b.places).view(*b.shape, -1).transpose(1, 2)
 
 
-def _scattered(g_THD: Tensor, b: Bucket) -> Tensor:
+def scattered(g_THD: Tensor, b: Bucket) -> Tensor:
     """The gradient of a bucket's outputs, (M, H, L, D): zero at padding."""
     rows = g_THD.index_select(0, b.places)
     if b.padding is not None:
@@ -353,7 +362,7 @@ def _scattered(g_THD: Tensor, b: Bucket) -> Tensor:
     return rows.view(*b.shape, *g_THD.shape[1:]).transpose(1, 2)
 
 
-def _put(whole_T: Tensor, b: Bucket, rows_ML: Tensor) -> None:
+def put(whole_T: Tensor, b: Bucket, rows_ML: Tensor) -> None:
     """What a bucket's real tokens gave, into their places."""
     rows = rows_ML.flatten(0, 1)
     whole_T.index_copy_(
@@ -381,10 +390,13 @@ def attention(
     _must_be_plain(attention_mask, kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q_THD, k_TJD, v_TJD = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
-    return packed_layout.attend(module.layer_idx, q_THD, k_TJD, v_TJD, scale)[None], None
+    return packed_layout.attend(getattr(module, "layer_idx", None), q_THD, k_TJD, v_TJD, scale)[
+        None
+    ], None
 
 
 PLAIN = {
+    "deterministic",
     "sliding_window",
     "attention_chunk_size",
     "position_ids",

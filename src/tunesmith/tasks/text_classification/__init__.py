@@ -12,14 +12,14 @@ from tunesmith.catalog import ModelSpec, read_json
 from tunesmith.data.text_classification import Example, TextEncoder
 from tunesmith.data.text_classification import encoder as encoder_of
 from tunesmith.errors import NotTuned
-from tunesmith.models import classifier, head, layers, layout, loading, methods
+from tunesmith.models import classifier, head, layers, layout, loading, methods, packed_texts
 from tunesmith.options import Decided
 from tunesmith.registry import TunedModel
 from tunesmith.tasks.specs import PREPROCESSING
 from tunesmith.tasks.text_classification import calibration
-from tunesmith.tasks.text_classification.batches import groups, label_losses
 from tunesmith.tasks.text_classification.engine import Classifier, answer_all
 from tunesmith.tasks.text_classification.exam import LabelExam as Exam
+from tunesmith.tasks.text_classification.losses import label_losses
 from tunesmith.tasks.text_classification.probes import Probes, probe
 
 __all__ = ["Exam", "answer_all", "probe"]
@@ -44,13 +44,16 @@ def room(model: Any) -> int:
 
 
 def why_slower(model: Any, rows: Sequence[Example]) -> str:
-    return ""
+    longest = max((r.size for r in rows), default=0)
+    if packed_texts.can_pack(model, longest):
+        return ""
+    return "texts are padded to like length, not packed: slower, and otherwise the same"
 
 
 def together(
     model: Any, rows: Sequence[Example], most: int, most_rows: int | None = None
 ) -> list[list[int]]:
-    return groups(rows, most, most_rows)
+    return classifier.groups(model, rows, most, most_rows)
 
 
 def losses(model: Any, rows: Sequence[Example]) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,6 @@ from tunesmith.data.text_classification import Question, TextEncoder
 from tunesmith.errors import PromptTooLong
 from tunesmith.inference.engine import Completion, Sampling
 from tunesmith.models import classifier
-from tunesmith.tasks.text_classification.batches import collate, groups
 
 MICRO_TOKENS = 2048  # with padding: more gains nothing on two cores
 
@@ -88,7 +87,7 @@ class Classifier:
     def over(
         self,
         texts: Sequence[Any],
-        compute: Callable[[Any, dict[str, Tensor]], Tensor],
+        compute: Callable[[Any, Sequence[Any]], Tensor],
         told: Callable[[int], None] | None = None,
     ) -> Tensor:
         """What `compute` makes of the texts, in their order."""
@@ -96,9 +95,9 @@ class Classifier:
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
         distinct = sorted(first.values())
         found: dict[int, Tensor] = {}
-        for group in groups([texts[i] for i in distinct], MICRO_TOKENS):
+        for group in classifier.groups(self.model, [texts[i] for i in distinct], MICRO_TOKENS):
             some = [distinct[i] for i in group]
-            made = compute(self.model, collate([texts[i] for i in some], self.model)).float().cpu()
+            made = compute(self.model, [texts[i] for i in some]).float().cpu()
             found |= zip(some, made, strict=True)
             if told:
                 told(round(len(found) * len(texts) / len(distinct)))

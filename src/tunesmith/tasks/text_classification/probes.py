@@ -19,7 +19,6 @@ from tunesmith.models.classifier import logits
 from tunesmith.models.head import KIND
 from tunesmith.models.methods import decoder_of
 from tunesmith.tasks.task import Agreement
-from tunesmith.tasks.text_classification.batches import collate
 from tunesmith.tasks.text_classification.engine import Classifier, Text, probabilities
 
 PROBES = 48
@@ -91,7 +90,7 @@ def _probabilities(model: Any, texts: Sequence[Text]) -> Tensor:
     """One text at a time: what stands beside it changes no bit."""
     model.eval()
     several = decoder_of(model).config.problem_type == KIND[True]
-    rows = [logits(model, collate([text], model))[0].float().cpu() for text in texts]
+    rows = [logits(model, [text])[0].float().cpu() for text in texts]
     return probabilities(torch.stack(rows), several)
 
 

@@ -1,0 +1,178 @@
+"""Texts of different length in one sequence for an encoder: every token attends to the whole of its
+own text and to nothing else, and no padding goes through the layers. Exact.
+
+Texts of like length are attended to together, by torch's own kernel (the grids of `packed`, here
+with a mask, since a token also looks ahead). What a class makes of the first token's state, its
+pooling and head, is the class's own code, which is handed these states alone. T tokens, B texts,
+H heads, D width of a head.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+
+from tunesmith.models import packed
+from tunesmith.models.methods import decoder_of
+from tunesmith.models.packed import Bucket
+
+TRIED = ((5, 6, 7, 8), (5, 9), (6, 7, 5, 8, 9, 5, 6))  # token numbers, within any vocabulary
+FLAG = "tunesmith_texts_packed"
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Which token attends to which."""
+
+    buckets: tuple[Bucket, ...]
+
+    def attend(
+        self, layer: Any, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, scale: float
+    ) -> Tensor:
+        found: Tensor = _Attention.apply(q_THD, k_THD, v_THD, self, scale)  # type: ignore[no-untyped-call]
+        return found
+
+
+def pack(rows: Sequence[Sequence[int]]) -> tuple[list[int], Texts]:
+    """Where each text begins in the sequence that they make together, in order; and who sees
+    whom."""
+    ends, at = [], 0
+    for row in rows:
+        ends.append((at, at + len(row)))
+        at += len(row)
+    return [start for start, _ in ends], Texts(tuple(packed.buckets(ends)))
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, texts: Texts, scale: float
+    ) -> Tensor:
+        out = torch.empty_like(q_THD)
+        lse = q_THD.new_empty(
+            q_THD.shape[:2], dtype=torch.promote_types(q_THD.dtype, torch.float32)
+        )
+        for b in texts.buckets:
+            q, k, v = (packed.gathered(x, b) for x in (q_THD, k_THD, v_THD))
+            o, s = packed.flash(q, k, v, 0.0, False, attn_mask=b.mask(q.dtype), scale=scale)
+            packed.put(out, b, o.transpose(1, 2))
+            packed.put(lse, b, s.transpose(1, 2))
+        ctx.save_for_backward(q_THD, k_THD, v_THD, out, lse)
+        ctx.texts, ctx.scale = texts, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q_THD, k_THD, v_THD, out, lse = ctx.saved_tensors
+        g_THD = grads[0].contiguous()
+        made = [torch.empty_like(x) for x in (q_THD, k_THD, v_THD)]
+        for b in ctx.texts.buckets:
+            q, k, v, o = (packed.gathered(x, b) for x in (q_THD, k_THD, v_THD, out))
+            found = packed.flash_backward(
+                packed.scattered(g_THD, b),
+                q,
+                k,
+                v,
+                o,
+                packed.gathered_lse(lse, b),
+                0.0,
+                False,
+                attn_mask=b.mask(q.dtype),
+                scale=ctx.scale,
+            )
+            for whole, part in zip(made, found, strict=True):
+                packed.put(whole, b, part.transpose(1, 2))
+        return *made, None, None
+
+
+# ---------------------------------------------------------------- models
+
+
+def enable(model: Any) -> None:
+    """Let a classifier take packed texts, where it gives the same: tried on a few tokens."""
+    plain = decoder_of(model)
+    setattr(plain, FLAG, False)
+    if next(plain.parameters()).device.type != "cpu" or not plain._supports_attention_backend:
+        return
+    before = plain.config._attn_implementation
+    try:
+        plain.set_attn_implementation(packed.NAME)
+        same = _same(plain)
+    except Exception:  # of a class that reads its texts in another way
+        same = False
+    if same:
+        setattr(plain, FLAG, True)
+    else:
+        plain.set_attn_implementation(before)
+
+
+def can_pack(model: Any, longest: int) -> bool:
+    """Whether texts of up to `longest` tokens may be packed for this model."""
+    plain = decoder_of(model)
+    around = getattr(plain.config, "local_attention", 0)  # tokens that a layer looks at, both ways
+    return bool(getattr(plain, FLAG, False)) and (not around or longest <= around // 2)
+
+
+@torch.no_grad()
+def _same(plain: Any) -> bool:
+    """Whether texts in one sequence give what each gives alone."""
+    together = logits(plain, TRIED, None)
+    alone = [plain(input_ids=torch.tensor([row])).logits[0] for row in TRIED]
+    return torch.allclose(together, torch.stack(alone), rtol=1e-4, atol=1e-5)
+
+
+def logits(model: Any, rows: Sequence[Sequence[int]], types: Sequence[Any] | None) -> Tensor:
+    """(B, C) of texts that go through the model in one sequence."""
+    plain = decoder_of(model)
+    starts, texts = pack(rows)
+    given = {
+        "input_ids": torch.tensor([[i for row in rows for i in row]]),
+        "position_ids": torch.tensor([[i for row in rows for i in range(len(row))]])
+        + _first_place(plain),
+        "attention_mask": torch.zeros(1, 1, 1, 1),  # never read: `texts` says who sees whom
+    }
+    if types is not None:
+        flat = [k for row, kinds in zip(rows, types, strict=True) for k in kinds or [0] * len(row)]
+        given["token_type_ids"] = torch.tensor([flat])
+    base = getattr(plain, plain.base_model_prefix)
+    hidden_1TD = base(**given, packed_layout=texts).last_hidden_state
+    first_B1D = hidden_1TD[0, torch.tensor(starts)][:, None]
+    with _standing_in(plain, first_B1D):
+        found: Tensor = plain(input_ids=given["input_ids"][0, starts][:, None]).logits
+    return found
+
+
+def _first_place(plain: Any) -> int:
+    """Of a text: some count places from behind the padding token's."""
+    places = next((m for n, m in plain.named_modules() if n.endswith("position_embeddings")), None)
+    padding = getattr(places, "padding_idx", None)
+    return 0 if padding is None else int(padding) + 1
+
+
+_states: ContextVar[Tensor | None] = ContextVar("states", default=None)
+
+
+@contextmanager
+def _standing_in(plain: Any, hidden_B1D: Tensor) -> Iterator[None]:
+    """Inside, the base gives these states without computing anything, pooled as it pools."""
+    base = getattr(plain, plain.base_model_prefix)
+    token = _states.set(hidden_B1D)
+    forward = base.forward
+    base.forward = lambda *_, **__: _answer(base)
+    try:
+        yield
+    finally:
+        base.forward = forward
+        _states.reset(token)
+
+
+def _answer(base: nn.Module) -> Any:
+    hidden, pooler = _states.get(), getattr(base, "pooler", None)
+    return BaseModelOutputWithPoolingAndCrossAttentions(
+        last_hidden_state=hidden, pooler_output=None if pooler is None else pooler(hidden)
+    )
