@@ -7,11 +7,20 @@ Python, `tunesmith` the same in a shell. Importing this module imports no torch.
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Job", "JobStatus", "Options", "Tunesmith", "TunesmithError", "connect"]
+__all__ = [
+    "Job",
+    "JobStatus",
+    "Options",
+    "TextClassifier",
+    "Tunesmith",
+    "TunesmithError",
+    "connect",
+]
 
 if TYPE_CHECKING:
     from tunesmith.errors import TunesmithError
     from tunesmith.interfaces.duckdb import connect
+    from tunesmith.interfaces.sklearn import TextClassifier
     from tunesmith.jobs import Job, JobStatus
     from tunesmith.options import Options
     from tunesmith.service import Tunesmith
@@ -20,6 +29,7 @@ _HOME = {
     "Job": "tunesmith.jobs",
     "JobStatus": "tunesmith.jobs",
     "Options": "tunesmith.options",
+    "TextClassifier": "tunesmith.interfaces.sklearn",
     "Tunesmith": "tunesmith.service",
     "TunesmithError": "tunesmith.errors",
     "connect": "tunesmith.interfaces.duckdb",
