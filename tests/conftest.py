@@ -19,6 +19,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "proofs"))
 from postgresql import programs, server
 
+from tunesmith import catalog
+
+BROUGHT = os.environ.setdefault("TUNESMITH_TESTS_BROUGHT", str(catalog.bases_folder()))
+"""Where this user's own bases are, for tests that name one, also in the workers of a test run."""
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "TUNESMITH_BASES": tempfile.mkdtemp(),  # what this user brought is none of a test's
@@ -76,6 +80,14 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", local_only)
+
+
+def need_base(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let this test see the bases that the user brought; a skip where the one that it needs is not
+    among them."""
+    monkeypatch.setenv("TUNESMITH_BASES", BROUGHT)
+    if name not in catalog.brought():
+        pytest.skip(f"tunesmith base add {name}")
 
 
 @pytest.fixture

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 import tunesmith
+from conftest import need_base
 from tunesmith import errors
 from tunesmith.options import Options
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"]
 BLOCK = re.compile(r"^```(python|sql|shell)\n(.*?)^```", re.M | re.S)
+NEEDS = {"labels": "all-minilm-l6-v2"}
 RUNNABLE = [p for p in PAGES if BLOCK.search(p.read_text())]
 
 
@@ -41,6 +43,8 @@ def test_the_page_runs_from_top_to_bottom(
     page: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if page.stem in NEEDS:
+        need_base(monkeypatch, NEEDS[page.stem])
     names: dict[str, object] = {}
     for kind, text in BLOCK.findall(page.read_text()):
         match kind:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import tunesmith
-from conftest import next_word_rows
+from conftest import need_base, next_word_rows
 from tunesmith import Tunesmith, worker
 from tunesmith.data.template import Encoder, PromptTemplate
 from tunesmith.jobs import JobStatus
@@ -40,6 +40,33 @@ def test_a_real_pretrained_model_is_tuned_by_adapter_on_real_rows(
             + job.rows["rejected"]
             == 200
         )
+
+
+def test_a_real_language_model_answers_alike_alone_and_beside_others(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_base(monkeypatch, "smollm2-135m-instruct-gguf")
+    ts = Tunesmith()
+    prompts = ["Name a colour.", "What is two and three? Answer with a number alone.", "Say hello."]
+    together = ts.complete("smollm2-135m-instruct-gguf", prompts, max_tokens=12)
+    alone = [ts.complete("smollm2-135m-instruct-gguf", [p], max_tokens=12)[0] for p in prompts]
+    assert [c.text for c in together] == [c.text for c in alone]
+    assert all(c.text.strip() for c in together)
+
+
+def test_a_real_encoder_learns_three_of_the_banks_labels(
+    shared_data: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_base(monkeypatch, "all-minilm-l6-v2")
+    query = f"""SELECT text, label FROM '{shared_data}/text_classification/banking77_train.csv'
+        WHERE label IN ('card_arrival', 'exchange_rate', 'passcode_forgotten')
+        QUALIFY row_number() OVER (PARTITION BY label ORDER BY md5(text)) <= 40"""
+    ts = Tunesmith()
+    job = ts.create("bank", "all-minilm-l6-v2", query, max_epochs=2).wait(timeout_s=300)
+    assert job.status is JobStatus.SUCCEEDED, job.error
+    assert job.verdict and job.verdict["arms"]["tuned"] >= 0.8
+    [found] = ts.classify("bank", ["When will my new card be here?"])
+    assert found.label == "card_arrival"
 
 
 FILES = [

@@ -152,6 +152,8 @@ def _loading(facts: Facts, certificate: Certificate) -> str:
         f"Licence of the base: {facts.licence}. The rows that it learned from are not here; what "
         "they allow, their owner knows."
     )
+    if facts.task == specs.TEXT_CLASSIFICATION.name:
+        return f"{_loading_of_labels(facts, certificate)}\n\n{rights}"
     if facts.task != specs.TEXT_GENERATION.name:
         return (
             f"It is a model for the task `{facts.task}`: `tunesmith model import FOLDER` takes it "
@@ -175,6 +177,27 @@ def _loading(facts: Facts, certificate: Certificate) -> str:
         f'```python\n{code}tokenizer = AutoTokenizer.from_pretrained(".")\n```\n\n'
         "Prompts go through the chat template beside the weights; an answer ends at a stop id of "
         f"`prompt_template.json`.\n\n{rights}"
+    )
+
+
+def _loading_of_labels(facts: Facts, certificate: Certificate) -> str:
+    where = "base" if facts.has_base else facts.hub_id or facts.base_model
+    if _library(certificate) == "peft":
+        code = (
+            "from peft import PeftConfig, PeftModel\n"
+            "from transformers import AutoModelForSequenceClassification\n\n"
+            f'base = AutoModelForSequenceClassification.from_pretrained("{where}", num_labels=…)\n'
+            'model = PeftModel.from_pretrained(base, ".")\n'
+        )
+    else:
+        code = (
+            "from transformers import pipeline\n\n"
+            'classify = pipeline("text-classification", ".", top_k=None)\n'
+        )
+    return (
+        f"```python\n{code}```\n\nThe labels are in `preprocessing.json`, in the order of the "
+        "model's outputs; the temperature by which its logits were divided is in "
+        "`calibration.json`, and is in the weights already."
     )
 
 
