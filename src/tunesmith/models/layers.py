@@ -8,6 +8,7 @@ behind the last layer, and the head, is one deeper than that.
 import hashlib
 import re
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -61,9 +62,8 @@ def depths(model: Any) -> dict[str, int]:
     for n, p in plain.named_parameters():
         seen = seen or n.startswith(f"{name}.")
         by_id.setdefault(id(p), above if seen else 0)
-    words = plain.get_input_embeddings()
-    if words is not None:
-        by_id |= {id(p): 0 for p in words.parameters()}
+    with suppress(NotImplementedError, AttributeError):  # of a model that reads no words
+        by_id |= {id(p): 0 for p in plain.get_input_embeddings().parameters()}
     by_id |= {id(p): above for p in head.tensors(model).values()}
     return {n: by_id[id(p)] for n, p in model.named_parameters()}
 
@@ -120,7 +120,7 @@ def table(
     """What became of each layer, the lowest first; `before` the digests, `trained` the names of
     what was trained. After the training nothing else may have happened to the weights."""
     of, behind, after = depths(model), set(head.trained(model)), digests(model)
-    names = {0: "embeddings", count(model) + 1: "behind the layers"}
+    names = {0: "embeddings" if count(model) else "weights", count(model) + 1: "behind the layers"}
     groups: dict[str, list[str]] = {}
     for n, depth in sorted(of.items(), key=lambda item: (item[0] in behind, item[1])):
         name = "head" if n in behind else names.get(depth, f"layer {depth - 1}")
