@@ -39,10 +39,18 @@ class Layer:
 
 
 def stack_of(model: Any) -> tuple[str, nn.ModuleList]:
-    """The layers, and the name that they have in the plain model."""
-    plain = decoder_of(model)
-    lists = [(n, m) for n, m in plain.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
-    return max(lists, key=lambda found: sum(p.numel() for p in found[1].parameters()))
+    """The layers, and the name that they have in the plain model; no layers where it has none that
+    a list holds."""
+    lists = [
+        (n, m)
+        for n, m in decoder_of(model).named_modules()
+        if isinstance(m, nn.ModuleList) and len(m)
+    ]
+    return max(
+        lists,
+        key=lambda found: sum(p.numel() for p in found[1].parameters()),
+        default=("\0", nn.ModuleList()),
+    )
 
 
 def count(model: Any) -> int:
