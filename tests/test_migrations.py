@@ -21,6 +21,7 @@ from tunesmith.schema import MIGRATIONS, REVISION, metadata
 from tunesmith.store import JobStore
 
 __all__ = ["url"]  # the fixture: an empty store on each database
+NOW, AFTER = REVISION, f"{int(REVISION) + 1:04}"
 FIXTURES = sorted((Path(__file__).parent / "fixtures").glob("store-*.sql"))
 
 
@@ -85,7 +86,7 @@ NEXT = """
 import sqlalchemy as sa
 from alembic import op
 from tunesmith.errors import DamagedRow
-revision, down_revision = "0005", "0004"
+revision, down_revision = "{after}", "{now}"
 def upgrade():
     op.add_column("jobs", sa.Column("colour", sa.String(), nullable=True))
     op.execute("UPDATE jobs SET name = upper(name)")
@@ -103,9 +104,10 @@ def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         ours = Path(schema.__file__).parent / "migrations"
         for name in ("env.py", *(f"versions/{f.name}" for f in (ours / "versions").glob("0*.py"))):
             (folder / name).write_text((ours / name).read_text())
-        (folder / "versions" / "0005_next.py").write_text(NEXT.format(then=then))
+        text = NEXT.format(then=then, now=NOW, after=AFTER)
+        (folder / "versions" / f"{AFTER}_next.py").write_text(text)
         monkeypatch.setattr(schema, "MIGRATIONS", str(folder))
-        monkeypatch.setattr(schema, "REVISION", "0005")
+        monkeypatch.setattr(schema, "REVISION", AFTER)
 
     return release
 
@@ -131,10 +133,10 @@ def test_an_upgrade_happens_whole_or_not_at_all(url: str, next_release: Any) -> 
     next_release("raise RuntimeError('the power went')")
     with pytest.raises(RuntimeError, match="power"):
         JobStore(url)
-    assert columns(url) == ("0004", False, ["kept"]), "nothing of it stayed"
+    assert columns(url) == (NOW, False, ["kept"]), "nothing of it stayed"
     next_release("pass")
     JobStore(url).close()
-    assert columns(url) == ("0005", True, ["KEPT"])
+    assert columns(url) == (AFTER, True, ["KEPT"])
 
 
 def test_a_newer_store_is_refused_and_left_alone(url: str) -> None:

@@ -194,6 +194,11 @@ class Job:
         """One row per recorded step, as an Arrow table."""
         return self.service.metrics(self.id)
 
+    def plot(self, what: str = "confusion") -> Any:
+        """A picture of a classifier's verdict rows: `confusion`, `reliability` or `labels`. A
+        notebook shows it."""
+        return self.service.plot(self.id, what)
+
     def _repr_html_(self) -> str:
         from html import escape
 

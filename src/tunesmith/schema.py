@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import Connection
 
-MIGRATIONS, REVISION = "tunesmith:migrations", "0004"
+MIGRATIONS, REVISION = "tunesmith:migrations", "0005"
 """Where the revisions are, and the newest of them."""
 SEALED_SINCE = "0003"  # the revision in which rows got seals
 
@@ -141,6 +141,16 @@ row_losses = Table(
     Column("tokens", Integer, nullable=False),
     Column("seal", BigInteger),
 )
+predictions = Table(
+    "predictions",
+    metadata,
+    Column("job_id", ForeignKey("jobs.id"), primary_key=True),
+    Column("row", Integer, primary_key=True),
+    Column("label", Text, nullable=False),
+    Column("predicted", Text, nullable=False),
+    Column("probability", Float, nullable=False),
+    Column("seal", BigInteger),
+)
 models = Table(
     "models",
     metadata,
@@ -200,7 +210,9 @@ homes = Table(
 revision_table = Table(
     "alembic_version", sa.MetaData(), Column("version_num", String(32), primary_key=True)
 )
-SEALED = {t.name: t for t in (jobs, metrics, rejections, row_losses, models, usage, events)}
+SEALED = {
+    t.name: t for t in (jobs, metrics, rejections, row_losses, predictions, models, usage, events)
+}
 
 
 # ---------------------------------------------------------------- seals

@@ -50,6 +50,7 @@ from tunesmith.phases.messages import (
     Failed,
     Judged,
     Message,
+    Predicted,
     Prepared,
     Quoted,
     Rejected,
@@ -59,7 +60,7 @@ from tunesmith.phases.messages import (
     Trained,
     Warned,
 )
-from tunesmith.schema import jobs, models, rejections
+from tunesmith.schema import jobs, models, predictions, rejections
 from tunesmith.settings import ROWS, SNAPSHOTS, UNCLAIMED, Settings
 from tunesmith.store import LEASE_S, JobStore
 
@@ -503,6 +504,8 @@ class _Scribe:
                 store.warn(job, words)
             case Rejected(rows):
                 store.record_rows(job, rejections, [dict(r) for r in rows])
+            case Predicted(rows):
+                store.record_rows(job, predictions, [dict(r) for r in rows])
             case RowLosses(part, epoch, rows):
                 self._row_losses += [
                     {"part": part, "epoch": epoch, "row": row, "loss": loss, "tokens": tokens}

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -12,7 +13,14 @@ from safetensors.torch import load_file
 import tunesmith
 from conftest import WORDS, make_encoder
 from tunesmith import Tunesmith
-from tunesmith.errors import NotTuned, OptionNotRead, PromptTooLong, UnfitLabels, WrongTask
+from tunesmith.errors import (
+    InvalidOptionValue,
+    NotTuned,
+    OptionNotRead,
+    PromptTooLong,
+    UnfitLabels,
+    WrongTask,
+)
 from tunesmith.jobs import Job
 
 FAST = {"learning_rate": 3e-3, "head_rate": 1, "max_epochs": 10, "batch_size": 4}
@@ -63,8 +71,22 @@ def test_a_job_on_an_encoder_learns_labels_and_every_door_gives_them(
         assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
         nothing = "SELECT CLASSIFY('words', NULL), CLASSIFY(NULL, 'x')"
         assert connection.execute(nothing).fetchall() == [(None, None)]
-    [again] = ts.classify("words", [f"{WORDS[0]} x"])
-    assert again.to_json() == answer
+        [again] = ts.classify("words", [f"{WORDS[0]} x"])
+        assert again.to_json() == answer
+        predicted = connection.execute(
+            "SELECT p.row, p.label, predicted, probability FROM tunesmith.predictions_of(?) p",
+            [job_id],
+        ).fetchall()
+    assert len(predicted) == job.verdict["n"]
+    assert all(rows[row - 1]["label"] == label for row, label, *_ in predicted)
+    right = sum(label == given for _, label, given, _ in predicted) / len(predicted)
+    assert right == pytest.approx(job.verdict["arms"]["tuned"])
+    for what in ("confusion", "reliability", "labels"):
+        picture = ts.describe(job_id).plot(what)
+        assert ElementTree.fromstring(picture.svg).tag.endswith("svg")
+        assert f"is {WORDS[0]}" in picture.svg or what == "reliability"
+    with pytest.raises(InvalidOptionValue):
+        ts.plot(job_id, "pie")
 
 
 def test_what_is_exported_is_what_the_library_loads_with_the_same_probabilities(

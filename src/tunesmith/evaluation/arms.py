@@ -77,6 +77,8 @@ class Arms:
         self._notes: list[str] = []
         self._n_examples, self._stop_rate = 0, 1.0
         self._changed: dict[str, float] = {}
+        self.predictions: list[dict[str, Any]] = []
+        """Of the arm that was asked last."""
         self._beside: dict[str, dict[str, float]] = {}
 
     def verdict(self) -> Verdict:
@@ -106,6 +108,7 @@ class Arms:
         self._doing.begin(arm, len(self._rows))
         found = self._exam.answers(engine, self._doing.done)
         self._answers[arm] = [c.text for c in found]
+        self.predictions = self._exam.predictions(found)
         self._stop_rate = sum(c.stopped for c in found) / len(found)
         if self._exam.swapped is not None:
             self._changed[arm] = self._share_changed(engine, arm, self._exam.swapped)

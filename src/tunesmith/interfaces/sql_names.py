@@ -244,6 +244,17 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]], dict[st
             "tokens": "BIGINT",
         },
     ),
+    "predictions": (
+        "predictions",
+        dict,
+        {
+            "job_id": "VARCHAR",
+            "row": "BIGINT",
+            "label": "VARCHAR",
+            "predicted": "VARCHAR",
+            "probability": "DOUBLE",
+        },
+    ),
     "lineage": (
         "lineage",
         dict,

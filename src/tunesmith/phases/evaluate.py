@@ -13,9 +13,11 @@ from tunesmith.evaluation.certify import certify
 from tunesmith.inference.opening import open_model
 from tunesmith.models import methods
 from tunesmith.phases.child import Assignment
-from tunesmith.phases.messages import Certified, Judged, Report, Warned
+from tunesmith.phases.messages import Certified, Judged, Predicted, Report, Warned
 from tunesmith.phases.train import RESULT
 from tunesmith.registry import TunedModel
+
+AT_ONCE = 1000  # rows of a message
 
 
 def run(assignment: Assignment, report: Report) -> None:
@@ -62,6 +64,8 @@ def run(assignment: Assignment, report: Report) -> None:
     if arms:
         arms.ask_linear_model()
         arms.ask_tuned(engine)
+        for i in range(0, len(arms.predictions), AT_ONCE):
+            report(Predicted(arms.predictions[i : i + AT_ONCE]))
     verdict = arms.verdict() if arms else None
     for warning in warnings(verdict) if verdict else []:
         report(Warned(warning))

@@ -63,6 +63,14 @@ class RowLosses:
 
 
 @dataclass(frozen=True)
+class Predicted:
+    """A classifier's answers to verdict rows."""
+
+    rows: Sequence[Mapping[str, Any]]
+    """Of each: row, label, predicted, probability."""
+
+
+@dataclass(frozen=True)
 class Stepped:
     """An optimizer step that is recorded. Losses in nats per supervised token, None where they are
     no number."""
@@ -185,6 +193,7 @@ Message: TypeAlias = (
     | Trained
     | Doing
     | Certified
+    | Predicted
     | Judged
     | Compared
     | Measured

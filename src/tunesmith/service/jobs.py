@@ -11,6 +11,8 @@ from tunesmith import access, catalog, durable, worker
 from tunesmith.data.dataset import Dataset
 from tunesmith.data.given import Data
 from tunesmith.data.split import PARTS
+from tunesmith.documents import plots
+from tunesmith.documents.plots import Picture
 from tunesmith.errors import (
     DamagedRow,
     JobNotInState,
@@ -236,6 +238,11 @@ class Jobs(Models, Rows):
             raise MissingExtra(what="an Arrow table", extra="train") from None
         self.store.get(job_id)
         return pyarrow.Table.from_pylist(self.store.rows("metrics", job_id))
+
+    def plot(self, job_id: str, what: str) -> Picture:
+        """A picture of a classifier's verdict rows: `confusion`, `reliability` or `labels`."""
+        job = self.store.get(job_id)
+        return plots.plot(what, job.name, list(self.store.rows("predictions", job.id)))
 
     def _hand_out(self, job: Job) -> Job:
         return replace(job, service=self)

@@ -21,9 +21,9 @@ class Tables(Core):
     """The verbs that read tables."""
 
     def rows(self, table: str, job_id: str | None = None) -> list[dict[str, Any]]:
-        """A table of the store (jobs, metrics, models, rejections, row_losses, usage, events), or
-        `lineage` or `verdicts`; of one job where it is named: then no other row is read. What is
-        damaged is told and left out."""
+        """A table of the store (jobs, metrics, models, rejections, row_losses, predictions, usage,
+        events), or `lineage` or `verdicts`; of one job where it is named: then no other row is
+        read. What is damaged is told and left out."""
         found: list[dict[str, Any]] = []
         after, is_first = None, True
         while is_first or after is not None:

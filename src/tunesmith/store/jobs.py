@@ -19,6 +19,7 @@ from tunesmith.schema import (
     jobs,
     metrics,
     models,
+    predictions,
     rejections,
     row_losses,
     sealed,
@@ -167,7 +168,7 @@ class Jobs(OpenedStore):
                 name := c.scalar(sa.select(models.c.name).where(models.c.job_id == job_id))
             ) is not None:
                 raise JobHasModel(id=job_id, name=name)
-            for table in (metrics, rejections, row_losses, events):
+            for table in (metrics, rejections, row_losses, predictions, events):
                 c.execute(table.delete().where(table.c.job_id == job_id))
             c.execute(jobs.delete().where(jobs.c.id == job_id))
 

@@ -117,6 +117,11 @@ class Exam(Generic[R]):
         """Figures of the tuned model that decide nothing, each as of some states or arms."""
         return {}
 
+    def predictions(self, answers: "Sequence[Completion]") -> list[dict[str, Any]]:
+        """The tuned model's answers, row by row (row, label, predicted, probability), where a
+        table of them means something."""
+        return []
+
     def swapped_answers(self, engine: Any, told: Told) -> "list[Completion]":
         """To the rows `swapped`, with the words exchanged."""
         return []

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -92,6 +93,25 @@ def job_show(id: JobId, as_json: Json = False) -> None:
     warnings."""
     job = open_service().describe(id)
     print(json.dumps(job_facts(job)) if as_json else job_page(job))
+
+
+@job_app.command("plot")
+def job_plot(
+    id: JobId,
+    what: Annotated[str, typer.Argument(help="confusion, reliability or labels.")] = "confusion",
+    out: Annotated[
+        str, typer.Option(help="The SVG file to write; default: its name and what it shows.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """A picture of a classifier's verdict rows, as an SVG file."""
+    from tunesmith import durable
+
+    service = open_service()
+    job = service.describe(id)
+    file = Path(out or f"{job.name}-{what}.svg")
+    durable.replace_text(file, service.plot(job.id, what).svg)
+    show(as_json, {"file": str(file)}, f"{file} written")
 
 
 @job_app.command("layers")

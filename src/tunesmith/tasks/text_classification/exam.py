@@ -4,8 +4,6 @@ any tuning."""
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from tunesmith.data import baseline
 from tunesmith.data.text_classification import Example
 from tunesmith.inference.engine import Completion, Sampling
@@ -37,6 +35,19 @@ class LabelExam(Exam[Example]):
         )
         return {"probe": [engine.encoder.labels.text(places) for places in answers]}
 
+    def predictions(self, answers: Sequence[Completion]) -> list[dict[str, Any]]:
+        """How likely the answer was held; where a row may have several labels, the one of which the
+        model was least sure."""
+        return [
+            {
+                "row": e.row.row,
+                "label": e.row.completion,
+                "predicted": c.text,
+                "probability": min(max(p, 1 - p) for p in c.scores) if c.several else max(c.scores),
+            }
+            for e, c in zip(self.rows, answers, strict=True)
+        ]
+
     def beside(self, engine: Classifier) -> dict[str, dict[str, float]]:
         labels = engine.encoder.labels
         logits = engine.over(self.rows, classifier.logits).double()
@@ -47,6 +58,3 @@ class LabelExam(Exam[Example]):
             p = z.sigmoid() if labels.several else z.softmax(-1)
             found[name] = calibration_error(p, wanted, labels.several)
         return {"calibration_error": found}
-
-
-__all__ = ["Completion", "LabelExam", "torch"]
