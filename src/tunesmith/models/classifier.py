@@ -121,8 +121,11 @@ def groups(
 def logits(model: Any, texts: Sequence[Text]) -> Tensor:
     """(B, C): texts in one sequence where the model takes them so, else padded."""
     if packed_texts.can_pack(model, max(len(t.ids) for t in texts)):
-        types = [t.types for t in texts] if _has_types(model) else None
-        return packed_texts.logits(model, [t.ids for t in texts], types)
+        held = getattr(decoder_of(model), "tunesmith_features", None)
+        known = held.of(texts) if held else None
+        if held is None or known is None:
+            return packed_texts.logits(model, texts)
+        return packed_texts.logits(model, texts, known, None if held.is_whole else held.below)
     found: Tensor = model(**padded(model, texts)).logits
     return found
 

@@ -76,6 +76,13 @@ def depths(model: Any) -> dict[str, int]:
     return {n: by_id[id(p)] for n, p in model.named_parameters()}
 
 
+def frozen_below(model: Any) -> int:
+    """How many layers, from below, nothing is trained in, nor in what stands before them."""
+    of = depths(model)
+    lowest = min((of[n] for n, p in model.named_parameters() if p.requires_grad), default=0)
+    return max(0, lowest - 1)
+
+
 def frozen(model: Any, freeze: str) -> set[str]:
     """The parameters that the option `freeze` leaves as they are; InvalidOptionValue where it
     means none, or all layers."""

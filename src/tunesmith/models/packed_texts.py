@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-from tunesmith.models import packed
+from tunesmith.models import layers, packed
 from tunesmith.models.methods import decoder_of
 from tunesmith.models.packed import Bucket
 
@@ -121,30 +121,131 @@ def can_pack(model: Any, longest: int) -> bool:
 @torch.no_grad()
 def _same(plain: Any) -> bool:
     """Whether texts in one sequence give what each gives alone."""
-    together = logits(plain, TRIED, None)
+    together = logits(plain, [_Text(row) for row in TRIED])
     alone = [plain(input_ids=torch.tensor([row])).logits[0] for row in TRIED]
     return torch.allclose(together, torch.stack(alone), rtol=1e-4, atol=1e-5)
 
 
-def logits(model: Any, rows: Sequence[Sequence[int]], types: Sequence[Any] | None) -> Tensor:
-    """(B, C) of texts that go through the model in one sequence."""
+def logits(
+    model: Any,
+    texts: Sequence[Any],
+    states_SD: Tensor | None = None,
+    below: int | None = None,
+) -> Tensor:
+    """(B, C) of texts that go through the model in one sequence. `states_SD`: what the layers below
+    `below` make of them, which are skipped; without `below` the first tokens' last states."""
     plain = decoder_of(model)
-    starts, texts = pack(rows)
-    given = {
+    starts, given = _given(plain, texts)
+    if states_SD is not None and below is None:
+        first_BD = states_SD
+    else:
+        with _skipping(plain, states_SD, below or 0):
+            first_BD = _base(plain)(**given).last_hidden_state[0, torch.tensor(starts)]
+    with _standing_in(plain, first_BD[:, None]):
+        found: Tensor = plain(input_ids=given["input_ids"][0, starts][:, None]).logits
+    return found
+
+
+def states(model: Any, texts: Sequence[Any], below: int | None) -> Tensor:
+    """What layer `below` is given of texts, (S, D), of one after the other; without it the first
+    tokens' last states, (B, D)."""
+    plain = decoder_of(model)
+    starts, given = _given(plain, texts)
+    if below is None:
+        last_1TD: Tensor = _base(plain)(**given).last_hidden_state
+        return last_1TD[0, torch.tensor(starts)]
+    kept: list[Tensor] = []
+
+    def keep(layer: nn.Module, args: tuple[Any, ...], more: dict[str, Any]) -> None:
+        kept.append(args[0] if args else more["hidden_states"])
+        raise _Enough
+
+    hook = layers.stack_of(plain)[1][below].register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        _base(plain)(**given)
+    except _Enough:
+        pass
+    finally:
+        hook.remove()
+    return kept[0][0]
+
+
+class _Enough(Exception):
+    """What was looked for was found."""
+
+
+@torch.no_grad()
+def can_skip(model: Any, below: int) -> bool:
+    """Whether the layers below `below` can be left out where what they give is known: tried."""
+    plain = decoder_of(model)
+    if below == len(layers.stack_of(plain)[1]):
+        return True  # then nothing of the base is run
+    texts = [_Text(row) for row in TRIED]
+    was_training = plain.training
+    plain.eval()
+    try:
+        found = logits(plain, texts, states(plain, texts, below), below)
+        return torch.equal(found, logits(plain, texts))
+    except Exception:  # of layers that hand on something else
+        return False
+    finally:
+        plain.train(was_training)
+
+
+@contextmanager
+def _skipping(plain: Any, states_SD: Tensor | None, below: int) -> Iterator[None]:
+    """Inside, the layers below `below` hand on what they are given, and the next one is given these
+    states."""
+    if states_SD is None:
+        yield
+        return
+    stack = layers.stack_of(plain)[1]
+    before = [layer.forward for layer in stack[:below]]
+
+    def hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden_states
+
+    def put(layer: nn.Module, args: tuple[Any, ...], more: dict[str, Any]) -> Any:
+        if args:
+            return (states_SD[None], *args[1:]), more
+        return args, {**more, "hidden_states": states_SD[None]}
+
+    hook = stack[below].register_forward_pre_hook(put, with_kwargs=True)
+    for layer in stack[:below]:
+        layer.forward = hand_on
+    try:
+        yield
+    finally:
+        hook.remove()
+        for layer, forward in zip(stack, before, strict=False):
+            layer.forward = forward
+
+
+@dataclass(frozen=True)
+class _Text:
+    ids: Sequence[int]
+    types: Sequence[int] | None = None
+
+
+def _base(plain: Any) -> Any:
+    return getattr(plain, plain.base_model_prefix)
+
+
+def _given(plain: Any, texts: Sequence[Any]) -> tuple[list[int], dict[str, Any]]:
+    """Where each text begins, and what the base is given."""
+    rows = [t.ids for t in texts]
+    starts, layout = pack(rows)
+    given: dict[str, Any] = {
         "input_ids": torch.tensor([[i for row in rows for i in row]]),
         "position_ids": torch.tensor([[i for row in rows for i in range(len(row))]])
         + _first_place(plain),
-        "attention_mask": torch.zeros(1, 1, 1, 1),  # never read: `texts` says who sees whom
+        "attention_mask": torch.zeros(1, 1, 1, 1),  # never read: the layout says who sees whom
+        "packed_layout": layout,
     }
-    if types is not None:
-        flat = [k for row, kinds in zip(rows, types, strict=True) for k in kinds or [0] * len(row)]
+    if getattr(plain.config, "type_vocab_size", 0) > 1:
+        flat = [k for t in texts for k in t.types or [0] * len(t.ids)]
         given["token_type_ids"] = torch.tensor([flat])
-    base = getattr(plain, plain.base_model_prefix)
-    hidden_1TD = base(**given, packed_layout=texts).last_hidden_state
-    first_B1D = hidden_1TD[0, torch.tensor(starts)][:, None]
-    with _standing_in(plain, first_B1D):
-        found: Tensor = plain(input_ids=given["input_ids"][0, starts][:, None]).logits
-    return found
+    return starts, given
 
 
 def _first_place(plain: Any) -> int:
@@ -160,7 +261,7 @@ _states: ContextVar[Tensor | None] = ContextVar("states", default=None)
 @contextmanager
 def _standing_in(plain: Any, hidden_B1D: Tensor) -> Iterator[None]:
     """Inside, the base gives these states without computing anything, pooled as it pools."""
-    base = getattr(plain, plain.base_model_prefix)
+    base = _base(plain)
     token = _states.set(hidden_B1D)
     forward = base.forward
     base.forward = lambda *_, **__: _answer(base)

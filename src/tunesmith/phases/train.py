@@ -51,15 +51,20 @@ def run(work: Assignment, report: Report) -> None:
         "base": catalog.fingerprint(spec),
         "template": dict(work.template),
     }
-    if checkpoints.newest(work.attempts, bound_to) is None:  # a resumed one was quoted before
-        micro_tokens = _quote(work, training, report)
-    before = layers.digests(training.model)
-    where = Run(work.attempts, Path(work.home), bound_to, report, micro_tokens)
-    at = train(training, where, budget(work))
+    home, model = Path(work.home), training.model
+    before = layers.digests(model)
+    every = [*training.rows, *training.validation]
+    with task.remembering(model, every, home, str(bound_to["base"])) as why:
+        if why:
+            report(Warned(f"what the frozen layers give is computed in every pass: {why}"))
+        if checkpoints.newest(work.attempts, bound_to) is None:  # a resumed one was quoted before
+            micro_tokens = _quote(work, training, report)
+        where = Run(work.attempts, home, bound_to, report, micro_tokens)
+        at = train(training, where, budget(work))
     if why := diverged(at, decided.learning_rate, usual_rate(spec, decided.method)[0]):
         report(Warned(why))
-    names = trained_tensors(training.model)
-    told = layers.table(training.model, before, training.rates, names)
+    names = trained_tensors(model)
+    told = layers.table(model, before, training.rates, names)
     _save(work, training, at)
     tokens = sum(r.size for r in training.rows)
     used = {

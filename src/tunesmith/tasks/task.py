@@ -5,6 +5,7 @@ A task is declared in `specs`, which imports no torch; its code is a module with
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -164,6 +165,13 @@ class Task(Protocol):
     def rates(self, model: Any, decided: Decided) -> "dict[str, float]":
         """Of trained tensors by name: the multiple of the learning rate at which they learn, where
         it is not one."""
+
+    def remembering(
+        self, model: Any, rows: Sequence[Any], home: Path, base: str
+    ) -> "AbstractContextManager[str]":
+        """Inside, what the model's frozen layers make of these rows may be kept and not computed
+        again; `base`: the fingerprint of its weights. Gives why it is not, where that needs
+        saying."""
 
     def finish(
         self, model: Any, validation: Sequence[Any], encoder: Any

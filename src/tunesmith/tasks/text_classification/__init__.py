@@ -2,6 +2,7 @@
 the evaluator and the doors ask of it; the functions are those of `tasks.task.Task`."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,16 @@ from tunesmith.catalog import ModelSpec, read_json
 from tunesmith.data.text_classification import Example, TextEncoder
 from tunesmith.data.text_classification import encoder as encoder_of
 from tunesmith.errors import NotTuned
-from tunesmith.models import classifier, head, layers, layout, loading, methods, packed_texts
+from tunesmith.models import (
+    classifier,
+    features,
+    head,
+    layers,
+    layout,
+    loading,
+    methods,
+    packed_texts,
+)
 from tunesmith.options import Decided
 from tunesmith.registry import TunedModel
 from tunesmith.tasks.specs import PREPROCESSING
@@ -63,6 +73,12 @@ def losses(model: Any, rows: Sequence[Example]) -> tuple[Tensor, Tensor]:
 def rates(model: Any, decided: Decided) -> dict[str, float]:
     """The head learns faster, since it is new."""
     return layers.multiples(model, decided.head_rate, decided.layer_decay)
+
+
+def remembering(
+    model: Any, rows: Sequence[Example], home: Path, base: str
+) -> AbstractContextManager[str]:
+    return features.remembering(model, rows, home, base)
 
 
 def finish(
