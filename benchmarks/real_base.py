@@ -41,8 +41,8 @@ def everything(bench: Bench, seeds: list[int]) -> None:
     bench.run(run_of(t, 300, REAL, rate) for t in SWEPT for rate in RATES)
     for seed in seeds:
         for rows in SIZES:
-            for base in (TINY, REAL):
-                bench.run(run_of(t, rows, base, seed=seed) for t in TABLES)
+            for some in (SWEPT, TABLES):
+                bench.run(run_of(t, rows, b, seed=seed) for t in some for b in (TINY, REAL))
     bench.known["linear"] = {
         f"{t.name}|{rows}": linear_model(t, rows)
         for t in map(tables(bench.data).get, TABLES)

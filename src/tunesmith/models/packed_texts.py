@@ -135,14 +135,14 @@ def logits(
     """(B, C) of texts that go through the model in one sequence. `states_SD`: what the layers below
     `below` make of them, which are skipped; without `below` the first tokens' last states."""
     plain = decoder_of(model)
-    starts, given = _given(plain, texts)
     if states_SD is not None and below is None:
         first_BD = states_SD
     else:
+        starts, given = _given(plain, texts)
         with _skipping(plain, states_SD, below or 0):
             first_BD = _base(plain)(**given).last_hidden_state[0, torch.tensor(starts)]
     with _standing_in(plain, first_BD[:, None]):
-        found: Tensor = plain(input_ids=given["input_ids"][0, starts][:, None]).logits
+        found: Tensor = plain(input_ids=torch.tensor([[t.ids[0]] for t in texts])).logits
     return found
 
 
