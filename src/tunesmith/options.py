@@ -68,6 +68,13 @@ class Options:
         "auto", "Peak rate of AdamW.", low=1e-7, high=1.0, auto=True
     )
     batch_size: int | str = option("auto", "Rows per optimizer step.", low=1, high=1024, auto=True)
+    class_weights: str = option(
+        "none",
+        "How much rows of each label count.",
+        words="none, balanced, or an object of labels with their weights",
+        pattern=r"none|balanced|\{[\s\S]*\}",
+        objects=True,
+    )
     head_rate: float = option(
         10.0,
         "How many times faster than the other weights a new head learns.",
@@ -217,6 +224,8 @@ def _checked(f: Any, value: Any) -> Any:
         return value
     if limits.get("numbers") and isinstance(value, (int, float)) and not isinstance(value, bool):
         value = f"{value:g}"
+    if limits.get("objects") and isinstance(value, Mapping):
+        value = json.dumps({str(k): v for k, v in value.items()}, ensure_ascii=False)
     if "low" not in limits:
         if not isinstance(value, str) or (
             value and not re.fullmatch(limits.get("pattern", "(?s).*"), value)
@@ -282,6 +291,7 @@ class Decided:
     method: str
     learning_rate: float
     batch_size: int
+    class_weights: str
     head_rate: float
     layer_decay: float
     freeze: str

@@ -1,6 +1,7 @@
 """Labels of texts, from the query to the answer: real tiny encoders, real jobs."""
 
 import json
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,15 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 import tunesmith
 from conftest import WORDS, make_encoder
 from tunesmith import Tunesmith
+from tunesmith.data.dataset import Row
+from tunesmith.data.labels import Labels, to_text
+from tunesmith.data.text_classification import Example
 from tunesmith.errors import (
     InvalidOptionValue,
     NotTuned,
@@ -22,6 +27,8 @@ from tunesmith.errors import (
     WrongTask,
 )
 from tunesmith.jobs import Job
+from tunesmith.models import classifier
+from tunesmith.tasks.text_classification.losses import label_losses
 
 FAST = {"learning_rate": 3e-3, "head_rate": 1, "max_epochs": 10, "batch_size": 4}
 
@@ -191,6 +198,46 @@ def test_a_row_may_have_several_labels(home: Path, tiny_encoder: Path) -> None:
     assert set(all_of_them.labels) == set(WORDS[:3])
     [one] = ts.classify("m", [text], threshold={WORDS[2]: 1.0})
     assert set(one.labels) == {WORDS[0]}
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_rows_loss_counts_as_its_label_does(tiny_encoder: Path, several: bool) -> None:
+    """Against torch's own weighted losses, over all rows of the training."""
+    known = Labels.among(
+        [to_text(c) if several else c for c in (["a"] * 6 + ["b"] * 3 + ["c"])], lists=several
+    )
+    model = classifier.load(tiny_encoder, torch.device("cpu"), known)
+    draw = random.Random(0)
+    rows = []
+    for n in (*[0] * 6, *[1] * 3, 2):
+        factors = known.factors("balanced")
+        ids = [2, *(draw.randint(4, 60) for _ in range(4)), 3]
+        row = Row(1, "", known.names[n], "{}")
+        rows.append(Example(row, ids, None, (n,), ("", None), (factors[n],)))
+    losses, _ = label_losses(model, rows)
+    logits = classifier.logits(model, rows)
+    wanted = torch.tensor([r.targets[0] for r in rows])
+    if several:
+        weights = torch.tensor([4 / 6, 7 / 3, 9.0])
+        one = F.one_hot(wanted, 3).float()
+        theirs = F.binary_cross_entropy_with_logits(logits, one, pos_weight=weights)
+    else:
+        theirs = F.cross_entropy(logits, wanted, weight=torch.tensor([10 / 18, 10 / 9, 10 / 3]))
+    torch.testing.assert_close(losses.mean(), theirs)
+
+
+def test_class_weights_are_asked_by_name_and_unknown_ones_refused(
+    home: Path, tiny_encoder: Path
+) -> None:
+    ts, rows = Tunesmith(), rows_of(60)
+    weights = {f"is {WORDS[0]}": 3}
+    job = tuned(ts, tiny_encoder, rows, max_epochs=1, class_weights=weights)
+    assert job.resolved and json.loads(job.resolved.class_weights) == weights
+    for wrong in ({"no label": 2}, {f"is {WORDS[0]}": -1}):
+        failed = ts.create("w", str(tiny_encoder), rows, class_weights=wrong).wait()
+        assert failed.error and "class_weights" in failed.error["message"]
+    with pytest.raises(InvalidOptionValue):
+        ts.create("w", str(tiny_encoder), rows, class_weights="heavy")
 
 
 def test_two_texts_are_read_beside_each_other(home: Path, tiny_encoder: Path) -> None:

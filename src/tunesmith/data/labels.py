@@ -2,14 +2,17 @@
 row. No torch."""
 
 import json
+import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from tunesmith.errors import UnfitLabels
+from tunesmith.errors import InvalidOptionValue, UnfitLabels
 
 MOST_LABELS = 10_000
+NONE, BALANCED, MOST_WEIGHT = "none", "balanced", 1000.0
 THRESHOLD = 0.5
 """Where a row may have several labels: those at least as likely are given."""
 
@@ -19,13 +22,17 @@ class Labels:
     names: tuple[str, ...]
     several: bool = False
     """Whether a row may have none, one or several of them."""
+    counts: tuple[int, ...] = ()
+    """Training rows of each; none where no row was read."""
+    rows: int = 0
 
     @classmethod
     def among(cls, completions: Iterable[str], lists: bool) -> "Labels":
         """Those of the training rows' completions, numbers in their order, all else by name.
         UnfitLabels where nothing can be learnt of them."""
         given = list(completions)
-        names = {n for c in given for n in labels_of(c, lists)}
+        counts = Counter(n for c in given for n in labels_of(c, lists))
+        names = counts.keys()
         if len(names) < 2:
             only = next(iter(names), "none")
             raise UnfitLabels(reason=f"the training rows have one label, {only!r:.60}")
@@ -34,7 +41,8 @@ class Labels:
         if len(names) == len(given) > 2 and not lists:
             reason = f"each of {len(given):,} training rows has a label of its own"
             raise UnfitLabels(reason=reason)
-        return cls(tuple(ordered(names)), lists)
+        known = tuple(ordered(names))
+        return cls(known, lists, tuple(counts[n] for n in known), len(given))
 
     def places(self, completion: str) -> tuple[int, ...]:
         """Of a row's labels; those that no training row has are left out."""
@@ -51,7 +59,56 @@ class Labels:
         return to_text(found) if self.several else found[0]
 
     def to_json(self) -> dict[str, Any]:
-        return {"labels": list(self.names), "several": self.several}
+        return {
+            "labels": list(self.names),
+            "several": self.several,
+            "counts": list(self.counts),
+            "rows": self.rows,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Labels":
+        return cls(
+            tuple(data["labels"]), bool(data["several"]), tuple(data["counts"]), int(data["rows"])
+        )
+
+    def factors(self, class_weights: str) -> tuple[float, ...]:
+        """How much a row of each label counts, by the option of that name; none where all count
+        alike. InvalidOptionValue.
+
+        Where a row has one label they are scaled so that the training rows count one in the mean:
+        `balanced` is rows / (labels x rows of the label), as scikit-learn has it. Where a row may
+        have several, it is how much a row that has the label counts against one that has not:
+        `balanced` is rows without it over rows with it, at most MOST_WEIGHT.
+        """
+        if class_weights == NONE:
+            return ()
+        if class_weights == BALANCED:
+            found = [(self.rows - n) / n if self.several else self.rows / n for n in self.counts]
+            found = [min(max(f, 1 / MOST_WEIGHT), MOST_WEIGHT) for f in found]
+        else:
+            given = self._weights(class_weights)
+            found = [given.get(n, 1.0) for n in self.names]
+        if self.several:
+            return tuple(found)
+        mean = sum(f * n for f, n in zip(found, self.counts, strict=True)) / self.rows
+        return tuple(f / mean for f in found)
+
+    def _weights(self, text: str) -> dict[str, float]:
+        try:
+            given = json.loads(text)
+        except ValueError:
+            given = None
+        numbers = given.values() if isinstance(given, dict) else [None]
+        is_good = all(
+            isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v < math.inf
+            for v in numbers
+        )
+        if not is_good or not set(given) <= set(self.names):
+            known = ", ".join(self.names[:20])
+            allowed = f"labels of the training rows ({known}), each with a number above 0"
+            raise InvalidOptionValue(name="class_weights", value=text, allowed=allowed)
+        return dict(given)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,8 @@ class Example:
     """Places of its labels among those that are learnt; none where it has one that training lacks,
     or no label at all."""
     question: Question
+    factors: tuple[float, ...] = ()
+    """How much each of its labels counts; none where all rows count alike."""
     is_cut: bool = False
     weight: int = 1
 
@@ -94,7 +96,7 @@ def fitted(preprocessing: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]
 
 
 def encoder(preprocessing: Mapping[str, Any], spec: ModelSpec) -> TextEncoder:
-    known = Labels(tuple(preprocessing["labels"]), bool(preprocessing["several"]))
+    known = Labels.from_json(preprocessing)
     return TextEncoder(Path(spec.folder), int(preprocessing["window"]), known)
 
 
@@ -168,6 +170,7 @@ def encode(
 ) -> Encoding[Example]:
     found = Encoding[Example]()
     unheard: Counter[str] = Counter()
+    factors = encoder.labels.factors(options.class_weights)
     for rows in _batches(dataset.rows(part)):
         questions = [question_of(r) for r in rows]
         whole = encoder.encode(questions)
@@ -188,7 +191,16 @@ def encode(
             unheard.update(encoder.labels.unknown(row.completion))
             weight = len(encoder.labels.names) if encoder.labels.several else 1
             found.accepted.append(
-                Example(row, made.ids, types, targets, questions[i], i in cut, weight)
+                Example(
+                    row,
+                    made.ids,
+                    types,
+                    targets,
+                    questions[i],
+                    tuple(factors[t] for t in targets) if factors else (),
+                    i in cut,
+                    weight,
+                )
             )
     if unheard:
         names = ", ".join(f"{name!r:.60} ({n})" for name, n in unheard.most_common(10))
