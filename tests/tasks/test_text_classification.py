@@ -1,8 +1,10 @@
 """Labels of texts, from the query to the answer: real tiny encoders, real jobs."""
 
 import json
+import math
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,7 +19,7 @@ from conftest import WORDS, make_encoder
 from tunesmith import Tunesmith
 from tunesmith.data.dataset import Row
 from tunesmith.data.labels import Labels, to_text
-from tunesmith.data.text_classification import Example
+from tunesmith.data.text_classification import Example, TextEncoder
 from tunesmith.errors import (
     InvalidOptionValue,
     NotTuned,
@@ -27,7 +29,9 @@ from tunesmith.errors import (
     WrongTask,
 )
 from tunesmith.jobs import Job
-from tunesmith.models import classifier
+from tunesmith.models import classifier, head
+from tunesmith.tasks import text_classification
+from tunesmith.tasks.text_classification import calibration
 from tunesmith.tasks.text_classification.losses import label_losses
 
 FAST = {"learning_rate": 3e-3, "head_rate": 1, "max_epochs": 10, "batch_size": 4}
@@ -224,6 +228,50 @@ def test_a_rows_loss_counts_as_its_label_does(tiny_encoder: Path, several: bool)
     else:
         theirs = F.cross_entropy(logits, wanted, weight=torch.tensor([10 / 18, 10 / 9, 10 / 3]))
     torch.testing.assert_close(losses.mean(), theirs)
+
+
+def test_an_unheard_label_costs_a_guess_and_teaches_nothing(tiny_encoder: Path) -> None:
+    known = Labels.among(["a", "a", "b", "b"], lists=False)
+    model = classifier.load(tiny_encoder, torch.device("cpu"), known)
+    row = Row(1, "", "c", "{}")
+    losses, of = label_losses(model, [Example(row, [2, 5, 3], None, (), ("", None))])
+    assert losses.tolist() == pytest.approx([math.log(3)]) and of.tolist() == [0]
+    losses.sum().backward()
+    assert not any(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_saved_head_is_calibrated_on_validation(tiny_encoder: Path, several: bool) -> None:
+    completions = [json.dumps([n]) if several else n for n in "aabbc"]
+    known = Labels.among(completions, lists=several)
+    torch.manual_seed(0)
+    model = classifier.load(tiny_encoder, torch.device("cpu"), known)
+    head.fold(model, 0.02)  # far too sure of itself
+    draw = random.Random(0)
+    texts = [[2, *(draw.randint(4, 14) for _ in range(3)), 3] for _ in range(60)]
+    rows = [Example(Row(1, "", "", "{}"), ids, None, (0,), ("", None)) for ids in texts]
+    before = classifier.logits(model, rows).detach()
+    likeliest = before.argmax(-1).tolist()
+    labels = [n if draw.random() < 0.6 else draw.randrange(3) for n in likeliest]
+    rows = [replace(row, targets=(n,)) for row, n in zip(rows, labels, strict=True)]
+    wanted = calibration.wanted_of([r.targets for r in rows], 3)
+    encoder = TextEncoder(tiny_encoder, 64, known)
+    facts = text_classification.finish(model, rows, encoder)[text_classification.CALIBRATION]
+    after = classifier.logits(model, rows).detach()
+    assert facts["temperature"] > 1.5 and facts["rows"] == 60
+    torch.testing.assert_close(after * facts["temperature"], before, rtol=1e-4, atol=1e-4)
+    loss = [calibration.nll(after, wanted, several, t) for t in (0.8, 0.97, 1.0, 1.03, 1.25)]
+    assert min(loss) == loss[2]
+
+
+def test_the_calibration_error_is_the_distance_of_confidence_and_truth() -> None:
+    sure = torch.tensor([[0.8, 0.2]] * 10)
+    right = torch.tensor([[1.0, 0.0]] * 10)
+    half = torch.cat([right[:5], 1 - right[:5]])
+    found = [calibration.calibration_error(sure, w, False) for w in (right, half, 1 - right)]
+    assert found == pytest.approx([0.2, 0.3, 0.8], abs=1e-6)
+    both = calibration.calibration_error(torch.full((4, 2), 0.3), torch.zeros(4, 2), True)
+    assert both == pytest.approx(0.3, abs=1e-6)
 
 
 def test_class_weights_are_asked_by_name_and_unknown_ones_refused(

@@ -40,6 +40,7 @@ class Scene:
         self.base, self.folder, self.told, self.validation = base, folder, [], self.rows[:3]  # type: ignore[var-annotated]
         self.budget = Budget()
         self.stages: list[Stage] | None = None
+        self.rates: dict[str, float] = {}
 
     def train(
         self, on: Callable[..., None] | None = None, attempt: int = 1, **changes: Any
@@ -56,7 +57,7 @@ class Scene:
 
         run = Run(attempts, self.folder, {"data": "d"}, report)
         return model, train(
-            Training(text_generation, model, self.rows, self.validation, chosen),
+            Training(text_generation, model, self.rows, self.validation, chosen, self.rates),
             run,
             self.budget,
             self.stages,
@@ -602,6 +603,37 @@ def test_patience_ends_a_stage_and_a_budget_ends_the_run(scene: Scene) -> None:
     other.budget = Budget(tokens=sum(r.size for r in other.rows) * 3)
     _, at = other.train(batch_size=4)
     assert (at.stage, at.step, at.stopped_by) == (1, 9, "budget_tokens")
+
+
+def test_tensors_learn_at_their_multiples_of_the_rate_and_a_resumed_run_gives_the_same_bits(
+    scene: Scene,
+) -> None:
+    before = dict(loading.load(scene.base, CPU).named_parameters())
+    fast, slow = "model.layers.1.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight"
+    scene.rates = {fast: 10.0, slow: 0.1}
+    one = {"max_epochs": 1, "batch_size": len(scene.rows), "warmup": 0.0, "learning_rate": 1e-4}
+    first, _ = scene.train(method="full", **one)
+    moved = {n: float((p - before[n]).abs().max()) for n, p in first.named_parameters()}
+    # AdamW's first step is the rate itself wherever the gradient is not nothing
+    plain = "model.layers.0.mlp.down_proj.weight"
+    assert moved[fast] / moved[plain] == pytest.approx(10, rel=0.01)
+    assert moved[slow] / moved[plain] == pytest.approx(0.1, rel=0.01)
+
+    class Killed(Exception):
+        pass
+
+    def kill(model: Any, message: Message) -> None:
+        if isinstance(message, Stepped) and message.step == 3:
+            raise Killed
+
+    scene.folder = scene.folder / "whole"
+    whole, _ = scene.train(method="full", max_epochs=2)
+    scene.folder = scene.folder.parent / "killed"
+    with pytest.raises(Killed):
+        scene.train(kill, method="full", max_epochs=2)
+    resumed, _ = scene.train(method="full", attempt=2, max_epochs=2)
+    for (n, a), (_, b) in zip(whole.named_parameters(), resumed.named_parameters(), strict=True):
+        assert torch.equal(a, b), n
 
 
 def test_the_order_of_rows_has_a_seed_of_its_own(scene: Scene) -> None:
