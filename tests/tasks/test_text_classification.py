@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import tunesmith
 from conftest import WORDS, make_encoder
 from tunesmith import Tunesmith
+from tunesmith.data import labels
 from tunesmith.data.dataset import Row
 from tunesmith.data.labels import Labels, to_text
 from tunesmith.data.text_classification import Example, TextEncoder
@@ -194,6 +195,11 @@ def test_a_row_may_have_several_labels(home: Path, tiny_encoder: Path) -> None:
     job = tuned(ts, tiny_encoder, rows)
     assert job.verdict and job.verdict["metric"] == "label_f1"
     assert job.verdict["arms"]["tuned"] > 0.9
+    assert job.verdict["arms"].keys() == {"commonest", "linear", "probe", "tuned"}
+    other = job.verdict["other_metrics"]
+    assert other["macro_f1"]["tuned"] > 0.9 > other["macro_f1"]["commonest"]
+    [found] = [v for k, v in other.items() if k.startswith("macro_f1 against ")]
+    assert found["low"] <= found["difference"] <= found["high"]
     text = f"{WORDS[0]} {WORDS[2]}"
     [found] = ts.classify("m", [text])
     assert set(found.labels) == {WORDS[0], WORDS[2]}
@@ -272,6 +278,21 @@ def test_the_calibration_error_is_the_distance_of_confidence_and_truth() -> None
     assert found == pytest.approx([0.2, 0.3, 0.8], abs=1e-6)
     both = calibration.calibration_error(torch.full((4, 2), 0.3), torch.zeros(4, 2), True)
     assert both == pytest.approx(0.3, abs=1e-6)
+
+
+def test_macro_f1_is_that_of_scikit_learn_and_its_interval_holds_the_difference() -> None:
+    from sklearn.metrics import f1_score
+
+    draw = random.Random(0)
+    wanted = [draw.choice("aabbc") for _ in range(300)]
+    good = [w if draw.random() < 0.8 else draw.choice("abc") for w in wanted]
+    poor = [w if draw.random() < 0.3 else draw.choice("abc") for w in wanted]
+    scores = [labels.macro_f1(x, wanted, False) for x in (good, poor)]
+    assert scores == pytest.approx([f1_score(wanted, x, average="macro") for x in (good, poor)])
+    found = labels.macro_f1_interval(good, poor, wanted, False, 0)
+    assert found[0] == pytest.approx(scores[0] - scores[1])
+    assert 0.2 < found[1] < found[0] < found[2] < 0.6
+    assert labels.macro_f1_interval(good, good, wanted, False, 0) == (0, 0, 0)
 
 
 def test_class_weights_are_asked_by_name_and_unknown_ones_refused(

@@ -39,6 +39,40 @@ def fit(texts: Sequence[str], answers: Sequence[str], *, longest_gram: int = 2) 
     return model.fit(texts[:ROWS_LIMIT], answers[:ROWS_LIMIT])
 
 
+def fit_several(
+    texts: Sequence[str], targets: Sequence[Sequence[int]], asked: Sequence[str]
+) -> Any:
+    """The same for rows that may have several labels each: a model for every label. The places of
+    those that it gives `asked`."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\b\w+\b")
+    known = words.fit_transform(texts[:ROWS_LIMIT])
+    given = _one_vs_rest(10.0).fit(known, _matrix(targets[:ROWS_LIMIT]))
+    return _places(given.predict(words.transform(asked)))
+
+
+def _one_vs_rest(penalty: float) -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+
+    return OneVsRestClassifier(LogisticRegression(C=penalty, max_iter=1000))
+
+
+def _matrix(targets: Sequence[Sequence[int]]) -> Any:
+    """(N, C), one for each row's labels."""
+    import numpy as np
+
+    found = np.zeros((len(targets), 1 + max((p for t in targets for p in t), default=0)), int)
+    for row, places in enumerate(targets):
+        found[row, list(places)] = 1
+    return found
+
+
+def _places(matrix: Any) -> list[list[int]]:
+    return [[i for i, given in enumerate(row) if given] for row in matrix.tolist()]
+
+
 def probe(
     known: Any, targets: Sequence[tuple[int, ...]], asked: Any, several: bool, seed: int
 ) -> list[list[int]]:
@@ -47,25 +81,16 @@ def probe(
     (Kumar et al. 2022, arXiv 2202.10054)."""
     import numpy as np
     from sklearn.linear_model import LogisticRegression
-    from sklearn.multiclass import OneVsRestClassifier
 
     mean, deviation = known.mean(), known.std() + 1e-12
     x, z = ((a.astype(np.float64) - mean) / deviation for a in (known, asked))
     kept = [i for i, t in enumerate(targets) if t or several]
-    classes = 1 + max((p for t in targets for p in t), default=0)
-    y: Any = (
-        np.array([targets[i][0] for i in kept])
-        if not several
-        else np.zeros((len(kept), classes), int)
-    )
-    if several:
-        for row, i in enumerate(kept):
-            y[row, list(targets[i])] = 1
-    x = x[kept]
+    x, some = x[kept], [targets[i] for i in kept]
+    y = _matrix(some) if several else np.array([t[0] for t in some])
 
     def fitted(penalty: float, rows: Any) -> Any:
-        model: Any = LogisticRegression(C=penalty, max_iter=300)
-        return (OneVsRestClassifier(model) if several else model).fit(x[rows], y[rows])
+        plain = LogisticRegression(C=penalty, max_iter=300)
+        return (_one_vs_rest(penalty) if several else plain).fit(x[rows], y[rows])
 
     order = np.random.default_rng(seed).permutation(len(kept))
     held, rest = order[: len(order) // 5], order[len(order) // 5 :]
@@ -73,11 +98,7 @@ def probe(
     if len(held) and (several or len(set(y[rest])) > 1):
         best = max(PENALTIES, key=lambda c: float(fitted(c, rest).score(x[held], y[held])))
     found = fitted(best, order).predict(z)
-    return (
-        [[int(i) for i in np.flatnonzero(row)] for row in found]
-        if several
-        else [[int(i)] for i in found]
-    )
+    return _places(found) if several else [[int(i)] for i in found]
 
 
 def score(train: Iterable[tuple[str, str]], test: Iterable[tuple[str, str]]) -> float | None:

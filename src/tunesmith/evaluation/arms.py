@@ -159,7 +159,7 @@ class Arms:
             )
         if arms.get("linear", 0) >= arms["tuned"]:
             self._notes.append(
-                "a linear model on words scores as high: you may not need a language model for this"
+                "a linear model on words scores as high: you may not need to tune a model for this"
             )
         flips = [
             (e.row.row, t - b)
@@ -178,7 +178,11 @@ class Arms:
             examples=self._n_examples,
             losses={arm: _finite(mean_loss(found)) for arm, found in self._losses.items()},
             commonest_answer=self._always,
-            other_metrics={m: means[m] for m in names[1:]} | self._beside,
+            other_metrics={
+                **{m: means[m] for m in names[1:]},
+                **self._exam.together(self._answers),
+                **self._beside,
+            },
             won=tuple(r for r, d in flips if d > 0),
             lost=tuple(r for r, d in flips if d < 0),
             worst=tuple(self._worst()),
@@ -209,6 +213,8 @@ class Arms:
 
     def ask_linear_model(self) -> None:
         """Where answers are a closed set: what words alone tell."""
+        if "linear" in self._answers:
+            return
         train = different_first(self._train, self._seed)
         labels = [e.row.completion.strip() for e in train]
         texts = [self._rules.words(e.row) for e in [*train, *self._rows]]

@@ -61,6 +61,13 @@ def verdict_text(verdict: Mapping[str, Any] | None, base: str, name: str) -> lis
         told.append(f"answers that stop {verdict['stop_rate']:.1%}")
         told.append(f"plain prose {kept['base']:.2f} -> {kept['tuned']:.2f} bits per byte")
     for metric, figures in verdict["other_metrics"].items():
+        if "low" in figures:
+            ends = f"{100 * figures['low']:+.1f} to {100 * figures['high']:+.1f}"
+            against = metric.removeprefix("macro_f1 against ")
+            told.append(
+                f"macro F1 {100 * verdict['other_metrics']['macro_f1']['tuned']:.1f} %, "
+                f"{100 * figures['difference']:+.1f} points against {against} ({ends})"
+            )
         if "before" in figures:
             change = f"{figures['before']:.3f} -> {figures['after']:.3f}"
             told.append(f"{metric.replace('_', ' ')} {change}")

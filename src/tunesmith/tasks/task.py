@@ -118,6 +118,10 @@ class Exam(Generic[R]):
         """Figures of the tuned model that decide nothing, each as of some states or arms."""
         return {}
 
+    def together(self, answers: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
+        """Figures of every arm's answers, which are no mean of rows and decide nothing."""
+        return {}
+
     def predictions(self, answers: "Sequence[Completion]") -> list[dict[str, Any]]:
         """The tuned model's answers, row by row (row, label, predicted, probability), where a
         table of them means something."""

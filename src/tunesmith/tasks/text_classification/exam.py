@@ -1,10 +1,11 @@
 """The verdict rows as classifiers are asked them, beside what the base's own features tell without
 any tuning."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunesmith.data import baseline
+from tunesmith.data.labels import macro_f1, macro_f1_interval
 from tunesmith.data.text_classification import Example
 from tunesmith.inference.engine import Completion, Sampling
 from tunesmith.models import classifier
@@ -23,17 +24,41 @@ class LabelExam(Exam[Example]):
         return engine.generate([e.question for e in self.rows], Sampling(), told)
 
     def before(self, engine: Classifier, told: Told) -> dict[str, list[str]]:
-        """The arm `probe`: a linear model on what the base makes of each text."""
+        """The arms `linear`, on words, and `probe`, on what the base makes of each text."""
         if not baseline.is_installed():
             return {}
         train = list(self.train[:MOST_PROBED])
+        known_labels = engine.encoder.labels
+        words, asked_words = (
+            [" ".join(part for part in e.question if part) for e in rows]
+            for rows in (train, self.rows)
+        )
+        if known_labels.several:
+            found = baseline.fit_several(words, [e.targets for e in train], asked_words)
+            linear = [known_labels.text(places) for places in found]
+        else:
+            model = baseline.fit(words, [e.row.completion for e in train])
+            linear = [str(a) for a in model.predict(asked_words)]
         given = engine.over([*train, *self.rows], classifier.features, told).numpy()
         known, asked = given[: len(train)], given[len(train) :]
-        several = engine.encoder.labels.several
+        several = known_labels.several
         answers = baseline.probe(
             known, [e.targets for e in train], asked, several, self.decided.seed
         )
-        return {"probe": [engine.encoder.labels.text(places) for places in answers]}
+        return {"linear": linear, "probe": [known_labels.text(places) for places in answers]}
+
+    def together(self, answers: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
+        wanted = [e.row.completion for e in self.rows]
+        several = any(e.row.chat for e in [*self.train, *self.rows])
+        scores = {a: macro_f1(given, wanted, several) for a, given in answers.items()}
+        best = max((a for a in self.against if a in scores), key=scores.__getitem__)
+        tuned, before, seed = answers["tuned"], answers[best], self.decided.seed
+        found = macro_f1_interval(tuned, before, wanted, several, seed)
+        names = ("difference", "low", "high")
+        return {
+            "macro_f1": scores,
+            f"macro_f1 against {best}": dict(zip(names, found, strict=True)),
+        }
 
     def predictions(self, answers: Sequence[Completion]) -> list[dict[str, Any]]:
         """How likely the answer was held; where a row may have several labels, the one of which the
