@@ -3,6 +3,8 @@
 import json
 import math
 import random
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -420,3 +422,38 @@ def test_a_decoder_gives_labels_where_the_task_says_so(home: Path, tiny_base: Pa
     assert job.task == "text_classification" and job.verdict
     assert job.verdict["arms"]["tuned"] > 0.9
     assert ts.classify("m", [f"{WORDS[1]} x"])[0].label == f"is {WORDS[1]}"
+
+
+def test_the_example_runs(home: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    lines = [f"{r['text']},{r['label']}\n" for r in rows_of(80)]
+    file.write_text("text,label\n" + "".join(lines))
+    script = Path(__file__).parents[2] / "examples" / "classify.py"
+    asked = ["--base", str(tiny_encoder), "--text", WORDS[0], WORDS[1], "--max-epochs", "2"]
+    command = [sys.executable, str(script), str(file), *asked]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "transformers alone gives the same probabilities" in ended.stdout
+
+
+def test_the_command_line_classifies(home: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+    job = tuned(Tunesmith(), tiny_encoder, rows_of())
+    words = [sys.executable, "-m", "tunesmith.interfaces.cli"]
+    given = f"{WORDS[0]} x\n\n{WORDS[1]} y\n"
+    command = [*words, "classify", "m"]
+    ended = subprocess.run(command, input=given, capture_output=True, text=True)
+    lines = ended.stdout.split("\n")
+    assert [line.rpartition(" ")[0] for line in lines[:3]] == [
+        f"is {WORDS[0]}",
+        "",
+        f"is {WORDS[1]}",
+    ]
+    ended = subprocess.run([*command, "--json", WORDS[2]], capture_output=True, text=True)
+    [told] = json.loads(ended.stdout)
+    assert told["label"] == f"is {WORDS[2]}" and len(told["probabilities"]) == 3
+    out = tmp_path / "c.svg"
+    plot = [*words, "job", "plot", job.id, "labels", "--out", str(out)]
+    assert subprocess.run(plot, capture_output=True).returncode == 0
+    assert out.read_text().startswith("<svg")
+    shown = subprocess.run([*words, "job", "layers", job.id], capture_output=True, text=True).stdout
+    assert "embeddings" in shown and "moved" in shown
