@@ -105,7 +105,7 @@ def _confusion(name: str, answers: Sequence[Answer]) -> str:
     out = []
     for i, label in enumerate(shown):
         y = 60 + i * cell
-        out.append(_text(left - 6, y + cell * 0.65, label, "end"))
+        out.append(text(left - 6, y + cell * 0.65, label, "end"))
         out.append(
             f'<text transform="translate({left + i * cell + cell * 0.65:.0f},'
             f'{70 + size:.0f}) rotate(60)" fill="{INK}">{escape(label[:28])}</text>'
@@ -120,8 +120,8 @@ def _confusion(name: str, answers: Sequence[Answer]) -> str:
                 f"<title>{escape(label)} answered as {escape(given)}: {n}</title></rect>"
             )
             if n and cell >= 22:
-                out.append(_text(left + (j + 0.5) * cell, y + cell * 0.65, str(n), "middle"))
-    return _svg(left + size + 40, size + 220, title, out)
+                out.append(text(left + (j + 0.5) * cell, y + cell * 0.65, str(n), "middle"))
+    return svg(left + size + 40, size + 220, title, out)
 
 
 def _reliability(name: str, answers: Sequence[Answer]) -> str:
@@ -139,8 +139,8 @@ def _reliability(name: str, answers: Sequence[Answer]) -> str:
     (x1, y1), (x2, y2) = at(0, 0), at(1, 1)
     out.append(f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="{LINE}"/>')
     for tick in (0.0, 0.5, 1.0):
-        out.append(_text(left - 8, at(0, tick)[1] + 4, f"{tick:.0%}", "end"))
-        out.append(_text(at(tick, 0)[0], top + side + 18, f"{tick:.0%}", "middle"))
+        out.append(text(left - 8, at(0, tick)[1] + 4, f"{tick:.0%}", "end"))
+        out.append(text(at(tick, 0)[0], top + side + 18, f"{tick:.0%}", "middle"))
     places = [at(p, right) for p, right, _ in found]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     out.append(f'<polyline points="{line}" fill="none" stroke="{BAR}" stroke-width="1.5"/>')
@@ -150,8 +150,8 @@ def _reliability(name: str, answers: Sequence[Answer]) -> str:
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{BAR}">'
             f"<title>{n} rows: held for {p:.0%} likely, {right:.0%} right</title></circle>"
         )
-    out.append(_text(left + side / 2, top + side + 40, "how likely the model held it", "middle"))
-    return _svg(side + 120, side + 110, f"{name}: share that was right, {len(answers):,} rows", out)
+    out.append(text(left + side / 2, top + side + 40, "how likely the model held it", "middle"))
+    return svg(side + 120, side + 110, f"{name}: share that was right, {len(answers):,} rows", out)
 
 
 def _labels(name: str, answers: Sequence[Answer]) -> str:
@@ -159,19 +159,19 @@ def _labels(name: str, answers: Sequence[Answer]) -> str:
     right."""
     found = by_label(answers)
     left, width, step = 190, 260, 18
-    out = [_text(left, 44, "found of its rows (blue), right of its answers (grey)", "start")]
+    out = [text(left, 44, "found of its rows (blue), right of its answers (grey)", "start")]
     for i, (label, n, recall, precision) in enumerate(found):
         y = 54 + i * step
-        out.append(_text(left - 6, y + 11, label, "end"))
+        out.append(text(left - 6, y + 11, label, "end"))
         for share, colour, offset in ((recall, BAR, 0), (precision, "#999999", 7)):
             out.append(
                 f'<rect x="{left}" y="{y + offset}" width="{width * share:.1f}" height="6"'
                 f' fill="{colour}"/>'
             )
         out.append(
-            _text(left + width + 8, y + 11, f"{recall:.0%}, {precision:.0%} ({n} rows)", "start")
+            text(left + width + 8, y + 11, f"{recall:.0%}, {precision:.0%} ({n} rows)", "start")
         )
-    return _svg(left + width + 150, 70 + step * len(found), f"{name}: label by label", out)
+    return svg(left + width + 150, 70 + step * len(found), f"{name}: label by label", out)
 
 
 PLOTS: dict[str, Callable[[str, Sequence[Answer]], str]] = {
@@ -181,7 +181,8 @@ PLOTS: dict[str, Callable[[str, Sequence[Answer]], str]] = {
 }
 
 
-def _text(x: float, y: float, words: str, anchor: str) -> str:
+def text(x: float, y: float, words: str, anchor: str) -> str:
+    """A line of text; one that ends at a place is cut to what fits before it."""
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{INK}">'
         f"{escape(words[:28])}</text>"
@@ -191,7 +192,8 @@ def _text(x: float, y: float, words: str, anchor: str) -> str:
     )
 
 
-def _svg(width: float, height: float, title: str, parts: Sequence[str]) -> str:
+def svg(width: float, height: float, title: str, parts: Sequence[str]) -> str:
+    """A picture of these parts under its title, on white."""
     body = "\n".join(parts)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}"'

@@ -7,7 +7,7 @@ pooling and head, is the class's own code, which is handed these states alone. T
 H heads, D width of a head.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -155,23 +155,18 @@ def states(model: Any, texts: Sequence[Any], below: int | None) -> Tensor:
         last_1TD: Tensor = _base(plain)(**given).last_hidden_state
         return last_1TD[0, torch.tensor(starts)]
     kept: list[Tensor] = []
+    stack = layers.stack_of(plain)[1]
 
     def keep(layer: nn.Module, args: tuple[Any, ...], more: dict[str, Any]) -> None:
         kept.append(args[0] if args else more["hidden_states"])
-        raise _Enough
 
-    hook = layers.stack_of(plain)[1][below].register_forward_pre_hook(keep, with_kwargs=True)
+    hook = stack[below].register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        _base(plain)(**given)
-    except _Enough:
-        pass
+        with _handing_on(stack[below:]):
+            _base(plain)(**given)
     finally:
         hook.remove()
     return kept[0][0]
-
-
-class _Enough(Exception):
-    """What was looked for was found."""
 
 
 @torch.no_grad()
@@ -200,10 +195,6 @@ def _skipping(plain: Any, states_SD: Tensor | None, below: int) -> Iterator[None
         yield
         return
     stack = layers.stack_of(plain)[1]
-    before = [layer.forward for layer in stack[:below]]
-
-    def hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        return hidden_states
 
     def put(layer: nn.Module, args: tuple[Any, ...], more: dict[str, Any]) -> Any:
         if args:
@@ -211,13 +202,27 @@ def _skipping(plain: Any, states_SD: Tensor | None, below: int) -> Iterator[None
         return args, {**more, "hidden_states": states_SD[None]}
 
     hook = stack[below].register_forward_pre_hook(put, with_kwargs=True)
-    for layer in stack[:below]:
+    try:
+        with _handing_on(stack[:below]):
+            yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _handing_on(some: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, these layers give what they are given."""
+
+    def hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden_states
+
+    before = [(layer, layer.forward) for layer in some]
+    for layer, _ in before:
         layer.forward = hand_on
     try:
         yield
     finally:
-        hook.remove()
-        for layer, forward in zip(stack, before, strict=False):
+        for layer, forward in before:
             layer.forward = forward
 
 

@@ -63,6 +63,15 @@ class RowLosses:
 
 
 @dataclass(frozen=True)
+class RatesTried:
+    """What a range test found."""
+
+    tried: Sequence[Mapping[str, float]]
+    """rate and loss of each step."""
+    suggested: float
+
+
+@dataclass(frozen=True)
 class Predicted:
     """A classifier's answers to verdict rows."""
 
@@ -197,6 +206,7 @@ Message: TypeAlias = (
     | Judged
     | Compared
     | Measured
+    | RatesTried
     | Written
     | Converted
     | Failed

@@ -1,8 +1,8 @@
 """A user's rows: frozen for a job, or looked at before one."""
 
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from tunesmith.data.gate import quoted
 from tunesmith.data.given import Data, sources_of
 from tunesmith.documents.audit import AuditReport
 from tunesmith.documents.quote import Quote
+from tunesmith.documents.rates import Rates
 from tunesmith.errors import (
     MoreRowsThan,
     TooManyRows,
@@ -25,12 +26,12 @@ from tunesmith.errors import (
 )
 from tunesmith.models import methods
 from tunesmith.options import Options
-from tunesmith.phases.child import REHEARSE, Assignment
-from tunesmith.phases.messages import Measured
-from tunesmith.phases.prepare import plan_of
+from tunesmith.phases.child import FIND_RATE, REHEARSE, Assignment
+from tunesmith.phases.messages import Measured, RatesTried
+from tunesmith.phases.prepare import Plan, plan_of
 from tunesmith.service.core import Core, must_be_able_to_train
 from tunesmith.settings import ROWS
-from tunesmith.tuning.recipe import split_seed
+from tunesmith.tuning.recipe import split_seed, usual_rate
 
 UNUSABLE = (
     2  # times the row limit is read at most: rows that cannot be used do not count against it
@@ -78,6 +79,45 @@ class Rows(Core):
         Nothing is kept and no job is created. Errors are those of `create`, and those that would
         fail the job.
         """
+        with self._tried(training_data, validation_data, base_model, options) as (work, plan):
+            measured = self._run(REHEARSE, work, Measured)
+            rules = work.spec.task_spec.rules
+            train, validation = (
+                [(rules.words(r), r.completion) for r in work.dataset().rows(p)]
+                for p in ("train", "validation")
+            )
+        price = catalog.credits(self.settings.home, work.spec.name, "training", 1)
+        tokens, rows, threads = plan.tokens, plan.rows["train"], self.settings.threads
+        found = Quote.of(work.spec, plan.resolved, tokens, rows, measured, price, threads)
+        has_words = baseline.is_installed() and all(w is not None for w, _ in train + validation)
+        linear = baseline.score(train, validation) if has_words else None
+        return replace(found, linear=linear, linear_rows=len(validation))
+
+    def find_rate(
+        self,
+        training_data: Data,
+        validation_data: Data = None,
+        *,
+        base_model: str = "tunesmith-tiny",
+        **options: Any,
+    ) -> Rates:
+        """Which learning rate to begin with: some steps at rising rates, in a process of their own
+        and thrown away. `Rates.plot()` shows the loss. Errors are those of `quote`."""
+        with self._tried(training_data, validation_data, base_model, options) as (work, plan):
+            found = self._run(FIND_RATE, work, RatesTried)
+        method = plan.resolved.method
+        rate, rule = usual_rate(work.spec, method)
+        return Rates(work.spec.name, method, found.suggested, rate, rule, found.tried)
+
+    @contextmanager
+    def _tried(
+        self,
+        training_data: Data,
+        validation_data: Data,
+        base_model: str,
+        options: Mapping[str, Any],
+    ) -> Iterator[tuple[Assignment, Plan]]:
+        """A job as it would be given to a phase; nothing of it is kept."""
         access.require(self.principal, "CREATE MODEL", base_model)
         parsed = Options.parse(options)
         spec = catalog.find_for(base_model, self.settings.home, parsed.task)
@@ -91,7 +131,7 @@ class Rows(Core):
                 price = catalog.credits(self.settings.home, spec.name, "training", 1)
                 template = rules.fitted(rules.preprocessing(spec), dataset)
                 plan = plan_of(dataset, rules.encoder(template, spec), spec, parsed, price)
-                assignment = Assignment(
+                work = Assignment(
                     job_id="quote",
                     home=str(self.settings.home),
                     folder=str(folder / "attempt-1"),
@@ -105,26 +145,9 @@ class Rows(Core):
                     threads=self.settings.threads,
                     moved=plan.moved,
                 )
-                measured = self._run(REHEARSE, assignment, Measured)
-                divided = replace(dataset, moved=plan.moved)
-                train, validation = (
-                    [(rules.words(r), r.completion) for r in divided.rows(p)]
-                    for p in ("train", "validation")
-                )
+                yield work, plan
         finally:
             self._collect()
-        found = Quote.of(
-            spec,
-            plan.resolved,
-            plan.tokens,
-            plan.rows["train"],
-            measured,
-            price,
-            self.settings.threads,
-        )
-        has_words = baseline.is_installed() and all(w is not None for w, _ in train + validation)
-        linear = baseline.score(train, validation) if has_words else None
-        return replace(found, linear=linear, linear_rows=len(validation))
 
     def write_view(self, name: str, sql: str) -> int:
         """Make (or replace) a view of a query, such as `AuditReport.clean_sql`, in the user's

@@ -17,14 +17,14 @@ from tunesmith.errors import TunesmithError
 from tunesmith.interfaces.cli import bases, jobs, models
 from tunesmith.interfaces.cli.answers import classify, complete
 from tunesmith.interfaces.cli.doctor import doctor
-from tunesmith.interfaces.cli.rows import audit, quote, tune
+from tunesmith.interfaces.cli.rows import audit, lr_find, quote, tune
 from tunesmith.interfaces.cli.shared import app, tell
 from tunesmith.interfaces.cli.start import demo, init, start, worker
 
 __all__ = ["app", "bases", "jobs", "main", "models"]
 
 app.callback(invoke_without_command=True)(start)
-for command in (init, audit, quote, tune, complete, classify, worker, doctor, demo):
+for command in (init, audit, quote, lr_find, tune, complete, classify, worker, doctor, demo):
     app.command()(command)
 del command
 

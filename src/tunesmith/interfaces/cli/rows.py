@@ -5,10 +5,12 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from tunesmith.errors import UnfitLabels
 from tunesmith.interfaces.cli.jobs import show_job, watch
 from tunesmith.interfaces.cli.shared import Database, Json, Quiet, open_service
 from tunesmith.options import Options, allowed_values
@@ -137,16 +139,47 @@ def quote(
     names = base or [
         spec.name for spec, folder in service.bases() if folder is not None and not spec.scratch_of
     ]
-    quotes = [
-        service.quote(training, validation or None, base_model=name, **given) for name in names
-    ]
+    quotes, refused = [], {}
+    for name in names:
+        try:
+            quotes.append(service.quote(training, validation or None, base_model=name, **given))
+        except UnfitLabels as e:  # an encoder, and answers that are no labels
+            refused[name] = e
+    if refused and (base or not quotes):
+        raise next(iter(refused.values()))
     print(
         json.dumps([q.to_json() for q in quotes])
         if as_json
         else "\n\n".join(map(quote_text, quotes))
     )
+    for name, why in refused.items():
+        print(f"{name} is not for these rows: {why}", file=sys.stderr)
     if not base and (more := offered()):
         print(f"another base in a command: {', '.join(more)}", file=sys.stderr)
+
+
+@_with_options
+def lr_find(
+    training: Training,
+    base: Annotated[
+        str, typer.Option("--base", "-b", help="Base model: a name, a folder or organisation/name.")
+    ] = "tunesmith-tiny",
+    validation: Validation = "",
+    database: Database = ":memory:",
+    out: Annotated[str, typer.Option(help="An SVG file for the picture.")] = "",
+    as_json: Json = False,
+    **options: Any,
+) -> None:
+    """Which learning rate to begin with: some steps at rising rates, thrown away. Creates no
+    job."""
+    from tunesmith import durable
+
+    given = {k: v for k, v in options.items() if v is not None}
+    service = open_service(database)
+    found = service.find_rate(training, validation or None, base_model=base, **given)
+    if out:
+        durable.replace_text(Path(out), found.plot().svg)
+    print(json.dumps(found.to_json()) if as_json else found.told)
 
 
 @_with_options
