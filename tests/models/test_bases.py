@@ -95,7 +95,7 @@ def test_a_model_that_reads_both_ways_is_refused_by_name_at_create(
     base = zoo.save(zoo.model_of("bert"), tmp_path / "bert")
     rows = [{"prompt": f"say {i}", "completion": "yes"} for i in range(20)]
     with pytest.raises(UnfitBaseModel, match="text generation"):
-        Tunesmith().create("m", str(base), rows)
+        Tunesmith().create("m", str(base), rows, task="text_generation")
     assert not Tunesmith().show()
     with pytest.raises(UnfitBaseModel, match="behind another"):  # whoever comes past that
         loading.load(base, CPU)
