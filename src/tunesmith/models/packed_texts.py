@@ -7,8 +7,8 @@ pooling and head, is the class's own code, which is handed these states alone. T
 H heads, D width of a head.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -216,14 +216,20 @@ def _handing_on(some: Iterable[nn.Module]) -> Iterator[None]:
     def hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         return hidden_states
 
-    before = [(layer, layer.forward) for layer in some]
-    for layer, _ in before:
-        layer.forward = hand_on
+    with ExitStack() as undone:
+        for layer in some:
+            undone.enter_context(_doing(layer, hand_on))
+        yield
+
+
+@contextmanager
+def _doing(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Inside, a module does this; afterwards it is as its class made it."""
+    module.forward = forward
     try:
         yield
     finally:
-        for layer, forward in before:
-            layer.forward = forward
+        del module.forward
 
 
 @dataclass(frozen=True)
@@ -268,12 +274,10 @@ def _standing_in(plain: Any, hidden_B1D: Tensor) -> Iterator[None]:
     """Inside, the base gives these states without computing anything, pooled as it pools."""
     base = _base(plain)
     token = _states.set(hidden_B1D)
-    forward = base.forward
-    base.forward = lambda *_, **__: _answer(base)
     try:
-        yield
+        with _doing(base, lambda *_, **__: _answer(base)):
+            yield
     finally:
-        base.forward = forward
         _states.reset(token)
 
 
