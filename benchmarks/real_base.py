@@ -70,6 +70,8 @@ def table_md(bench: Bench) -> str:
             shown = "{:.3f} bits per byte" if table == "e2e_nlg" else "{:.1%}"
             tiny, _ = median(bench, what, table, rows, TINY)
             real, seeds = median(bench, what, table, rows, REAL)
+            if not seeds:  # not run yet
+                continue
             seconds, _ = median(bench, "trained_seconds", table, rows, REAL)
             linear = bench.known["linear"].get(f"{table}|{rows}")
             lines.append(
