@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -236,6 +237,29 @@ def test_a_rows_loss_counts_as_its_label_does(tiny_encoder: Path, several: bool)
     else:
         theirs = F.cross_entropy(logits, wanted, weight=torch.tensor([10 / 18, 10 / 9, 10 / 3]))
     torch.testing.assert_close(losses.mean(), theirs)
+
+
+def test_a_head_that_the_base_has_gives_the_labels_of_the_same_name_their_beginning(
+    home: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    old = classifier.load(tiny_encoder, torch.device("cpu"), Labels(("a", "b", "c")))
+    with torch.no_grad():
+        old.classifier.weight.copy_(torch.arange(96.0).view(3, 32))
+        old.classifier.bias.copy_(torch.tensor([5.0, 6.0, 7.0]))
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_encoder, folder)
+    old.save_pretrained(folder)
+    for names in (("b", "c", "d"), ("c", "x", "y", "z")):
+        new = classifier.load(folder, torch.device("cpu"), Labels(names)).classifier
+        for row, name in enumerate(names):
+            if name in "abc":
+                assert torch.equal(new.weight[row], old.classifier.weight["abc".index(name)])
+                assert new.bias[row] == old.classifier.bias["abc".index(name)]
+            else:
+                assert new.weight[row].abs().max() < 0.2 and new.bias[row] == 0
+    rows = [{"text": f"{WORDS[i % 2]} {i}", "label": "cd"[i % 2]} for i in range(60)]
+    job = tuned(Tunesmith(), folder, rows, max_epochs=1)
+    assert any("its rows of c are where these labels begin" in w for w in job.warnings)
 
 
 def test_an_unheard_label_costs_a_guess_and_teaches_nothing(tiny_encoder: Path) -> None:

@@ -159,6 +159,20 @@ def chosen(
     return [max(range(len(scores)), key=scores.__getitem__)]
 
 
+def labels_of_head(config: Mapping[str, Any]) -> dict[str, int]:
+    """The labels of a base that has a head of its own, by its config.json, each with its row; none
+    where it has none, or where they have no names."""
+    kinds, names = config.get("architectures"), config.get("id2label")
+    is_classifier = any("ForSequenceClassification" in str(k) for k in kinds or ())
+    if not is_classifier or not isinstance(names, Mapping):
+        return {}
+    return {
+        str(name): int(row)
+        for row, name in names.items()
+        if str(row).isdecimal() and not str(name).startswith("LABEL_")
+    }
+
+
 def to_text(names: Iterable[str]) -> str:
     """Several labels as the text that a row has for them."""
     return json.dumps(ordered(set(names)), ensure_ascii=False)

@@ -11,6 +11,7 @@ from typing import Any
 import duckdb
 from tokenizers import Tokenizer
 
+from tunesmith import safe_files
 from tunesmith.catalog import ModelSpec
 from tunesmith.data import labels, metrics
 from tunesmith.data.checks.labels import LabelChecks as Checks
@@ -62,7 +63,7 @@ class TextEncoder:
     """A base's tokenizer, with the labels that are learnt."""
 
     def __init__(self, folder: Path, window: int, known: Labels) -> None:
-        self.labels, self.window = known, window
+        self.labels, self.window, self._folder = known, window, folder
         self._whole, self._cut = (Tokenizer.from_file(str(folder / "tokenizer.json")) for _ in "ab")
         for tokenizer in (self._whole, self._cut):
             tokenizer.no_padding()
@@ -75,6 +76,11 @@ class TextEncoder:
         tokenizer = self._cut if cut else self._whole
         asked = [q[0] if q[1] is None else q for q in questions]
         return list(tokenizer.encode_batch(asked))
+
+    def kept_labels(self) -> list[str]:
+        """Those that the base's own head gives too."""
+        old = labels.labels_of_head(safe_files.read_config(self._folder))
+        return [n for n in self.labels.names if n in old]
 
     def count_rows(self, rows: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
         """Tokens of texts, with what the model wants around one; of a label none."""
@@ -202,6 +208,11 @@ def encode(
                     weight,
                 )
             )
+    if part == "train" and (known := encoder.kept_labels()):
+        found.told.append(
+            f"the base has a head of its own: its rows of {', '.join(known)} are where these "
+            f"labels begin, the others begin anew"
+        )
     if unheard:
         names = ", ".join(f"{name!r:.60} ({n})" for name, n in unheard.most_common(10))
         found.told.append(

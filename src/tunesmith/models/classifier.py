@@ -10,20 +10,22 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from tunesmith import safe_files
-from tunesmith.data.labels import Labels
+from tunesmith.data.labels import Labels, labels_of_head
 from tunesmith.errors import DamagedFiles
-from tunesmith.models import packed_texts
+from tunesmith.models import head, packed_texts
 from tunesmith.models.head import KIND, last_layer
 from tunesmith.models.layout import micro_batches
 from tunesmith.models.methods import decoder_of
 
 DROPOUTS = ("dropout", "pdrop")
+HEADS = ("classifier.", "score.")  # what classes call what gives the logits
 
 
 def load(folder: Path, device: torch.device, labels: Labels, tuned: bool = False) -> Any:
@@ -57,9 +59,42 @@ def load(folder: Path, device: torch.device, labels: Labels, tuned: bool = False
         names = ", ".join(sorted(lacking - new)[:5])
         reason = f"weights are missing or of another shape: {names} ({len(lacking - new)})"
         raise DamagedFiles(folder=str(folder), reason=reason)
+    if not tuned:
+        _take_over(model, folder, labels)
     model = model.to(device).eval()
     packed_texts.enable(model)
     return model
+
+
+@torch.no_grad()
+def _take_over(model: PreTrainedModel, folder: Path, labels: Labels) -> None:
+    """Where the base has a head of its own: the rows of labels that are also learnt begin as they
+    are there, and the others anew, whatever stood in their places."""
+    old = labels_of_head(safe_files.read_config(folder))
+    layer, name = last_layer(model), head.name_of_last_layer(model)
+    stored = {n: t for n, t in _stored(folder).items() if n.startswith(f"{name}.")}
+    if not stored:
+        return
+    layer.weight.normal_(0.0, float(getattr(model.config, "initializer_range", 0.02)))
+    if layer.bias is not None:
+        layer.bias.zero_()
+    for row, label in enumerate(labels.names):
+        if label in old:
+            layer.weight[row] = stored[f"{name}.weight"][old[label]]
+            if layer.bias is not None and f"{name}.bias" in stored:
+                layer.bias[row] = stored[f"{name}.bias"][old[label]]
+
+
+def _stored(folder: Path) -> dict[str, Tensor]:
+    """Tensors that stand behind the layers are small: those of one or two dimensions and few
+    rows."""
+    found: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (it is no dictionary)
+                if name.startswith(HEADS):
+                    found[name] = tensors.get_tensor(name)
+    return found
 
 
 def _config(folder: Path, labels: Labels) -> Any:

@@ -56,6 +56,13 @@ def last_layer(model: Any) -> nn.Linear:
     return found
 
 
+def name_of_last_layer(model: Any) -> str:
+    """In the plain model."""
+    wanted = last_layer(model)
+    found: str = next(n for n, m in decoder_of(model).named_modules() if m is wanted)
+    return found
+
+
 @torch.no_grad()
 def zero(model: Any) -> Any:
     """The model with a head that holds every label for as likely."""
