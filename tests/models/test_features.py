@@ -11,6 +11,7 @@ from test_packed_texts import CPU, LABELS, PACKED, SHAPES, Text, drawn
 from conftest import WORDS, make_encoder
 from tunesmith import Tunesmith
 from tunesmith.models import classifier, features, head, layers
+from tunesmith.models.classifier import READER
 from tunesmith.models.methods import decoder_of
 
 
@@ -40,12 +41,14 @@ def test_gradients_are_those_of_the_whole_pass(tmp_path: Path, kind: str, freeze
     model = partly_frozen(tmp_path, kind, freeze)
     texts = drawn(8, 1)
     wanted = gradients(model, texts)
-    with features.remembering(model, texts, tmp_path, "base") as why:
+    with features.remembering(model, texts, tmp_path, "base", READER) as why:
         assert why == ""
-        held = getattr(decoder_of(model), features.HELD)
+        held = features.held(model)
         assert held.below == (layers.count(model) if freeze == "all" else int(freeze))
         found = gradients(model, texts)
-        assert held.of([Text([2, 9, 9, 3])]) is None, "a text that is not known is computed"
+        assert held.of([READER.key(Text([2, 9, 9, 3]))]) is None, (
+            "a text that is not known is computed"
+        )
         classifier.logits(model, [*texts[:2], Text([2, 9, 9, 3])])
     assert not hasattr(decoder_of(model), features.HELD)
     assert found.keys() == wanted.keys()
@@ -59,7 +62,7 @@ def test_the_frozen_layers_run_once_whoever_asks_again(tmp_path: Path) -> None:
     layers.stack_of(model)[1][0].attention.register_forward_hook(lambda *_: calls.append(1))
     for again in range(3):
         random.Random(again).shuffle(texts)
-        with features.remembering(model, texts, tmp_path, "base"):
+        with features.remembering(model, texts, tmp_path, "base", READER):
             before = len(calls)
             for _ in range(3):
                 classifier.logits(model, texts)
@@ -78,10 +81,12 @@ def test_what_is_kept_is_the_same_to_the_bit_whatever_the_order_and_after_damage
     found = []
     for again in range(3):
         random.Random(again).shuffle(texts)
-        with features.remembering(model, texts, tmp_path, "base"):
-            held = getattr(decoder_of(model), features.HELD)
+        with features.remembering(model, texts, tmp_path, "base", READER):
+            held = features.held(model)
             found.append(
-                torch.cat([held.of([t]) for t in sorted(texts, key=features.key_of)]).clone()
+                torch.cat(
+                    [held.of([READER.key(t)])[0] for t in sorted(texts, key=READER.key)]
+                ).clone()
             )
         [kept] = (tmp_path / features.FOLDER).iterdir()
         if again == 0:
@@ -97,7 +102,7 @@ def test_the_least_recently_used_goes(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(features, "ALL_BYTES", 40_000)
     places: list[set[Path]] = []
     for seed in range(4):
-        with features.remembering(model, drawn(8, seed), tmp_path, "base"):
+        with features.remembering(model, drawn(8, seed), tmp_path, "base", READER):
             pass
         places.append(set((tmp_path / features.FOLDER).iterdir()))
         for i, place in enumerate(sorted(places[-1], key=lambda p: p.stat().st_mtime)):

@@ -19,9 +19,9 @@ from transformers.utils import logging as transformers_logging
 from tunesmith import safe_files
 from tunesmith.data.labels import Labels, labels_of_head
 from tunesmith.errors import DamagedFiles
-from tunesmith.models import head, packed_texts
+from tunesmith.models import features, head, layers, packed_texts
 from tunesmith.models.head import KIND, last_layer
-from tunesmith.models.layout import micro_batches
+from tunesmith.models.layout import MICRO_TOKENS, micro_batches
 from tunesmith.models.methods import decoder_of
 
 DROPOUTS = ("dropout", "pdrop")
@@ -156,17 +156,47 @@ def groups(
 def logits(model: Any, texts: Sequence[Text]) -> Tensor:
     """(B, C): texts in one sequence where the model takes them so, else padded."""
     if packed_texts.can_pack(model, max(len(t.ids) for t in texts)):
-        held = getattr(decoder_of(model), "tunesmith_features", None)
-        known = held.of(texts) if held else None
+        held = features.held(model)
+        known = held.of([READER.key(t) for t in texts]) if held else None
         if held is None or known is None:
             return packed_texts.logits(model, texts)
-        return packed_texts.logits(model, texts, known, None if held.is_whole else held.below)
+        states_SD = torch.cat(known)
+        return packed_texts.logits(model, texts, states_SD, None if held.keeps_one else held.below)
     found: Tensor = model(**padded(model, texts)).logits
     return found
 
 
+class Reader:
+    """How texts go through a classifier, for `features`."""
+
+    def key(self, text: Text) -> features.Key:
+        return tuple(text.ids), tuple(text.types or ())
+
+    def objection(self, model: Any, texts: Sequence[Text], below: int) -> str:
+        if not packed_texts.can_pack(model, max((len(t.ids) for t in texts), default=0)):
+            return "its texts are padded, not packed"
+        if below and not packed_texts.can_skip(model, below):
+            return "its layers give the next one more than a state for each token"
+        return ""
+
+    def keeps_one(self, model: Any, below: int) -> bool:
+        """Where all layers are frozen, the first token's last state."""
+        return below == layers.count(model)
+
+    def groups(self, model: Any, texts: Sequence[Text]) -> list[list[int]]:
+        return groups(model, texts, MICRO_TOKENS)
+
+    def states(self, model: Any, texts: Sequence[Text], below: int) -> list[Tensor]:
+        one = self.keeps_one(model, below)
+        made = packed_texts.states(model, texts, None if one else below)
+        return list(torch.split(made, [1 if one else len(t.ids) for t in texts]))
+
+
+READER = Reader()
+
+
 @torch.no_grad()
-def features(model: Any, texts: Sequence[Text]) -> Tensor:
+def pooled(model: Any, texts: Sequence[Text]) -> Tensor:
     """What the last layer is given, (B, D): at the last token where the class asks there."""
     kept: list[Tensor] = []
     hook = last_layer(model).register_forward_hook(lambda _, given, __: kept.append(given[0]))

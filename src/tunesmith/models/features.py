@@ -1,8 +1,8 @@
-"""What the frozen lower layers of a classifier make of texts, computed once: over epochs, and over
-all jobs on the same base, layers and texts.
+"""What the frozen lower layers of a model make of rows, computed once: over epochs, and over all
+jobs on the same base, layers and rows.
 
 It is kept in the home under the digest of what decides it, read through the page cache, and the
-least recently used goes where all together take too much. It is computed in an order that the texts
+least recently used goes where all together take too much. It is computed in an order that the rows
 alone decide, so that a job which was killed while it was computed goes on with the same bits.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,100 +21,120 @@ from torch import Tensor
 
 from tunesmith import durable
 from tunesmith.errors import DamagedFiles
-from tunesmith.models import classifier, layers, packed_texts
+from tunesmith.models import layers
 from tunesmith.models.methods import decoder_of
 
 FOLDER, FILE = "features", "states.safetensors"
 MOST_BYTES = 4 << 30  # of one job; more is computed anew in every pass
 ALL_BYTES = 8 << 30  # of all together
-MICRO_TOKENS = 4096
 HELD = "tunesmith_features"
 
-Key = tuple[tuple[int, ...], tuple[int, ...]]
+Key = tuple[tuple[int, ...], ...]
+"""What a row is known by: all that goes into the model of it."""
+
+
+class Reader(Protocol):
+    """How rows of a task go through a model."""
+
+    def key(self, row: Any) -> Key: ...
+
+    def objection(self, model: Any, rows: Sequence[Any], below: int) -> str:
+        """Why nothing can be kept of these rows; empty where it can."""
+
+    def keeps_one(self, model: Any, below: int) -> bool:
+        """Whether one state of each row is all that is read above these layers."""
+
+    def groups(self, model: Any, rows: Sequence[Any]) -> list[list[int]]:
+        """Rows that go through the model together."""
+
+    def states(self, model: Any, rows: Sequence[Any], below: int) -> list[Tensor]:
+        """What the layers below give, of each row (S, D)."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """S states of width D, of all texts one after the other."""
+    """S states of width D, of all rows one after the other."""
 
     below: int
     """The layers that are skipped."""
-    is_whole: bool
-    """Whether those are all: then a text's first state is kept alone."""
+    keeps_one: bool
     states_SD: Tensor
     places: Mapping[Key, tuple[int, int]]
 
-    def of(self, texts: Sequence[Any]) -> Tensor | None:
-        """The states of these texts, one after the other; None where one is not known."""
-        found = [self.places.get(key_of(t)) for t in texts]
+    def of(self, keys: Sequence[Key]) -> list[Tensor] | None:
+        """The states of these rows; None where one is not known."""
+        found = [self.places.get(key) for key in keys]
         if any(f is None for f in found):
             return None
-        return torch.cat([self.states_SD[f[0] : f[1]] for f in found if f is not None])
+        return [self.states_SD[f[0] : f[1]] for f in found if f is not None]
 
 
-def key_of(text: Any) -> Key:
-    return tuple(text.ids), tuple(text.types or ())
+def held(model: Any) -> Features | None:
+    """What is kept for this model at the moment."""
+    found: Features | None = getattr(decoder_of(model), HELD, None)
+    return found
 
 
 @contextmanager
-def remembering(model: Any, texts: Sequence[Any], home: Path, base: str) -> Iterator[str]:
-    """Inside, what the frozen layers make of these texts is not computed again. `base`: the
+def remembering(
+    model: Any, rows: Sequence[Any], home: Path, base: str, reader: Reader
+) -> Iterator[str]:
+    """Inside, what the frozen layers make of these rows is not computed again. `base`: the
     fingerprint of its weights. Gives why not, where something is frozen and it is computed all the
     same."""
     below, plain = layers.frozen_below(model), decoder_of(model)
-    why = _objection(model, texts, below) if below else ""
+    why = reader.objection(model, rows, below) or _too_large(model, rows, below, reader)
     if not below or why:
-        yield why
+        yield why if below else ""
         return
-    setattr(plain, HELD, _features(model, texts, below, home, base))
+    setattr(plain, HELD, _features(model, rows, below, home, base, reader))
     try:
         yield ""
     finally:
         delattr(plain, HELD)
 
 
-def _objection(model: Any, texts: Sequence[Any], below: int) -> str:
-    longest = max((len(t.ids) for t in texts), default=0)
-    if not packed_texts.can_pack(model, longest):
-        return "its texts are padded, not packed"
-    if not packed_texts.can_skip(model, below):
-        return "its layers give the next one more than a state for each token"
-    size = sum(len(t.ids) for t in texts) * decoder_of(model).config.hidden_size * 4
-    if size > MOST_BYTES and below < layers.count(model):
-        return f"{size / 1e9:.1f} GB would be kept, {MOST_BYTES / 1e9:.1f} at most"
-    return ""
+def _too_large(model: Any, rows: Sequence[Any], below: int, reader: Reader) -> str:
+    if reader.keeps_one(model, below):
+        return ""
+    width = decoder_of(model).config.get_text_config().hidden_size
+    tokens = sum(len(key[0]) for key in {reader.key(r) for r in rows})
+    size = tokens * width * next(model.parameters()).element_size()
+    if size <= MOST_BYTES:
+        return ""
+    return f"{size / 1e9:.1f} GB would be kept, {MOST_BYTES / 1e9:.1f} at most"
 
 
-def _features(model: Any, texts: Sequence[Any], below: int, home: Path, base: str) -> Features:
-    distinct = sorted({key_of(t): t for t in texts}.items(), key=lambda item: item[0])
-    is_whole = below == layers.count(model)
-    told = f"{base}:{below}:{is_whole}:{next(model.parameters()).dtype}:{torch.__version__}:"
+def _features(
+    model: Any, rows: Sequence[Any], below: int, home: Path, base: str, reader: Reader
+) -> Features:
+    distinct = sorted({reader.key(r): r for r in rows}.items(), key=lambda item: item[0])
+    keeps_one = reader.keeps_one(model, below)
+    told = f"{base}:{below}:{keeps_one}:{next(model.parameters()).dtype}:{torch.__version__}:"
     told += f"{torch.get_num_threads()}:" + repr([key for key, _ in distinct])
     place = home / FOLDER / hashlib.sha256(told.encode()).hexdigest()
     states = _stored(place)
     if states is None:
-        states = _computed(model, [t for _, t in distinct], below, is_whole)
+        states = _computed(model, [r for _, r in distinct], below, reader)
         _keep(states, place, home)
     places, at = {}, 0
-    for key, text in distinct:
-        n = 1 if is_whole else len(text.ids)
+    for key, _ in distinct:
+        n = 1 if keeps_one else len(key[0])
         places[key] = (at, at + n)
         at += n
-    return Features(below, is_whole, states, places)
+    return Features(below, keeps_one, states, places)
 
 
 @torch.no_grad()
-def _computed(model: Any, texts: Sequence[Any], below: int, is_whole: bool) -> Tensor:
+def _computed(model: Any, rows: Sequence[Any], below: int, reader: Reader) -> Tensor:
     was_training = model.training
     model.eval()
     found: dict[int, Tensor] = {}
-    for group in classifier.groups(model, texts, MICRO_TOKENS):
-        some = [texts[i] for i in group]
-        made = packed_texts.states(model, some, None if is_whole else below)
-        sizes = [1 if is_whole else len(t.ids) for t in some]
-        found |= zip(group, torch.split(made, sizes), strict=True)
+    for group in reader.groups(model, rows):
+        made = reader.states(model, [rows[i] for i in group], below)
+        found |= zip(group, (s.cpu() for s in made), strict=True)
     model.train(was_training)
-    return torch.cat([found[i] for i in range(len(texts))]).contiguous()
+    return torch.cat([found[i] for i in range(len(rows))]).contiguous()
 
 
 def _stored(place: Path) -> Tensor | None:

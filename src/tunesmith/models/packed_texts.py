@@ -7,8 +7,8 @@ pooling and head, is the class's own code, which is handed these states alone. T
 H heads, D width of a head.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-from tunesmith.models import layers, packed
+from tunesmith.models import layers, packed, skipping
 from tunesmith.models.methods import decoder_of
 from tunesmith.models.packed import Bucket
 
@@ -135,38 +135,33 @@ def logits(
     """(B, C) of texts that go through the model in one sequence. `states_SD`: what the layers below
     `below` make of them, which are skipped; without `below` the first tokens' last states."""
     plain = decoder_of(model)
-    if states_SD is not None and below is None:
+    if states_SD is None:
+        first_BD = _first(plain, texts)
+    elif below is None:
         first_BD = states_SD
     else:
-        starts, given = _given(plain, texts)
-        with _skipping(plain, states_SD, below or 0):
-            first_BD = _base(plain)(**given).last_hidden_state[0, torch.tensor(starts)]
+        with skipping.skipped(plain, below, states_SD[None]):
+            first_BD = _first(plain, texts)
     with _standing_in(plain, first_BD[:, None]):
         found: Tensor = plain(input_ids=torch.tensor([[t.ids[0]] for t in texts])).logits
     return found
+
+
+def _first(plain: Any, texts: Sequence[Any]) -> Tensor:
+    """The first tokens' last states, (B, D)."""
+    starts, given = _given(plain, texts)
+    last_1TD: Tensor = _base(plain)(**given).last_hidden_state
+    return last_1TD[0, torch.tensor(starts)]
 
 
 def states(model: Any, texts: Sequence[Any], below: int | None) -> Tensor:
     """What layer `below` is given of texts, (S, D), of one after the other; without it the first
     tokens' last states, (B, D)."""
     plain = decoder_of(model)
-    starts, given = _given(plain, texts)
     if below is None:
-        last_1TD: Tensor = _base(plain)(**given).last_hidden_state
-        return last_1TD[0, torch.tensor(starts)]
-    kept: list[Tensor] = []
-    stack = layers.stack_of(plain)[1]
-
-    def keep(layer: nn.Module, args: tuple[Any, ...], more: dict[str, Any]) -> None:
-        kept.append(args[0] if args else more["hidden_states"])
-
-    hook = stack[below].register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        with _handing_on(stack[below:]):
-            _base(plain)(**given)
-    finally:
-        hook.remove()
-    return kept[0][0]
+        return _first(plain, texts)
+    _, given = _given(plain, texts)
+    return skipping.given_to(plain, below, given)[0]
 
 
 @torch.no_grad()
@@ -185,51 +180,6 @@ def can_skip(model: Any, below: int) -> bool:
         return False
     finally:
         plain.train(was_training)
-
-
-@contextmanager
-def _skipping(plain: Any, states_SD: Tensor | None, below: int) -> Iterator[None]:
-    """Inside, the layers below `below` hand on what they are given, and the next one is given these
-    states."""
-    if states_SD is None:
-        yield
-        return
-    stack = layers.stack_of(plain)[1]
-
-    def put(layer: nn.Module, args: tuple[Any, ...], more: dict[str, Any]) -> Any:
-        if args:
-            return (states_SD[None], *args[1:]), more
-        return args, {**more, "hidden_states": states_SD[None]}
-
-    hook = stack[below].register_forward_pre_hook(put, with_kwargs=True)
-    try:
-        with _handing_on(stack[:below]):
-            yield
-    finally:
-        hook.remove()
-
-
-@contextmanager
-def _handing_on(some: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, these layers give what they are given."""
-
-    def hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        return hidden_states
-
-    with ExitStack() as undone:
-        for layer in some:
-            undone.enter_context(_doing(layer, hand_on))
-        yield
-
-
-@contextmanager
-def _doing(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Inside, a module does this; afterwards it is as its class made it."""
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
 
 
 @dataclass(frozen=True)
@@ -275,7 +225,7 @@ def _standing_in(plain: Any, hidden_B1D: Tensor) -> Iterator[None]:
     base = _base(plain)
     token = _states.set(hidden_B1D)
     try:
-        with _doing(base, lambda *_, **__: _answer(base)):
+        with skipping.doing(base, lambda *_, **__: _answer(base)):
             yield
     finally:
         _states.reset(token)

@@ -78,7 +78,7 @@ def rates(model: Any, decided: Decided) -> dict[str, float]:
 def remembering(
     model: Any, rows: Sequence[Example], home: Path, base: str
 ) -> AbstractContextManager[str]:
-    return features.remembering(model, rows, home, base)
+    return features.remembering(model, rows, home, base, classifier.READER)
 
 
 def finish(

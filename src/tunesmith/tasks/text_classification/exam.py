@@ -39,7 +39,7 @@ class LabelExam(Exam[Example]):
         else:
             model = baseline.fit(words, [e.row.completion for e in train])
             linear = [str(a) for a in model.predict(asked_words)]
-        given = engine.over([*train, *self.rows], classifier.features, told).numpy()
+        given = engine.over([*train, *self.rows], classifier.pooled, told).numpy()
         known, asked = given[: len(train)], given[len(train) :]
         several = known_labels.several
         answers = baseline.probe(

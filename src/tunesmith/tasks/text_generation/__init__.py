@@ -2,7 +2,7 @@
 doors ask of it; the functions are those of `tasks.task.Task`."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from tunesmith.catalog import ModelSpec
 from tunesmith.data.examples import Example
 from tunesmith.data.template import Encoder
 from tunesmith.inference.engine import Engine, generate_all
-from tunesmith.models import layout, loading, packed
+from tunesmith.models import features, layout, loading, packed
 from tunesmith.models.adapters import Adapters
 from tunesmith.models.methods import Model
 from tunesmith.options import Decided
 from tunesmith.registry import TunedModel
+from tunesmith.tasks.text_generation import kept
 from tunesmith.tasks.text_generation.batches import collate, groups, token_losses
 from tunesmith.tasks.text_generation.exam import TextExam as Exam
 from tunesmith.tasks.text_generation.probes import Probes, probe
@@ -55,8 +56,10 @@ def together(
 
 def losses(model: Model, rows: Sequence[Example]) -> tuple[Tensor, Tensor]:
     """Of each supervised token, in nats."""
-    batch = collate([r.encoded for r in rows], model)
-    return token_losses(model, batch), batch.row_N
+    encoded = [r.encoded for r in rows]
+    batch = collate(encoded, model)
+    with kept.standing_in(model, encoded, batch):
+        return token_losses(model, batch), batch.row_N
 
 
 def rates(model: Model, decided: Decided) -> dict[str, float]:
@@ -66,7 +69,7 @@ def rates(model: Model, decided: Decided) -> dict[str, float]:
 def remembering(
     model: Model, rows: Sequence[Example], home: Path, base: str
 ) -> AbstractContextManager[str]:
-    return nullcontext("")
+    return features.remembering(model, rows, home, base, kept.READER)
 
 
 def finish(

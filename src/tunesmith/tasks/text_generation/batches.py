@@ -33,6 +33,8 @@ class Batch:
     targets_N: Tensor
     row_N: Tensor
     """Which of the rows a supervised token belongs to; a row's tokens stand in order."""
+    places: Sequence[list[int]] = ()
+    """Where rows are packed: of each, where its tokens stand in the one sequence."""
 
 
 def groups(
@@ -78,7 +80,12 @@ def _packed(rows: Sequence[Encoded], device: torch.device) -> Batch:
     row_N = torch.tensor([b for b, r in enumerate(rows) for _ in range(r.n_learnt)])
     keep, at, targets, row_N = (t.to(device) for t in (keep, at, targets, row_N))
     return Batch(
-        packed.inputs(made.ids_T, made.positions_T, made.layout, device), keep, at, targets, row_N
+        packed.inputs(made.ids_T, made.positions_T, made.layout, device),
+        keep,
+        at,
+        targets,
+        row_N,
+        made.places,
     )
 
 
