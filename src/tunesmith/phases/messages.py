@@ -63,6 +63,16 @@ class RowLosses:
 
 
 @dataclass(frozen=True)
+class Probed:
+    """What a linear model on a base's features answers rightly."""
+
+    score: float | None
+    """Share of the validation rows; None where scikit-learn is not here."""
+    rows: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class RatesTried:
     """What a range test found."""
 
@@ -207,6 +217,7 @@ Message: TypeAlias = (
     | Compared
     | Measured
     | RatesTried
+    | Probed
     | Written
     | Converted
     | Failed

@@ -26,11 +26,12 @@ from tunesmith.errors import (
 )
 from tunesmith.models import methods
 from tunesmith.options import Options
-from tunesmith.phases.child import FIND_RATE, REHEARSE, Assignment
-from tunesmith.phases.messages import Measured, RatesTried
+from tunesmith.phases.child import FIND_RATE, PROBE, REHEARSE, Assignment
+from tunesmith.phases.messages import Measured, Probed, RatesTried
 from tunesmith.phases.prepare import Plan, plan_of
 from tunesmith.service.core import Core, must_be_able_to_train
 from tunesmith.settings import ROWS
+from tunesmith.tasks.specs import TEXT_CLASSIFICATION, TEXT_GENERATION
 from tunesmith.tuning.recipe import split_seed, usual_rate
 
 UNUSABLE = (
@@ -91,7 +92,32 @@ class Rows(Core):
         found = Quote.of(work.spec, plan.resolved, tokens, rows, measured, price, threads)
         has_words = baseline.is_installed() and all(w is not None for w, _ in train + validation)
         linear = baseline.score(train, validation) if has_words else None
-        return replace(found, linear=linear, linear_rows=len(validation))
+        found = replace(found, linear=linear, linear_rows=len(validation))
+        if linear is None or not validation or work.spec.task != TEXT_GENERATION.name:
+            return found
+        return self._with_classifier(found, training_data, validation_data)
+
+    def _with_classifier(self, quote: Quote, training_data: Data, validation_data: Data) -> Quote:
+        """With what a base that gives labels would reach on the same rows, where one is here."""
+        here = [
+            spec.name
+            for spec, folder in catalog.listed(self.settings.home)
+            if folder is not None and spec.task == TEXT_CLASSIFICATION.name
+        ]
+        for name in here:
+            with (
+                suppress(TunesmithError),  # of rows that are no texts with labels
+                self._tried(training_data, validation_data, name, {}) as (work, _),
+            ):
+                found = self._run(PROBE, work, Probed)
+                if found.score is not None:
+                    return replace(
+                        quote,
+                        classifier=name,
+                        classifier_score=found.score,
+                        classifier_seconds=found.seconds,
+                    )
+        return quote
 
     def find_rate(
         self,
