@@ -102,6 +102,11 @@ def test_a_job_on_an_encoder_learns_labels_and_every_door_gives_them(
         assert f"is {WORDS[0]}" in picture.svg or what == "reliability"
     with pytest.raises(InvalidOptionValue):
         ts.plot(job_id, "pie")
+    mistakes = ts.mistakes(job_id)
+    assert sum(n for *_, n in mistakes.pairs) == sum(a != b for _, a, b, _ in predicted)
+    assert all(rows[w["row"] - 1]["text"] == w["text"] for w in mistakes.worst)
+    losses = [w["loss"] for w in mistakes.worst]
+    assert losses == sorted(losses, reverse=True) and losses
 
 
 def test_what_is_exported_is_what_the_library_loads_with_the_same_probabilities(

@@ -48,9 +48,18 @@ def plot(what: str, name: str, rows: Sequence[Mapping[str, Any]]) -> Picture:
     return Picture(PLOTS[what](name, answers))
 
 
-def confused(answers: Sequence[Answer]) -> list[tuple[str, str, int]]:
+@dataclass(frozen=True)
+class Mistakes:
+    pairs: Sequence[tuple[str, str, int]]
     """Label, answer in its place and how often, the most frequent first."""
-    found = Counter((a.label, a.predicted) for a in answers if not a.is_right)
+    worst: Sequence[Mapping[str, Any]]
+    """The rows of highest loss: row, loss, wanted, answer and text."""
+
+
+def confused(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, int]]:
+    """Of rows of tunesmith.predictions: label, answer in its place and how often, the most
+    frequent first."""
+    found = Counter((r["label"], r["predicted"]) for r in rows if r["label"] != r["predicted"])
     return [(label, given, n) for (label, given), n in found.most_common()]
 
 

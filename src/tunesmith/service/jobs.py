@@ -12,7 +12,7 @@ from tunesmith.data.dataset import Dataset
 from tunesmith.data.given import Data
 from tunesmith.data.split import PARTS
 from tunesmith.documents import plots
-from tunesmith.documents.plots import Picture
+from tunesmith.documents.plots import Mistakes, Picture
 from tunesmith.errors import (
     DamagedRow,
     JobNotInState,
@@ -243,6 +243,19 @@ class Jobs(Models, Rows):
         """A picture of a classifier's verdict rows: `confusion`, `reliability` or `labels`."""
         job = self.store.get(job_id)
         return plots.plot(what, job.name, list(self.store.rows("predictions", job.id)))
+
+    def mistakes(self, job_id: str) -> Mistakes:
+        """What a model takes for what, and the verdict rows of highest loss with their text."""
+        job = self._here(self.store.get(job_id))
+        rows = Dataset.open(self.settings.job_folder(job.id) / ROWS, job.data_digest, job.moved)
+        worst = (job.verdict or {}).get("worst", ())
+        wanted = {w["row"] for w in worst}
+        words = catalog.ModelSpec.from_json(job.base).task_spec.rules.words
+        texts = {r.row: words(r) or "" for r in rows.rows("verdict") if r.row in wanted}
+        return Mistakes(
+            plots.confused(list(self.store.rows("predictions", job.id))),
+            [{**w, "text": texts.get(w["row"], "")} for w in worst],
+        )
 
     def _hand_out(self, job: Job) -> Job:
         return replace(job, service=self)

@@ -114,6 +114,19 @@ def job_plot(
     show(as_json, {"file": str(file)}, f"{file} written")
 
 
+@job_app.command("mistakes")
+def job_mistakes(id: JobId, as_json: Json = False) -> None:
+    """What a model takes for what, and the verdict rows on which its loss is highest."""
+    found = open_service().mistakes(id)
+    lines = [f"{label!r} answered as {given!r}: {n}" for label, given, n in found.pairs[:20]]
+    lines += [
+        f"row {w['row']}, loss {w['loss']:.2f}: {w['wanted']!r} answered as {w['answer']!r:.60}\n"
+        f"    {w['text']:.200}"
+        for w in found.worst
+    ]
+    show(as_json, asdict(found), "\n".join(lines) or "there are no verdict rows")
+
+
 @job_app.command("layers")
 def job_layers(id: JobId, as_json: Json = False) -> None:
     """Of each layer of a trained model: its weights, how many were trained and how fast, and
