@@ -76,6 +76,11 @@ def fill(store: JobStore, n: int = 8) -> None:
             schema.rejections,
             [{"part": "train", "row": 5, "reason": "too_long", "detail": "d", "context": "{}"}],
         )
+        store.record_rows(
+            job,
+            schema.predictions,
+            [{"row": 7, "label": "a", "predicted": "b", "probability": 0.75}],
+        )
         store.warn(job, "a word of warning")
         job = store.move(job, JobStatus.RUNNING)
         if i % 4 == 0:
