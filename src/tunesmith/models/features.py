@@ -83,9 +83,11 @@ def remembering(
     fingerprint of its weights. Gives why not, where something is frozen and it is computed all the
     same."""
     below, plain = layers.frozen_below(model), decoder_of(model)
-    why = reader.objection(model, rows, below) or _too_large(model, rows, below, reader)
+    why = ""
+    if below:
+        why = reader.objection(model, rows, below) or _too_large(model, rows, below, reader)
     if not below or why:
-        yield why if below else ""
+        yield why
         return
     setattr(plain, HELD, _features(model, rows, below, home, base, reader))
     try:
