@@ -709,6 +709,34 @@ FAULTS = [
         "parameter.requires_grad_(True)",
         "tests/tasks/test_text_classification.py -k does_not_move",
     ),
+    Fault(
+        "a classifier's probes that differ count as equal",
+        "tasks/text_classification/probes.py",
+        "int((apart <= EQUAL).sum())",
+        "len(apart)",
+        "tests/tasks/test_text_classification.py -k another_model",
+    ),
+    Fault(
+        "an adapter may bring parts beside its head",
+        "models/lora_files.py",
+        "    if not kept <= saved <= (kept | ADDED if kept else kept):",
+        "    if False:",
+        "tests/tasks/test_text_classification.py -k no_other_part",
+    ),
+    Fault(
+        "a base's own head is forgotten",
+        "models/classifier.py",
+        "        if label in old:",
+        "        if False:",
+        "tests/tasks/test_text_classification.py -k same_name",
+    ),
+    Fault(
+        "what is kept of a language model's rows is not used",
+        "tasks/text_generation/__init__.py",
+        "    with kept.standing_in(model, encoded, batch):",
+        "    if True:",
+        "tests/tuning/test_kept_states.py -k whole_pass",
+    ),
 ]
 
 

@@ -18,13 +18,15 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 import tunesmith
-from conftest import WORDS, make_encoder
+from conftest import WORDS, decided, make_encoder
 from tunesmith import Tunesmith
+from tunesmith.catalog import ModelSpec
 from tunesmith.data import labels
 from tunesmith.data.dataset import Row
 from tunesmith.data.labels import Labels, to_text
 from tunesmith.data.text_classification import Example, TextEncoder
 from tunesmith.errors import (
+    DamagedFiles,
     InvalidOptionValue,
     NotTuned,
     OptionNotRead,
@@ -33,9 +35,10 @@ from tunesmith.errors import (
     WrongTask,
 )
 from tunesmith.jobs import Job
-from tunesmith.models import classifier, head
+from tunesmith.models import classifier, head, methods
 from tunesmith.tasks import text_classification
 from tunesmith.tasks.text_classification import calibration
+from tunesmith.tasks.text_classification.engine import Classifier
 from tunesmith.tasks.text_classification.losses import label_losses
 
 FAST = {"learning_rate": 3e-3, "head_rate": 1, "max_epochs": 10, "batch_size": 4}
@@ -486,3 +489,32 @@ def test_the_command_line_classifies(home: Path, tiny_encoder: Path, tmp_path: P
     assert out.read_text().startswith("<svg")
     shown = subprocess.run([*words, "job", "layers", job.id], capture_output=True, text=True).stdout
     assert "embeddings" in shown and "moved" in shown
+
+
+def test_probes_tell_another_model_apart_and_know_their_own(tiny_encoder: Path) -> None:
+    known = Labels(("a", "b", "c"))
+    torch.manual_seed(0)
+    model = classifier.load(tiny_encoder, torch.device("cpu"), known)
+    engine = Classifier(model, TextEncoder(tiny_encoder, 64, known), "m")
+    probes = text_classification.probe(engine, [])
+    own = probes.replay(model)
+    assert own.equal == probes.count >= 32 and own.top1 == 1.0
+    with torch.no_grad():
+        model.classifier.weight.mul_(1.01)
+    other = probes.replay(model)
+    assert other.equal < probes.count and other.kl > 0
+    assert probes.differing(own, own) == 0
+
+
+def test_an_adapter_brings_its_head_and_no_other_part(tiny_encoder: Path, tmp_path: Path) -> None:
+    known, cpu = Labels(("a", "b")), torch.device("cpu")
+    lora = methods.METHODS["lora"]
+    model = lora.prepare(classifier.load(tiny_encoder, cpu, known), decided(rank=2))
+    lora.save(model, tmp_path, ModelSpec(name="base", folder=str(tiny_encoder)))
+    lora.attach(classifier.load(tiny_encoder, cpu, known), tmp_path)
+    file = tmp_path / "adapter_config.json"
+    config = json.loads(file.read_text())
+    for wrong in (["classifier", "bert.pooler"], [], None, "classifier"):
+        file.write_text(json.dumps({**config, "modules_to_save": wrong}))
+        with pytest.raises(DamagedFiles, match="modules_to_save"):
+            lora.attach(classifier.load(tiny_encoder, cpu, known), tmp_path)

@@ -49,7 +49,7 @@ class LabelExam(Exam[Example]):
 
     def together(self, answers: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
         wanted = [e.row.completion for e in self.rows]
-        several = any(e.row.chat for e in [*self.train, *self.rows])
+        several = any(e.row.chat for e in self.train)
         scores = {a: macro_f1(given, wanted, several) for a, given in answers.items()}
         best = max((a for a in self.against if a in scores), key=scores.__getitem__)
         tuned, before, seed = answers["tuned"], answers[best], self.decided.seed
