@@ -41,7 +41,7 @@ def fit(texts: Sequence[str], answers: Sequence[str], *, longest_gram: int = 2) 
 
 def fit_several(
     texts: Sequence[str], targets: Sequence[Sequence[int]], asked: Sequence[str]
-) -> Any:
+) -> list[list[int]]:
     """The same for rows that may have several labels each: a model for every label. The places of
     those that it gives `asked`."""
     from sklearn.feature_extraction.text import TfidfVectorizer

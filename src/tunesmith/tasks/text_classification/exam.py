@@ -6,7 +6,7 @@ from typing import Any
 
 from tunesmith.data import baseline
 from tunesmith.data.labels import macro_f1, macro_f1_interval
-from tunesmith.data.text_classification import Example
+from tunesmith.data.text_classification import Example, words
 from tunesmith.inference.engine import Completion, Sampling
 from tunesmith.models import classifier
 from tunesmith.tasks.task import Exam, Told
@@ -29,16 +29,13 @@ class LabelExam(Exam[Example]):
             return {}
         train = list(self.train[:MOST_PROBED])
         known_labels = engine.encoder.labels
-        words, asked_words = (
-            [" ".join(part for part in e.question if part) for e in rows]
-            for rows in (train, self.rows)
-        )
+        texts, asked_texts = ([words(e.row) for e in rows] for rows in (train, self.rows))
         if known_labels.several:
-            found = baseline.fit_several(words, [e.targets for e in train], asked_words)
+            found = baseline.fit_several(texts, [e.targets for e in train], asked_texts)
             linear = [known_labels.text(places) for places in found]
         else:
-            model = baseline.fit(words, [e.row.completion for e in train])
-            linear = [str(a) for a in model.predict(asked_words)]
+            model = baseline.fit(texts, [e.row.completion for e in train])
+            linear = [str(a) for a in model.predict(asked_texts)]
         given = engine.over([*train, *self.rows], classifier.pooled, told).numpy()
         known, asked = given[: len(train)], given[len(train) :]
         several = known_labels.several
