@@ -84,6 +84,12 @@ class Options:
     layer_decay: float = option(
         1.0, "How fast each layer learns, as a share of the one above it.", low=0.01, high=1.0
     )
+    dropout: float = option(
+        0.0,
+        "Share of the states that training sets to zero, drawn anew in every step.",
+        low=0.0,
+        high=0.9,
+    )
     freeze: str = option(
         "",
         "What stays as it is, from below: so many layers, a share of them, or the weights whose "
@@ -294,6 +300,7 @@ class Decided:
     class_weights: str
     head_rate: float
     layer_decay: float
+    dropout: float
     freeze: str
     rank: int
     targets: str

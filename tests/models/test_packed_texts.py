@@ -25,6 +25,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "deberta-v2": {},
 }
 PACKED = {"bert", "electra", "roberta", "distilbert", "modernbert"}
+FIRST_TOKENS_ALONE = {"bert", "electra", "roberta"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def model_of(folder: Path, kind: str) -> Any:
 def test_together_texts_give_and_teach_what_each_does_alone(tmp_path: Path, kind: str) -> None:
     model = model_of(tmp_path, kind)
     assert packed_texts.can_pack(model, 24) == (kind in PACKED)
+    assert getattr(model, packed_texts.FIRSTS) == (kind in FIRST_TOKENS_ALONE)
     for seed in range(5):
         texts = drawn(9, seed)
         together = classifier.logits(model, texts)

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -327,6 +328,41 @@ def test_macro_f1_is_that_of_scikit_learn_and_its_interval_holds_the_difference(
     assert found[0] == pytest.approx(scores[0] - scores[1])
     assert 0.2 < found[1] < found[0] < found[2] < 0.6
     assert labels.macro_f1_interval(good, good, wanted, False, 0) == (0, 0, 0)
+
+
+def test_the_audit_names_labels_that_the_bases_features_speak_against(
+    home: Path, tiny_encoder: Path
+) -> None:
+    rows = rows_of(450)
+    wrong = range(7, 400, 30)
+    for n in wrong:
+        rows[n] |= {"label": f"is {WORDS[(n + 1) % 3]}"}
+    report = Tunesmith().audit(rows, base_model=str(tiny_encoder))
+    [found] = [f for f in report.findings if f.name == "suspect_labels"]
+    # held for another label as surely as the rows that have it: half of them are less sure
+    assert set(found.rows) <= {n + 1 for n in wrong} and len(found.rows) > len(wrong) / 4
+    assert "on the base's features" in found.message
+    one_label = [r | {"label": "always"} for r in rows]  # no job would take them: still audited
+    told = Tunesmith().audit(one_label, base_model=str(tiny_encoder))
+    assert told.rows["training"] == 450
+
+
+def test_dropout_changes_training_alone_and_says_what_it_costs(
+    home: Path, tiny_encoder: Path
+) -> None:
+    ts, rows = Tunesmith(), rows_of(60)
+    jobs = [
+        tuned(ts, tiny_encoder, rows, f"m{i}", max_epochs=2, dropout=p)
+        for i, p in enumerate((0.0, 0.3, 0.3))
+    ]
+    told = [" ".join(j.warnings) for j in jobs]
+    assert "dropout" not in told[0]
+    assert re.search(r"dropout 0.3: a step takes \d+\.\d times as long", told[1])
+    assert "padded to like length, not packed" in told[1]
+    texts = [r["text"] for r in rows[:8]]
+    found = [[a.probabilities for a in ts.classify(f"m{i}", texts)] for i in range(3)]
+    assert found[1] == found[2] == [a.probabilities for a in ts.classify("m1", texts)]
+    assert found[1] != found[0]
 
 
 def test_class_weights_are_asked_by_name_and_unknown_ones_refused(

@@ -28,14 +28,21 @@ DROPOUTS = ("dropout", "pdrop")
 HEADS = ("classifier.", "score.")  # what classes call what gives the logits
 
 
-def load(folder: Path, device: torch.device, labels: Labels, tuned: bool = False) -> Any:
-    """A model of these labels in float32, on a GPU in the file's own type, without dropout.
+def load(
+    folder: Path,
+    device: torch.device,
+    labels: Labels,
+    tuned: bool = False,
+    dropout: float = 0.0,
+) -> Any:
+    """A model of these labels in float32, on a GPU in the file's own type. `dropout`: for every
+    place where its class has one; then texts are padded, since the kernel for packed ones has none.
 
     `tuned`: every weight stands in the folder, the head's too. Otherwise the head is new.
     DamagedFiles where weights are missing that are not the head's.
     """
     safe_files.check_model(folder)
-    config = _config(folder, labels)
+    config = _config(folder, labels, dropout)
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # that the head is new is no news
     try:
@@ -62,7 +69,8 @@ def load(folder: Path, device: torch.device, labels: Labels, tuned: bool = False
     if not tuned:
         _take_over(model, folder, labels)
     model = model.to(device).eval()
-    packed_texts.enable(model)
+    if not dropout:
+        packed_texts.enable(model)
     return model
 
 
@@ -97,19 +105,19 @@ def _stored(folder: Path) -> dict[str, Tensor]:
     return found
 
 
-def _config(folder: Path, labels: Labels) -> Any:
+def _config(folder: Path, labels: Labels, dropout: float) -> Any:
     values = safe_files.read_config(folder)
     for name in ("id2label", "label2id", "num_labels", "problem_type"):
         values.pop(name, None)
     dropouts = {
-        k: 0.0
+        k: dropout
         for k, v in values.items()
         if any(word in k for word in DROPOUTS) and isinstance(v, float)
     }
     config = CONFIG_MAPPING[values["model_type"]].from_dict(values | dropouts)
     for name, value in config.to_dict().items():  # those that the file leaves to the library
         if any(word in name for word in DROPOUTS) and isinstance(value, float):
-            setattr(config, name, 0.0)
+            setattr(config, name, dropout)
     config.id2label = dict(enumerate(labels.names))
     config.label2id = {name: i for i, name in enumerate(labels.names)}
     config.problem_type = KIND[labels.several]

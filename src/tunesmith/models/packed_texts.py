@@ -23,6 +23,7 @@ from tunesmith.models.packed import Bucket
 
 TRIED = ((5, 6, 7, 8), (5, 9), (6, 7, 5, 8, 9, 5, 6))  # token numbers, within any vocabulary
 FLAG = "tunesmith_texts_packed"
+FIRSTS = "tunesmith_first_tokens_alone"
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def enable(model: Any) -> None:
     """Let a classifier take packed texts, where it gives the same: tried on a few tokens."""
     plain = decoder_of(model)
     setattr(plain, FLAG, False)
+    setattr(plain, FIRSTS, False)
     if next(plain.parameters()).device.type != "cpu" or not plain._supports_attention_backend:
         return
     before = plain.config._attn_implementation
@@ -107,8 +109,18 @@ def enable(model: Any) -> None:
         same = False
     if same:
         setattr(plain, FLAG, True)
+        setattr(plain, FIRSTS, _can_leave_others(plain))
     else:
         plain.set_attn_implementation(before)
+
+
+def _can_leave_others(plain: Any) -> bool:
+    """Whether the last layer can go on with the first tokens alone: tried."""
+    setattr(plain, FIRSTS, True)
+    try:
+        return _same(plain)
+    except Exception:  # of a layer that adds what it was given behind its attention
+        return False
 
 
 def can_pack(model: Any, longest: int) -> bool:
@@ -150,8 +162,29 @@ def logits(
 def _first(plain: Any, texts: Sequence[Any]) -> Tensor:
     """The first tokens' last states, (B, D)."""
     starts, given = _given(plain, texts)
-    last_1TD: Tensor = _base(plain)(**given).last_hidden_state
-    return last_1TD[0, torch.tensor(starts)]
+    at_B = torch.tensor(starts)
+    if not getattr(plain, FIRSTS, False):
+        last_1TD: Tensor = _base(plain)(**given).last_hidden_state
+        return last_1TD[0, at_B]
+    with _first_tokens_alone(plain, at_B):
+        first_1BD: Tensor = _base(plain)(**given).last_hidden_state
+    return first_1BD[0]
+
+
+@contextmanager
+def _first_tokens_alone(plain: Any, at_B: Tensor) -> Iterator[None]:
+    """Inside, the last layer goes on behind its attention with the texts' first tokens: of the
+    others nothing more is read."""
+
+    def pick(_: nn.Module, __: Any, out: Any) -> Any:
+        return (out[0][:, at_B], *out[1:]) if isinstance(out, tuple) else out[:, at_B]
+
+    last: Any = layers.stack_of(plain)[1][-1]
+    hook = last.attention.register_forward_hook(pick)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def states(model: Any, texts: Sequence[Any], below: int | None) -> Tensor:

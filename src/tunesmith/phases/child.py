@@ -150,12 +150,24 @@ EVALUATE = Phase("tunesmith.phases.evaluate", "evaluating")
 REHEARSE = Phase("tunesmith.phases.rehearse", "rehearsing")
 FIND_RATE = Phase("tunesmith.phases.find_rate", "trying rates")
 PROBE = Phase("tunesmith.phases.probe", "probing")
+SUSPECT = Phase("tunesmith.phases.suspect", "reading labels")
 PROVE_RESUME = Phase("tunesmith.phases.prove_resume", "verifying")
 EXPORT = Phase("tunesmith.phases.export", "exporting", Transfer)
 CONVERT = Phase("tunesmith.phases.convert", "converting", Conversion)
 PHASES = {
     p.name: p
-    for p in (PREPARE, TRAIN, EVALUATE, REHEARSE, FIND_RATE, PROBE, PROVE_RESUME, EXPORT, CONVERT)
+    for p in (
+        PREPARE,
+        TRAIN,
+        EVALUATE,
+        REHEARSE,
+        FIND_RATE,
+        PROBE,
+        SUSPECT,
+        PROVE_RESUME,
+        EXPORT,
+        CONVERT,
+    )
 }
 
 

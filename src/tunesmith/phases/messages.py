@@ -73,6 +73,13 @@ class Probed:
 
 
 @dataclass(frozen=True)
+class Suspected:
+    """Training rows, by number, whose answers look wrong by what the base makes of them."""
+
+    rows: Sequence[int]
+
+
+@dataclass(frozen=True)
 class RatesTried:
     """What a range test found."""
 
@@ -218,6 +225,7 @@ Message: TypeAlias = (
     | Measured
     | RatesTried
     | Probed
+    | Suspected
     | Written
     | Converted
     | Failed

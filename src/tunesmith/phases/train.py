@@ -1,6 +1,7 @@
 """RUNNING, in a child process of the worker: load the base, train, save. Writes only into its
 attempt's folder."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,10 @@ import torch
 
 from tunesmith import catalog, durable
 from tunesmith.documents.quote import Quote
-from tunesmith.models import layers, loading, methods
+from tunesmith.models import embeddings, layers, loading, methods
 from tunesmith.models.methods import trained_tensors
 from tunesmith.phases.child import Assignment
-from tunesmith.phases.messages import Quoted, Report, Trained, Warned
+from tunesmith.phases.messages import Measured, Quoted, Report, Trained, Warned
 from tunesmith.tuning import checkpoints
 from tunesmith.tuning.checkpoints import Position
 from tunesmith.tuning.loop import Budget, Run, Training, diverged, evaluate, mean_loss, train
@@ -34,7 +35,8 @@ def begin(work: Assignment) -> Training[Any]:
         rules.encode(dataset, part, encoder, spec, decided).accepted
         for part in ("train", "validation")
     )
-    base = task.load(spec, loading.device_of(work.device), encoder, decided.precision)
+    place = loading.device_of(work.device)
+    base = task.load(spec, place, encoder, decided.precision, decided.dropout)
     model = methods.METHODS[decided.method].prepare(base, decided)
     return Training(task, model, rows, validation, decided, task.rates(model, decided))
 
@@ -54,7 +56,10 @@ def run(work: Assignment, report: Report) -> None:
     home, model = Path(work.home), training.model
     before = layers.digests(model)
     every = [*training.rows, *training.validation]
-    with task.remembering(model, every, home, str(bound_to["base"])) as why:
+    # weights that decay do so in every step, whether a row reads them or not
+    read = set() if decided.weight_decay else task.words(every)
+    remembering = task.remembering(model, every, home, str(bound_to["base"]))
+    with embeddings.only_read(model, read), remembering as why:
         if why:
             report(Warned(f"what the frozen layers give is computed in every pass: {why}"))
         if checkpoints.newest(work.attempts, bound_to) is None:  # a resumed one was quoted before
@@ -84,6 +89,8 @@ def _quote(work: Assignment, training: Training[Any], report: Report) -> int:
     measured = rehearse(training)
     if training.decided.precision != "full":
         report(Warned(_what_precision_costs(work, training, measured.micro_tokens)))
+    if training.decided.dropout:
+        report(Warned(_what_dropout_costs(work, training, measured)))
     price = catalog.credits(Path(work.home), work.spec.name, "training", 1)
     tokens, rows = sum(r.size for r in training.rows), len(training.rows)
     quote = Quote.of(work.spec, training.decided, tokens, rows, measured, price, work.threads)
@@ -126,6 +133,16 @@ def _what_precision_costs(work: Assignment, training: Training[Any], micro_token
         f"{counted(len(some), 'row')} is {reduced:.4f} in it, {full:.4f} in full precision "
         f"({reduced - full:+.4f}); the tuned model answers with its base in full precision"
     )
+
+
+def _what_dropout_costs(work: Assignment, training: Training[Any], measured: Measured) -> str:
+    task, decided = training.task, training.decided
+    with torch.random.fork_rng(devices=[]):
+        base = task.load(work.spec, loading.device_of(work.device), work.encoder())
+        model = methods.METHODS[decided.method].prepare(base, decided)
+        without = rehearse(replace(training, model=model))
+    times = sum(measured.seconds) / sum(without.seconds)
+    return f"dropout {decided.dropout:g}: a step takes {times:.1f} times as long as without it"
 
 
 def budget(work: Assignment) -> Budget:

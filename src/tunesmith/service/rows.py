@@ -26,8 +26,8 @@ from tunesmith.errors import (
 )
 from tunesmith.models import methods
 from tunesmith.options import Options
-from tunesmith.phases.child import FIND_RATE, PROBE, REHEARSE, Assignment
-from tunesmith.phases.messages import Measured, Probed, RatesTried
+from tunesmith.phases.child import FIND_RATE, PROBE, REHEARSE, SUSPECT, Assignment
+from tunesmith.phases.messages import Measured, Probed, RatesTried, Suspected
 from tunesmith.phases.prepare import Plan, plan_of
 from tunesmith.service.core import Core, must_be_able_to_train
 from tunesmith.settings import ROWS
@@ -56,15 +56,31 @@ class Rows(Core):
         """What is wrong with the rows, which rows, and the SQL that mends it. Nothing is stored, no
         job is created.
 
-        `base_model` decides tokens and windows; `groups` names columns whose values are groups
-        (default: those with few values).
+        `base_model` decides tokens and windows, and where it gives labels its own features tell
+        which look wrong; `groups` names columns whose values are groups (default: those with few
+        values).
         """
         access.require(self.principal, "USAGE", base_model)
         spec = catalog.find(base_model, self.settings.home)
         given = {"training": training_data, "validation": validation_data, "test": test_data}
         sources = sources_of(given, encoding, spec.task_spec)
+        suspects = self._suspects(spec, base_model, training_data, encoding)
         with self._source() as connection:
-            return audit(connection, sources, self._encoder_of(spec), spec, groups)
+            return audit(connection, sources, self._encoder_of(spec), spec, groups, suspects)
+
+    def _suspects(
+        self, spec: catalog.ModelSpec, base_model: str, training_data: Data, encoding: str
+    ) -> Sequence[int] | None:
+        """Rows whose labels the base's features speak against; None where it is not asked: then
+        the audit's own model on words says."""
+        if spec.task != TEXT_CLASSIFICATION.name or not baseline.is_installed():
+            return None
+        with (
+            suppress(TunesmithError),  # of rows that no job would take: the audit says why
+            self._tried(training_data, None, base_model, {"encoding": encoding}) as (work, _),
+        ):
+            return self._run(SUSPECT, work, Suspected).rows
+        return None
 
     def quote(
         self,

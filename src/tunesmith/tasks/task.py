@@ -122,6 +122,10 @@ class Exam(Generic[R]):
         """Figures of every arm's answers, which are no mean of rows and decide nothing."""
         return {}
 
+    def suspects(self, engine: Any) -> list[int]:
+        """Training rows, by number, whose answer looks wrong by what the base makes of them."""
+        return []
+
     def predictions(self, answers: "Sequence[Completion]") -> list[dict[str, Any]]:
         """The tuned model's answers, row by row (row, label, predicted, probability), where a
         table of them means something."""
@@ -141,10 +145,15 @@ class Task(Protocol):
     """N supervised items in a batch of rows."""
 
     def load(
-        self, spec: ModelSpec, device: "torch.device", encoder: Any, precision: str = "full"
+        self,
+        spec: ModelSpec,
+        device: "torch.device",
+        encoder: Any,
+        precision: str = "full",
+        dropout: float = 0.0,
     ) -> Any:
         """The base as a model that a method can change. What is new in it is drawn by torch's
-        random numbers as they stand."""
+        random numbers as they stand. `dropout`: of tasks whose spec reads that option."""
 
     def load_tuned(self, folder: Path, device: "torch.device", encoder: Any) -> Any:
         """A model that was tuned whole."""
@@ -176,6 +185,9 @@ class Task(Protocol):
         """Inside, what the model's frozen layers make of these rows may be kept and not computed
         again; `base`: the fingerprint of its weights. Gives why it is not, where that needs
         saying."""
+
+    def words(self, rows: Sequence[Any]) -> set[int]:
+        """The numbers of the tokens that rows hold; empty of a task that reads no words."""
 
     def finish(
         self, model: Any, validation: Sequence[Any], encoder: Any

@@ -342,7 +342,8 @@ def optimizer_step(
     """One update at `rate`; none where the loss or the gradient is no finite number. OutOfMemory
     before anything is updated."""
     began = time.monotonic()
-    model.train()
+    if not model.training:  # it visits every module, which takes longer than the step of a head
+        model.train()
     optimizer.zero_grad(set_to_none=True)
     with memory_guard(rows, micro_tokens):
         loss, row_losses = accumulate(task, model, rows, max_tokens=micro_tokens)

@@ -46,7 +46,13 @@ class Model(PreTrainedModel):
         return self.layers(vectors_BN).squeeze(-1)
 
 
-def load(spec: ModelSpec, device: torch.device, encoder: int, precision: str = "full") -> Model:
+def load(
+    spec: ModelSpec,
+    device: torch.device,
+    encoder: int,
+    precision: str = "full",
+    dropout: float = 0.0,
+) -> Model:
     return load_tuned(Path(spec.folder), device, encoder)
 
 
@@ -99,6 +105,10 @@ class Engine:
 
     def stream(self, question: list[float], sampling: Sampling) -> Iterator[Completion]:
         yield from self.generate([question], sampling)
+
+
+def words(rows: Sequence[Point]) -> set[int]:
+    return set()
 
 
 def rates(model: Model, decided: Decided) -> dict[str, float]:

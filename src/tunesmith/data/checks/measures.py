@@ -2,33 +2,45 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
+
+FOLDS = 3  # of the rows whose labels are suspected; a class needs a row in each
+LEAST_SUSPECTED = 50  # rows
 
 
-def suspect_labels(texts: Sequence[str], labels: Sequence[str]) -> list[int]:
-    """Rows that a model which did not see them holds for another label: for that one as likely as
-    for the rows that have it, for their own a fifth as likely or less (confident learning,
-    Northcutt et al. 2021, arXiv 1911.00068).
+def suspect_labels(x: Any, labels: Sequence[str]) -> list[int]:
+    """Rows that a linear model which did not see them holds for another label: for that one as
+    likely as for the rows that have it, for their own a fifth as likely or less (confident
+    learning, Northcutt et al. 2021, arXiv 1911.00068). `x`: the rows' texts, or an array (N, D) of
+    what a base makes of them.
 
     None where the model is right on less than half of the rows, or does not take away a fifth of
     the errors of always saying the commonest label: it has no say there.
     """
     import numpy as np
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import SGDClassifier
+    from sklearn.linear_model import LogisticRegression, SGDClassifier
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
 
     names = sorted(set(labels))
     y = np.asarray([names.index(v) for v in labels])
-    # trained by steps, not by logistic regression's solver: its time grows linearly with rows, and
-    # it calls no threaded library
-    descent = SGDClassifier(loss="log_loss", alpha=1e-4, max_iter=30, random_state=0)
-    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), descent)
+    if isinstance(x, np.ndarray):
+        x = (x - x.mean()) / (x.std() + 1e-12)
+        # of 150 flipped labels among 3,000 rows of banking77, half were found at a quarter of false
+        # ones from 0.01 to 0.03, and at a third and more from 0.1
+        model: Any = LogisticRegression(C=0.03, max_iter=200)
+    else:
+        # trained by steps, not by logistic regression's solver: its time grows linearly with rows,
+        # and it calls no threaded library
+        words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+        descent = SGDClassifier(loss="log_loss", alpha=1e-4, max_iter=30, random_state=0)
+        model = make_pipeline(words, descent)
     p = cross_val_predict(
         model,
-        list(texts),
+        x,
         y,
-        cv=StratifiedKFold(3, shuffle=True, random_state=0),
+        cv=StratifiedKFold(FOLDS, shuffle=True, random_state=0),
         method="predict_proba",
     )
     right, commonest = (p.argmax(1) == y).mean(), np.bincount(y).max() / len(y)

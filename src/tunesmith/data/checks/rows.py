@@ -42,8 +42,10 @@ class RowChecks:
         told: Sequence[str],
         encoder: Any,
         spec: ModelSpec,
+        suspects: Sequence[int] | None = None,
     ) -> None:
         self._own, self._encoder, self._spec, self._told = own, encoder, spec, told
+        self._suspects = suspects
         self._sources = {s.part: s for s in sources}
         self._not_measured: list[str] = []
         self._queries = {s.part: self._sql_of(s) for s in sources}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 
 from tunesmith.data import baseline
-from tunesmith.data.checks.measures import quantiles, suspect_labels
+from tunesmith.data.checks.measures import FOLDS, LEAST_SUSPECTED, quantiles, suspect_labels
 from tunesmith.data.checks.rows import TEXTS, RowChecks
 from tunesmith.data.dataset import NORMAL
 from tunesmith.data.gate import literal
@@ -261,20 +261,24 @@ class TextChecks(RowChecks):
             SUSPECT_ROWS,
         )
         counts = Counter(c for *_, c in rows)
-        rows = [r for r in rows if counts[r[2]] >= 3]
-        if len(rows) < 50 or len({c for *_, c in rows}) < 2:
+        rows = [r for r in rows if counts[r[2]] >= FOLDS]
+        if len(rows) < LEAST_SUSPECTED or len({c for *_, c in rows}) < 2:
             self._not_measured.append(
-                "suspect labels: fewer than 50 rows in classes of three or more"
+                f"suspect labels: fewer than {LEAST_SUSPECTED} rows in classes of three or more"
             )
             return
-        suspects = suspect_labels([p for _, p, _ in rows], [c for *_, c in rows])
-        found = sorted(rows[i][0] for i in suspects)
+        if self._suspects is None:
+            suspects = suspect_labels([p for _, p, _ in rows], [c for *_, c in rows])
+            found, read = sorted(rows[i][0] for i in suspects), "words"
+        else:
+            found, read = list(self._suspects), "the base's features"
         yield from self._finding(
             "suspect_labels",
             "warning",
             "training",
             found,
-            "[answer|answers] that a linear model trained on the other rows holds for wrong",
+            f"[answer|answers] that a linear model on {read}, trained on the other rows, holds for "
+            f"wrong",
             "look at them first: they are where mislabelled rows gather",
             listed=True,
         )

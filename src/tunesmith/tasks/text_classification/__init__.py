@@ -39,9 +39,13 @@ LEAST_CALIBRATED = 20  # validation rows: of fewer no temperature is fitted
 
 
 def load(
-    spec: ModelSpec, device: torch.device, encoder: TextEncoder, precision: str = "full"
+    spec: ModelSpec,
+    device: torch.device,
+    encoder: TextEncoder,
+    precision: str = "full",
+    dropout: float = 0.0,
 ) -> Any:
-    model = classifier.load(Path(spec.folder), device, encoder.labels)
+    model = classifier.load(Path(spec.folder), device, encoder.labels, dropout=dropout)
     return loading.in_precision(model, precision)
 
 
@@ -79,6 +83,10 @@ def remembering(
     model: Any, rows: Sequence[Example], home: Path, base: str
 ) -> AbstractContextManager[str]:
     return features.remembering(model, rows, home, base, classifier.READER)
+
+
+def words(rows: Sequence[Example]) -> set[int]:
+    return {i for row in rows for i in row.ids}
 
 
 def finish(

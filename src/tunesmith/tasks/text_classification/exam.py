@@ -1,10 +1,12 @@
 """The verdict rows as classifiers are asked them, beside what the base's own features tell without
 any tuning."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunesmith.data import baseline
+from tunesmith.data.checks.measures import FOLDS, LEAST_SUSPECTED, suspect_labels
 from tunesmith.data.labels import macro_f1, macro_f1_interval
 from tunesmith.data.text_classification import Example, words
 from tunesmith.inference.engine import Completion, Sampling
@@ -14,6 +16,7 @@ from tunesmith.tasks.text_classification.calibration import calibration_error, w
 from tunesmith.tasks.text_classification.engine import Classifier
 
 MOST_PROBED = 20_000  # training rows of the linear probe
+MOST_SUSPECTED = 10_000  # of those whose labels are looked at: it takes a second for each hundred
 
 
 class LabelExam(Exam[Example]):
@@ -43,6 +46,18 @@ class LabelExam(Exam[Example]):
             known, [e.targets for e in train], asked, several, self.decided.seed
         )
         return {"linear": linear, "probe": [known_labels.text(places) for places in answers]}
+
+    def suspects(self, engine: Classifier) -> list[int]:
+        """By a linear model that was fitted on other rows."""
+        if engine.encoder.labels.several or not baseline.is_installed():
+            return []
+        counts = Counter(e.row.completion for e in self.train)
+        rows = [e for e in self.train if counts[e.row.completion] >= FOLDS][:MOST_SUSPECTED]
+        names = [e.row.completion for e in rows]
+        if len(rows) < LEAST_SUSPECTED or len(set(names)) < 2:
+            return []
+        found = suspect_labels(engine.over(rows, classifier.pooled).numpy(), names)
+        return sorted(rows[i].row.row for i in found)
 
     def together(self, answers: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
         wanted = [e.row.completion for e in self.rows]

@@ -30,7 +30,11 @@ answer_all = generate_all
 
 
 def load(
-    spec: ModelSpec, device: torch.device, encoder: Encoder, precision: str = "full"
+    spec: ModelSpec,
+    device: torch.device,
+    encoder: Encoder,
+    precision: str = "full",
+    dropout: float = 0.0,
 ) -> PreTrainedModel:
     return loading.load_base(spec, device, precision)
 
@@ -70,6 +74,10 @@ def remembering(
     model: Model, rows: Sequence[Example], home: Path, base: str
 ) -> AbstractContextManager[str]:
     return features.remembering(model, rows, home, base, kept.READER)
+
+
+def words(rows: Sequence[Example]) -> set[int]:
+    return {i for row in rows for i in row.encoded.ids}
 
 
 def finish(
