@@ -136,6 +136,20 @@ def test_what_is_exported_is_what_the_library_loads_with_the_same_probabilities(
         )
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_words_that_no_row_holds_move_only_where_weights_decay(
+    home: Path, tiny_encoder: Path, decay: float
+) -> None:
+    ts, name = Tunesmith(), "embeddings.word_embeddings.weight"
+    tuned(ts, tiny_encoder, rows_of(60), max_epochs=1, weight_decay=decay)
+    before = load_file(tiny_encoder / "model.safetensors")[name]
+    after = load_file(Path(ts.model("m").folder) / "model.safetensors")[f"bert.{name}"]
+    words = json.loads((tiny_encoder / "tokenizer.json").read_text())["model"]["vocab"]
+    read, unread = words[WORDS[0]], words["~"]
+    assert not torch.equal(after[read], before[read])
+    assert torch.equal(after[unread], before[unread]) == (not decay)
+
+
 def test_the_head_alone_learns_and_nothing_below_it_moves(home: Path, tiny_encoder: Path) -> None:
     ts = Tunesmith()
     job = tuned(ts, tiny_encoder, rows_of(), method="head", max_epochs=1)
