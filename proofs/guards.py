@@ -654,6 +654,13 @@ FAULTS = [
         "tests/models/test_packed_texts.py -k kinds",
     ),
     Fault(
+        "a resumed step drops nothing, since a wrapper says that it is training",
+        "tuning/loop.py",
+        "if not (model.training and decoder_of(model).training):",
+        "if not model.training:",
+        "tests/tuning/test_loop.py -k every_part",
+    ),
+    Fault(
         "what words have learnt is lost when training ends",
         "models/embeddings.py",
         "            whole.weight[read.tokens_R] = read.weight",

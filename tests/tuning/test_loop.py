@@ -676,3 +676,21 @@ def test_checkpoints_of_another_release_are_passed_over_and_do_not_outlive_the_n
 
 def _manifest(folder: str, names: list[str]) -> list[str]:
     return [n for n in names if n == durable.MANIFEST]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_every_part_of_a_model_is_training_in_each_step_of_a_new_process(
+    scene: Scene, method: str
+) -> None:
+    """Base models are loaded to answer, in which mode they drop nothing; a wrapper says nothing of
+    what it holds."""
+    seen: list[bool] = []
+
+    def look(model: Any, message: Message) -> None:
+        if isinstance(message, Started):
+            layer = methods.decoder_of(model).model.layers[0].self_attn
+            layer.register_forward_hook(lambda m, *_: seen.append(m.training))
+
+    scene.validation = []
+    scene.train(look, method=method, max_epochs=1)
+    assert seen and all(seen)

@@ -11,6 +11,7 @@ from tunesmith.errors import MissingExtra
 MOST_CLASSES, LONGEST, SHARE = 200, 80, 0.2
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # inverse strengths that a probe chooses among
 ROWS_LIMIT = 20_000  # training rows; more cost minutes
+MOST_CELLS = 4_000_000  # rows times answers; beyond it logistic regression takes hours
 
 
 def is_closed_set(answers: Collection[str], rows: int) -> bool:
@@ -26,17 +27,20 @@ def is_installed() -> bool:
 
 
 def fit(texts: Sequence[str], answers: Sequence[str], *, longest_gram: int = 2) -> Any:
-    """Logistic regression on TF-IDF of words and pairs of words: a scikit-learn pipeline with
-    `predict`. MissingExtra without it."""
+    """Logistic regression on TF-IDF of words and pairs of words, of more than MOST_CELLS the
+    nearest class mean: a scikit-learn pipeline with `predict`. MissingExtra without it."""
     if not is_installed():
         raise MissingExtra(what="the linear model on words", extra="audit")
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import NearestCentroid
     from sklearn.pipeline import make_pipeline
 
+    texts, answers = texts[:ROWS_LIMIT], answers[:ROWS_LIMIT]
     words = TfidfVectorizer(ngram_range=(1, longest_gram), token_pattern=r"\b\w+\b")
-    model = make_pipeline(words, LogisticRegression(C=10, max_iter=1000))
-    return model.fit(texts[:ROWS_LIMIT], answers[:ROWS_LIMIT])
+    is_large = len(texts) * len(set(answers)) > MOST_CELLS
+    last = NearestCentroid() if is_large else LogisticRegression(C=10, max_iter=1000)
+    return make_pipeline(words, last).fit(texts, answers)
 
 
 def fit_several(
@@ -48,7 +52,8 @@ def fit_several(
 
     words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\b\w+\b")
     known = words.fit_transform(texts[:ROWS_LIMIT])
-    given = _one_vs_rest(10.0).fit(known, _matrix(targets[:ROWS_LIMIT]))
+    y = _matrix(targets[:ROWS_LIMIT])
+    given = (_ridge() if y.size > MOST_CELLS else _one_vs_rest(10.0)).fit(known, y)
     return _places(given.predict(words.transform(asked)))
 
 
@@ -57,6 +62,13 @@ def _one_vs_rest(penalty: float) -> Any:
     from sklearn.multiclass import OneVsRestClassifier
 
     return OneVsRestClassifier(LogisticRegression(C=penalty, max_iter=1000))
+
+
+def _ridge() -> Any:
+    """All labels in one solve."""
+    from sklearn.linear_model import RidgeClassifier
+
+    return RidgeClassifier()
 
 
 def _matrix(targets: Sequence[Sequence[int]]) -> Any:
@@ -78,9 +90,11 @@ def probe(
 ) -> list[list[int]]:
     """The labels of `asked` by a linear model on features, (N, D) arrays: logistic regression with
     an L2 penalty that a fifth of the known rows chooses, features scaled by one mean and deviation
-    (Kumar et al. 2022, arXiv 2202.10054)."""
+    (Kumar et al. 2022, arXiv 2202.10054). Of more than MOST_CELLS rows times labels the nearest
+    class mean, or ridge regression where rows have several."""
     import numpy as np
     from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import NearestCentroid
 
     mean, deviation = known.mean(), known.std() + 1e-12
     x, z = ((a.astype(np.float64) - mean) / deviation for a in (known, asked))
@@ -91,6 +105,10 @@ def probe(
     def fitted(penalty: float, rows: Any) -> Any:
         plain = LogisticRegression(C=penalty, max_iter=300)
         return (_one_vs_rest(penalty) if several else plain).fit(x[rows], y[rows])
+
+    if len(kept) * (1 + max((p for t in some for p in t), default=0)) > MOST_CELLS:
+        given = (_ridge() if several else NearestCentroid()).fit(x, y).predict(z)
+        return _places(given) if several else [[int(i)] for i in given]
 
     order = np.random.default_rng(seed).permutation(len(kept))
     held, rest = order[: len(order) // 5], order[len(order) // 5 :]

@@ -54,7 +54,8 @@ class LabelExam(Exam[Example]):
         counts = Counter(e.row.completion for e in self.train)
         rows = [e for e in self.train if counts[e.row.completion] >= FOLDS][:MOST_SUSPECTED]
         names = [e.row.completion for e in rows]
-        if len(rows) < LEAST_SUSPECTED or len(set(names)) < 2:
+        is_closed = baseline.is_closed_set(set(names), len(names))
+        if len(rows) < LEAST_SUSPECTED or len(set(names)) < 2 or not is_closed:
             return []
         found = suspect_labels(engine.over(rows, classifier.pooled).numpy(), names)
         return sorted(rows[i].row.row for i in found)
