@@ -197,7 +197,12 @@ def test_what_is_no_base_is_refused_and_nothing_of_it_stays(
     without = make_base(tmp_path / "without")
     (without / "tokenizer.json").unlink()
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
-    for bad in (quantised, without, tmp_path / "broken.gguf"):
+    endless = make_base(tmp_path / "endless")  # no token ends an answer: CREATE would say so
+    for file in ("tokenizer_config.json", "config.json", "generation_config.json"):
+        values = json.loads((endless / file).read_text()) if (endless / file).exists() else {}
+        left = {k: v for k, v in values.items() if not k.startswith("eos_token")}
+        (endless / file).write_text(json.dumps({**left, "chat_template": None}))
+    for bad in (quantised, without, endless, tmp_path / "broken.gguf"):
         with pytest.raises((UnsafeBaseModel, UnfitBaseModel)):
             ts.add_base(str(bad))
     assert everything(place) <= {"names", "tmp"}

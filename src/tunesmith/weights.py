@@ -140,7 +140,8 @@ def bring(offered: Offer, convert: Convert) -> ModelSpec:
         facts = {"licence": spec.licence, "hub_id": spec.hub_id, "dequantised": before}
         durable.write_json(staged / FACTS, {**facts, "source": source.told})
         spec = replace(spec, task=catalog.task_of(staged).name)
-        catalog.completed(spec, staged)  # or it is refused
+        ready = catalog.completed(spec, staged)  # or it is refused
+        ready.task_spec.rules.preprocessing(ready)  # what CREATE would refuse is not kept
         with _keeping_what_it_meant(place / "names", offered.name):
             durable.publish_shared(staged, place, place / "names" / offered.name, {})
     _collect(place)

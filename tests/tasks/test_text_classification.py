@@ -136,6 +136,26 @@ def test_what_is_exported_is_what_the_library_loads_with_the_same_probabilities(
         )
 
 
+def test_an_adapter_with_its_head_is_what_peft_loads(
+    home: Path, tmp_path: Path, tiny_encoder: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    ts, asked = Tunesmith(), [f"{w} in a text" for w in WORDS[:4]]
+    tuned(ts, tiny_encoder, rows_of(), method="lora")
+    ts.export("m", tmp_path / "out")
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_encoder, num_labels=3)
+    theirs = PeftModel.from_pretrained(base, tmp_path / "out").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
+    names = ts.classify("m", asked)[0].probabilities
+    for text, ours in zip(asked, ts.classify("m", asked), strict=True):
+        [logits] = theirs(**tokenizer(text, return_tensors="pt")).logits.detach()
+        assert logits.softmax(-1).tolist() == pytest.approx(
+            [ours.probabilities[n] for n in sorted(names)], abs=1e-5
+        )
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 def test_words_that_no_row_holds_move_only_where_weights_decay(
     home: Path, tiny_encoder: Path, decay: float
