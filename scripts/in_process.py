@@ -40,7 +40,7 @@ def run_job(
     given = {
         name: [dict(zip(columns, row, strict=True)) for row in rows] for name, rows in parts.items()
     }
-    sources = sources_of(given, "", spec.task_spec)
+    sources = sources_of(given, "", spec.task_spec, Options.parse(asked).label_separator)
     with duckdb.connect() as connection:
         frozen = snapshot(
             connection, sources, home / "data", home=home, seed=split_seed(Options.parse(asked))

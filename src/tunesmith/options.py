@@ -125,6 +125,11 @@ class Options:
         "Encoding of text files named as data; default: by their byte-order mark, else UTF-8.",
         words="a text codec such as latin-1",
     )
+    label_separator: str = option(
+        "",
+        "What stands between the labels of a row that may have several, where they are one text.",
+        words="a text such as a comma",
+    )
     seed: int = option(
         0, "Decides every random number: new weights, dropout, and what follows.", low=0, high=MOST
     )
@@ -311,6 +316,7 @@ class Decided:
     on_long: str
     learn: str
     encoding: str
+    label_separator: str
     seed: int
     split_seed: int
     order_seed: int

@@ -256,6 +256,29 @@ def test_a_row_may_have_several_labels(home: Path, tiny_encoder: Path) -> None:
     assert set(one.labels) == {WORDS[0]}
 
 
+def test_several_labels_may_stand_in_one_text(home: Path, tiny_encoder: Path) -> None:
+    rows = [
+        {"text": f"{a} {b} {i}", "label": f"{b};{a} "}
+        for a in WORDS[:3]
+        for b in WORDS[:3]
+        for i in range(8)
+    ]
+    rows[3] |= {"label": f"{WORDS[0]};;{WORDS[1]}"}
+    ts, base = Tunesmith(), str(tiny_encoder)
+    report = ts.audit(rows, base_model=base, label_separator=";")
+    assert [(f.name, f.rows) for f in report.findings if f.severity == "error"] == [
+        ("unusable", (4,))
+    ]
+    job = tuned(ts, tiny_encoder, rows, label_separator=";")
+    assert job.rows and job.rows["rejected"] == 1
+    assert ts.classify("m", ["red"])[0].probabilities.keys() == set(WORDS[:3])
+    assert job.verdict and "micro_f1" in job.verdict["other_metrics"]
+    with pytest.raises(OptionNotRead):
+        ts.create("w", "tunesmith-tiny", rows, label_separator=";")
+    with pytest.raises(OptionNotRead):
+        ts.audit(rows, label_separator=";")
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_a_rows_loss_counts_as_its_label_does(tiny_encoder: Path, several: bool) -> None:
     """Against torch's own weighted losses, over all rows of the training."""

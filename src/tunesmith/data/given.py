@@ -214,7 +214,10 @@ def source_of(
 
 
 def sources_of(
-    given: Mapping[str, Data], encoding: str = "", task: TaskSpec = TEXT_GENERATION
+    given: Mapping[str, Data],
+    encoding: str = "",
+    task: TaskSpec = TEXT_GENERATION,
+    separator: str = "",
 ) -> list[Source]:
     """The data of those parts that were given, as rows of a task; OptionNotRead where `encoding` is
     and no text file is among them."""
@@ -234,6 +237,8 @@ def sources_of(
             readers="text files named as data (CSV, TSV, JSON)",
             here="none was named",
         )
+    for source in found:
+        source.separator = separator
     return found
 
 

@@ -106,6 +106,8 @@ class Source:
     """Whether the rows are in a column `messages`."""
     has_lists: bool = False
     """Whether a row may be a conversation."""
+    separator: str = ""
+    """What stands between labels that are one text; of a task that gives labels."""
     names: Mapping[str, str] = field(default_factory=dict)
     """What the columns that are trained on are called in the data."""
 

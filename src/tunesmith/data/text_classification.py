@@ -129,7 +129,8 @@ def question_of(row: Row) -> Question:
 def add_rows(
     own: duckdb.DuckDBPyConnection, source: Source, file: Path, unread: dict[str, int]
 ) -> None:
-    """A row whose label is a list has `chat` set in the frozen rows: several labels, as JSON."""
+    """A row whose label is a list, or a text with the separator that was given, has `chat` set in
+    the frozen rows: several labels, as JSON."""
     query = (
         "SELECT row, prompt, prompt_is, completion, completion_is, context "
         "FROM read_parquet(?) ORDER BY row"
@@ -137,21 +138,30 @@ def add_rows(
     with own.cursor() as reading:
         found = reading.execute(query, [str(file)])
         while batch := found.fetchmany(8192):
-            insert_rows(own, source.part, [_judged(*values) for values in batch])
+            insert_rows(own, source.part, [_judged(source.separator, *values) for values in batch])
 
 
 def _judged(
-    row: int, text: str | None, text_is: str, label: str | None, label_is: str, context: str
+    separator: str,
+    row: int,
+    text: str | None,
+    text_is: str,
+    label: str | None,
+    label_is: str,
+    context: str,
 ) -> tuple[Any, ...]:
     """A row of `rows` without its source."""
     reason = _objection("text", text, text_is)
-    if label_is == LIST and reason is None:
+    has_several = label_is == LIST or bool(separator)
+    if label_is != LIST:
+        reason = reason or _objection("label", label, label_is)
+        if separator:
+            label = json.dumps([n.strip() for n in (label or "").split(separator)])
+    if has_several and reason is None:
         label, reason = _several(label or "")
-    elif reason is None:
-        reason = _objection("label", label, label_is)
     pair = json.loads(context).get(PAIR) if f'"{PAIR}"' in context else None
     key = text if pair is None else f"{text}\x1f{pair}"
-    return row, text, label, context, label_is == LIST, key, reason
+    return row, text, label, context, has_several, key, reason
 
 
 def _objection(name: str, value: str | None, kind: str) -> str | None:

@@ -165,7 +165,7 @@ class _Functions:
         scalar(f"{OWN}add_base", self._add_base, 3, "VARCHAR")
         scalar(f"{OWN}remove_base", self._remove_base, 3, "VARCHAR")
         scalar(f"{OWN}bases", self._bases, 0, "VARCHAR")
-        scalar(f"{OWN}audit", self._audit, 6, "VARCHAR")
+        scalar(f"{OWN}audit", self._audit, 7, "VARCHAR")
         scalar(f"{OWN}count_tokens", self._count_tokens, 2, "BIGINT")
         for name, function in (("complete", self._complete), ("try_complete", self._try_complete)):
             self._connection.create_function(  # type: ignore[call-overload]
@@ -323,10 +323,16 @@ class _Functions:
         test: str | None,
         base_model: str,
         encoding: str,
+        label_separator: str,
     ) -> str:
         with _told(of_session):
             report = self._service.audit(
-                training, validation, test_data=test, base_model=base_model, encoding=encoding
+                training,
+                validation,
+                test_data=test,
+                base_model=base_model,
+                encoding=encoding,
+                label_separator=label_separator,
             )
         return json.dumps([{k: getattr(f, k) for k in AUDIT_COLUMNS} for f in report.findings])
 

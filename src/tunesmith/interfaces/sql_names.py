@@ -30,7 +30,7 @@ def macros(taken: set[str]) -> list[str]:
     made.append(
         "CREATE MACRO tunesmith.main.audit(training_data, validation_data := NULL, test_data := "
         "NULL, base_model := 'tunesmith-tiny', "
-        "encoding := '') "
+        "encoding := '', label_separator := '') "
         f"AS TABLE {_rows_of(_AUDIT, AUDIT_COLUMNS)}"
     )
     made.append(
@@ -60,7 +60,8 @@ def macros(taken: set[str]) -> list[str]:
 
 
 _AUDIT = (
-    f"{OWN}audit(({SESSION_SQL}), training_data, validation_data, test_data, base_model, encoding)"
+    f"{OWN}audit(({SESSION_SQL}), training_data, validation_data, test_data, base_model, "
+    f"encoding, label_separator)"
 )
 
 

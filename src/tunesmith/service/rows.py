@@ -52,6 +52,7 @@ class Rows(Core):
         base_model: str = "tunesmith-tiny",
         groups: Sequence[str] = (),
         encoding: str = "",
+        label_separator: str = "",
     ) -> AuditReport:
         """What is wrong with the rows, which rows, and the SQL that mends it. Nothing is stored, no
         job is created.
@@ -63,8 +64,12 @@ class Rows(Core):
         access.require(self.principal, "USAGE", base_model)
         spec = catalog.find(base_model, self.settings.home)
         given = {"training": training_data, "validation": validation_data, "test": test_data}
-        sources = sources_of(given, encoding, spec.task_spec)
-        suspects = self._suspects(spec, base_model, training_data, encoding)
+        if label_separator:
+            Options(label_separator=label_separator).must_be_read(spec.task_spec, methods.READERS)
+        sources = sources_of(given, encoding, spec.task_spec, label_separator)
+        suspects = (
+            None if label_separator else self._suspects(spec, base_model, training_data, encoding)
+        )
         with self._source() as connection:
             return audit(connection, sources, self._encoder_of(spec), spec, groups, suspects)
 
@@ -228,7 +233,7 @@ class Rows(Core):
             "validation": validation_data,
             "test": options.test_data,
         }
-        sources = sources_of(given, options.encoding, spec.task_spec)
+        sources = sources_of(given, options.encoding, spec.task_spec, options.label_separator)
         with self._source() as connection:
             limit, epochs = spec.row_limit // epochs_of(options), epochs_of(options)
             try:

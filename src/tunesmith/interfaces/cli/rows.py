@@ -81,6 +81,12 @@ def audit(
             "--encoding", help="Of text files; default: by their byte-order mark, else UTF-8."
         ),
     ] = "",
+    label_separator: Annotated[
+        str,
+        typer.Option(
+            "--label-separator", help="What stands between a row's labels, where they are one text."
+        ),
+    ] = "",
     write_view: Annotated[
         str, typer.Option("--write-view", help="Make a view of the training query with the fixes.")
     ] = "",
@@ -100,6 +106,7 @@ def audit(
         base_model=base,
         groups=group or (),
         encoding=encoding,
+        label_separator=label_separator,
     )
     rows = service.write_view(write_view, report.clean_sql) if write_view else 0
     print(

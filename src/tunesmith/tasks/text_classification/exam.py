@@ -7,7 +7,7 @@ from typing import Any
 
 from tunesmith.data import baseline
 from tunesmith.data.checks.measures import FOLDS, LEAST_SUSPECTED, suspect_labels
-from tunesmith.data.labels import macro_f1, macro_f1_interval
+from tunesmith.data.labels import macro_f1, macro_f1_interval, micro_f1
 from tunesmith.data.text_classification import Example, words
 from tunesmith.inference.engine import Completion, Sampling
 from tunesmith.models import classifier
@@ -68,8 +68,10 @@ class LabelExam(Exam[Example]):
         tuned, before, seed = answers["tuned"], answers[best], self.decided.seed
         found = macro_f1_interval(tuned, before, wanted, several, seed)
         names = ("difference", "low", "high")
+        micro = {a: micro_f1(given, wanted) for a, given in answers.items()} if several else {}
         return {
             "macro_f1": scores,
+            **({"micro_f1": micro} if several else {}),
             f"macro_f1 against {best}": dict(zip(names, found, strict=True)),
         }
 
