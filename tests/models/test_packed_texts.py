@@ -40,6 +40,28 @@ def drawn(n: int, seed: int, longest: int = 24) -> list[Text]:
     return [Text([2, *(draw.randint(4, 60) for _ in range(k - 2)), 3]) for k in lengths]
 
 
+def test_equal_texts_go_through_the_layers_once_and_teach_as_often_as_they_stand(
+    tmp_path: Path,
+) -> None:
+    model, texts = model_of(tmp_path, "bert"), drawn(4, 3)
+    repeated = [texts[i] for i in (0, 1, 0, 2, 3, 0, 2)]
+    weights = torch.linspace(-1, 1, 3 * len(repeated)).view(-1, 3).double()
+    seen: list[int] = []
+    hook = model.bert.embeddings.register_forward_hook(lambda *x: seen.append(x[-1].shape[1]))
+
+    def gradients(logits: torch.Tensor) -> list[torch.Tensor]:
+        model.zero_grad()
+        (logits * weights).sum().backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    found = gradients(classifier.logits(model, repeated))
+    assert seen == [sum(len(t.ids) for t in texts)]
+    hook.remove()
+    alone = torch.cat([classifier.logits(model, [t]) for t in repeated])
+    for a, b in zip(found, gradients(alone), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
 def model_of(folder: Path, kind: str) -> Any:
     return classifier.load(make_encoder(folder / kind, kind, **SHAPES[kind]), CPU, LABELS).double()
 

@@ -162,16 +162,25 @@ def groups(
 
 
 def logits(model: Any, texts: Sequence[Text]) -> Tensor:
-    """(B, C): texts in one sequence where the model takes them so, else padded."""
+    """(B, C): texts in one sequence where the model takes them so, equal ones once; else padded."""
     if packed_texts.can_pack(model, max(len(t.ids) for t in texts)):
-        held = features.held(model)
-        known = held.of([READER.key(t) for t in texts]) if held else None
-        if held is None or known is None:
-            return packed_texts.logits(model, texts)
-        states_SD = torch.cat(known)
-        return packed_texts.logits(model, texts, states_SD, None if held.keeps_one else held.below)
-    found: Tensor = model(**padded(model, texts)).logits
-    return found
+        distinct = {READER.key(t): t for t in texts}
+        found = _together(model, list(distinct), list(distinct.values()))
+        if len(distinct) == len(texts):
+            return found
+        places = {key: i for i, key in enumerate(distinct)}
+        return found[torch.tensor([places[READER.key(t)] for t in texts])]
+    given: Tensor = model(**padded(model, texts)).logits
+    return given
+
+
+def _together(model: Any, keys: Sequence[features.Key], texts: Sequence[Text]) -> Tensor:
+    held = features.held(model)
+    known = held.of(keys) if held else None
+    if held is None or known is None:
+        return packed_texts.logits(model, texts)
+    states_SD = torch.cat(known)
+    return packed_texts.logits(model, texts, states_SD, None if held.keeps_one else held.below)
 
 
 class Reader:
