@@ -7,8 +7,12 @@ import pytest
 import torch
 from test_packed_texts import CPU, LABELS, SHAPES, Text, drawn
 
-from conftest import make_encoder
-from tunesmith.models import classifier, embeddings
+from conftest import make_base, make_encoder
+from tunesmith.data.dataset import Row
+from tunesmith.data.examples import Example
+from tunesmith.data.template import Encoded
+from tunesmith.models import classifier, embeddings, loading
+from tunesmith.tasks import text_generation
 
 NAME = "embeddings.word_embeddings.weight"
 
@@ -38,24 +42,52 @@ def test_weights_are_those_of_the_whole_training(tmp_path: Path, kind: str) -> N
     steps = [drawn(6, seed) for seed in range(5)]
     plain, other = (loaded(tmp_path, kind) for _ in range(2))
     wanted = trained(plain, steps)
-    unread = Text([2, 50, 51, 3])
-    read = {i for texts in steps for t in texts for i in t.ids} - set(unread.ids[1:3])
-    steps_read = {i for texts in steps for t in texts for i in t.ids}
+    read = {i for texts in steps for t in texts for i in t.ids}
+    unread = Text([2, 71, 5, 72, 3])
     before = other.get_input_embeddings().weight.clone()
-    with embeddings.only_read(other, steps_read):
+    assert not {71, 72} & read and {2, 5, 3} <= read and len(before) > 72
+    with embeddings.only_read(other, read):
         found = trained(other, steps)
         rows = next(p for n, p in other.named_parameters() if n.endswith(NAME))
-        assert len(rows) <= len(steps_read) < len(before), "the name is kept, the rows are fewer"
+        assert len(rows) <= len(read) < len(before), "the name is kept, the rows are fewer"
         other.eval()
         inside = classifier.logits(other, [unread, steps[0][0]])
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=0.0)
     for (n, a), (_, b) in zip(plain.named_parameters(), other.named_parameters(), strict=True):
         torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-11, msg=n)
-    torch.testing.assert_close(classifier.logits(other.eval(), [unread, steps[0][0]]), inside)
+    outside = classifier.logits(other.eval(), [unread, steps[0][0]])
+    torch.testing.assert_close(inside, outside, rtol=1e-10, atol=1e-12)
     after = other.get_input_embeddings().weight
-    still = sorted(set(range(len(before))) - steps_read)
+    still = sorted(set(range(len(before))) - read)
     assert torch.equal(after[still], before[still])
     assert not torch.equal(after[sorted(read)], before[sorted(read)])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_language_model_learns_the_same_and_a_tied_one_is_left_alone(
+    tmp_path: Path, tied: bool
+) -> None:
+    base = make_base(tmp_path / "base", tie_word_embeddings=tied)
+    rows = [Encoded([5, 6, 7, 8, 9 + i], 2) for i in range(4)]
+    steps = [
+        [Example(Row(i, "", "", ""), r) for i, r in enumerate(rows[n : n + 2])] for n in (0, 2)
+    ]
+
+    def learnt(read: set[int]) -> dict[str, torch.Tensor]:
+        model = loading.load(base, CPU).double()
+        whole = model.get_input_embeddings()
+        with embeddings.only_read(model, read):
+            assert (model.get_input_embeddings() is whole) == (tied or not read)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+            for some in steps:
+                optimizer.zero_grad()
+                text_generation.losses(model, some)[0].sum().backward()
+                optimizer.step()
+        return dict(model.state_dict())
+
+    wanted, found = learnt(set()), learnt(text_generation.words([e for s in steps for e in s]))
+    for name, weight in wanted.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-9, atol=1e-12, msg=name)
 
 
 def test_what_was_learnt_stands_in_the_whole_after_an_error(tmp_path: Path) -> None:

@@ -164,12 +164,13 @@ def groups(
 def logits(model: Any, texts: Sequence[Text]) -> Tensor:
     """(B, C): texts in one sequence where the model takes them so, equal ones once; else padded."""
     if packed_texts.can_pack(model, max(len(t.ids) for t in texts)):
-        distinct = {READER.key(t): t for t in texts}
+        keys = [READER.key(t) for t in texts]
+        distinct = dict(zip(keys, texts, strict=True))
         found = _together(model, list(distinct), list(distinct.values()))
         if len(distinct) == len(texts):
             return found
         places = {key: i for i, key in enumerate(distinct)}
-        return found[torch.tensor([places[READER.key(t)] for t in texts])]
+        return found[torch.tensor([places[key] for key in keys])]
     given: Tensor = model(**padded(model, texts)).logits
     return given
 

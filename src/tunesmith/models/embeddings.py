@@ -62,7 +62,9 @@ def _embedding(plain: Any) -> nn.Embedding | None:
         found = plain.get_input_embeddings()
     except (NotImplementedError, AttributeError):  # of a model that reads no words
         return None
-    if type(found) is not nn.Embedding or not found.weight.requires_grad or found.max_norm:
+    if type(found) is not nn.Embedding or not found.weight.requires_grad:
+        return None
+    if found.max_norm or found.scale_grad_by_freq:
         return None
     uses = [p for _, p in plain.named_parameters(remove_duplicate=False) if p is found.weight]
     return found if len(uses) == 1 else None

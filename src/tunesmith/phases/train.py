@@ -1,6 +1,8 @@
 """RUNNING, in a child process of the worker: load the base, train, save. Writes only into its
 attempt's folder."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ def begin(work: Assignment) -> Training[Any]:
         for part in ("train", "validation")
     )
     place = loading.device_of(work.device)
-    base = task.load(spec, place, encoder, decided.precision, decided.dropout)
+    base = task.load(spec, place, encoder, decided)
     model = methods.METHODS[decided.method].prepare(base, decided)
     return Training(task, model, rows, validation, decided, task.rates(model, decided))
 
@@ -55,11 +57,7 @@ def run(work: Assignment, report: Report) -> None:
     }
     home, model = Path(work.home), training.model
     before = layers.digests(model)
-    every = [*training.rows, *training.validation]
-    # weights that decay do so in every step, whether a row reads them or not
-    read = set() if decided.weight_decay else task.words(every)
-    remembering = task.remembering(model, every, home, str(bound_to["base"]))
-    with embeddings.only_read(model, read), remembering as why:
+    with _sparing(training, home, str(bound_to["base"])) as why:
         if why:
             report(Warned(f"what the frozen layers give is computed in every pass: {why}"))
         if checkpoints.newest(work.attempts, bound_to) is None:  # a resumed one was quoted before
@@ -81,6 +79,17 @@ def run(work: Assignment, report: Report) -> None:
     }
     losses = (at.training_loss, at.best_loss)
     report(Trained(at.step, at.trained_tokens, *losses, at.stopped_by, used))
+
+
+@contextmanager
+def _sparing(training: Training[Any], home: Path, base: str) -> Iterator[str]:
+    """Inside, nothing is computed that no row needs or that is known; gives what `remembering`
+    gives. `base`: the fingerprint of its weights."""
+    task, model, rows = training.task, training.model, [*training.rows, *training.validation]
+    # weights that decay do so in every step, whether a row reads them or not
+    read = set() if training.decided.weight_decay else task.words(rows)
+    with embeddings.only_read(model, read), task.remembering(model, rows, home, base) as why:
+        yield why
 
 
 def _quote(work: Assignment, training: Training[Any], report: Report) -> int:
@@ -139,8 +148,9 @@ def _what_dropout_costs(work: Assignment, training: Training[Any], measured: Mea
     task, decided = training.task, training.decided
     with torch.random.fork_rng(devices=[]):
         base = task.load(work.spec, loading.device_of(work.device), work.encoder())
-        model = methods.METHODS[decided.method].prepare(base, decided)
-        without = rehearse(replace(training, model=model))
+        plain = replace(training, model=methods.METHODS[decided.method].prepare(base, decided))
+        with _sparing(plain, Path(work.home), catalog.fingerprint(work.spec)):
+            without = rehearse(plain)
     times = sum(measured.seconds) / sum(without.seconds)
     return f"dropout {decided.dropout:g}: a step takes {times:.1f} times as long as without it"
 

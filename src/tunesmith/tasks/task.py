@@ -122,9 +122,10 @@ class Exam(Generic[R]):
         """Figures of every arm's answers, which are no mean of rows and decide nothing."""
         return {}
 
-    def suspects(self, engine: Any) -> list[int]:
-        """Training rows, by number, whose answer looks wrong by what the base makes of them."""
-        return []
+    def suspects(self, engine: Any) -> list[int] | None:
+        """Training rows, by number, whose answer looks wrong by what the base makes of them; None
+        where that cannot be told."""
+        return None
 
     def predictions(self, answers: "Sequence[Completion]") -> list[dict[str, Any]]:
         """The tuned model's answers, row by row (row, label, predicted, probability), where a
@@ -149,11 +150,10 @@ class Task(Protocol):
         spec: ModelSpec,
         device: "torch.device",
         encoder: Any,
-        precision: str = "full",
-        dropout: float = 0.0,
+        decided: Decided | None = None,
     ) -> Any:
-        """The base as a model that a method can change. What is new in it is drawn by torch's
-        random numbers as they stand. `dropout`: of tasks whose spec reads that option."""
+        """The base as a model that a method can change, as the options of a job want it; without
+        them as it answers. What is new in it is drawn by torch's random numbers as they stand."""
 
     def load_tuned(self, folder: Path, device: "torch.device", encoder: Any) -> Any:
         """A model that was tuned whole."""

@@ -21,7 +21,7 @@ from torch import nn
 from tunesmith.data.rules import Sized
 from tunesmith.errors import DamagedFiles, NonFiniteLoss, OutOfMemory
 from tunesmith.models.layout import MICRO_TOKENS
-from tunesmith.models.methods import decoder_of, trained_tensors
+from tunesmith.models.methods import trained_tensors
 from tunesmith.options import Decided
 from tunesmith.phases.messages import Report, RowLosses, Started, Stepped, Warned
 from tunesmith.tasks.task import Task
@@ -342,9 +342,7 @@ def optimizer_step(
     """One update at `rate`; none where the loss or the gradient is no finite number. OutOfMemory
     before anything is updated."""
     began = time.monotonic()
-    # it visits every module, which takes longer than the step of a head; what a method's wrapper
-    # holds was loaded to answer, whatever the wrapper says of itself
-    if not (model.training and decoder_of(model).training):
+    if not model.training:  # it visits every module, which takes longer than the step of a head
         model.train()
     optimizer.zero_grad(set_to_none=True)
     with memory_guard(rows, micro_tokens):

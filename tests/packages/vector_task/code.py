@@ -50,8 +50,7 @@ def load(
     spec: ModelSpec,
     device: torch.device,
     encoder: int,
-    precision: str = "full",
-    dropout: float = 0.0,
+    decided: Decided | None = None,
 ) -> Model:
     return load_tuned(Path(spec.folder), device, encoder)
 

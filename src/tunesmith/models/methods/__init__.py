@@ -39,8 +39,9 @@ class Method:
     module: str
 
     def prepare(self, model: Any, decided: Decided) -> Any:
-        """The model with exactly its trained tensors requiring gradients."""
-        return self._laid_out(self._do.prepare(model, decided))
+        """The model with exactly its trained tensors requiring gradients, every part of it as one
+        that answers: a new wrapper says that it trains, whatever the mode of what it holds."""
+        return self._laid_out(self._do.prepare(model, decided)).eval()
 
     def save(self, model: Any, folder: Path, spec: ModelSpec) -> None:
         """Write what a plain library loads (PEFT, transformers)."""

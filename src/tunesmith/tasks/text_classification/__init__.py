@@ -42,9 +42,9 @@ def load(
     spec: ModelSpec,
     device: torch.device,
     encoder: TextEncoder,
-    precision: str = "full",
-    dropout: float = 0.0,
+    decided: Decided | None = None,
 ) -> Any:
+    dropout, precision = (decided.dropout, decided.precision) if decided else (0.0, "full")
     model = classifier.load(Path(spec.folder), device, encoder.labels, dropout=dropout)
     return loading.in_precision(model, precision)
 

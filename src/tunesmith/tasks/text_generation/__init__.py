@@ -33,10 +33,9 @@ def load(
     spec: ModelSpec,
     device: torch.device,
     encoder: Encoder,
-    precision: str = "full",
-    dropout: float = 0.0,
+    decided: Decided | None = None,
 ) -> PreTrainedModel:
-    return loading.load_base(spec, device, precision)
+    return loading.load_base(spec, device, decided.precision if decided else "full")
 
 
 def load_tuned(folder: Path, device: torch.device, encoder: Encoder) -> PreTrainedModel:
