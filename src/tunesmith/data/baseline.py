@@ -1,6 +1,7 @@
 """The linear model on words that every tuned model must beat, and the answers that it is fit for: a
 closed set. No torch."""
 
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from importlib.util import find_spec
@@ -11,7 +12,7 @@ from tunesmith.errors import MissingExtra
 MOST_CLASSES, LONGEST, SHARE = 200, 80, 0.2
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # inverse strengths that a probe chooses among
 ROWS_LIMIT = 20_000  # training rows; more cost minutes
-MOST_CELLS = 4_000_000  # rows times answers; beyond it logistic regression takes hours
+MOST_CELLS = 4_000_000  # rows times answers; logistic regression of more would take longest of all
 
 
 def is_closed_set(answers: Collection[str], rows: int) -> bool:
@@ -33,13 +34,12 @@ def fit(texts: Sequence[str], answers: Sequence[str], *, longest_gram: int = 2) 
         raise MissingExtra(what="the linear model on words", extra="audit")
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
-    from sklearn.neighbors import NearestCentroid
     from sklearn.pipeline import make_pipeline
 
     texts, answers = texts[:ROWS_LIMIT], answers[:ROWS_LIMIT]
     words = TfidfVectorizer(ngram_range=(1, longest_gram), token_pattern=r"\b\w+\b")
     is_large = len(texts) * len(set(answers)) > MOST_CELLS
-    last = NearestCentroid() if is_large else LogisticRegression(C=10, max_iter=1000)
+    last = _nearest() if is_large else LogisticRegression(C=10, max_iter=1000)
     return make_pipeline(words, last).fit(texts, answers)
 
 
@@ -62,6 +62,20 @@ def _one_vs_rest(penalty: float) -> Any:
     from sklearn.multiclass import OneVsRestClassifier
 
     return OneVsRestClassifier(LogisticRegression(C=penalty, max_iter=1000))
+
+
+def _nearest() -> Any:
+    """The class whose mean is nearest."""
+    from sklearn.neighbors import NearestCentroid
+
+    class Nearest(NearestCentroid):  # type: ignore[misc]
+        def fit(self, X: Any, y: Any) -> Any:
+            with warnings.catch_warnings():
+                # of deviations within a class, which only shrinking reads
+                warnings.simplefilter("ignore")
+                return super().fit(X, y)
+
+    return Nearest()
 
 
 def _ridge() -> Any:
@@ -94,7 +108,6 @@ def probe(
     class mean, or ridge regression where rows have several."""
     import numpy as np
     from sklearn.linear_model import LogisticRegression
-    from sklearn.neighbors import NearestCentroid
 
     mean, deviation = known.mean(), known.std() + 1e-12
     x, z = ((a.astype(np.float64) - mean) / deviation for a in (known, asked))
@@ -106,8 +119,8 @@ def probe(
         plain = LogisticRegression(C=penalty, max_iter=300)
         return (_one_vs_rest(penalty) if several else plain).fit(x[rows], y[rows])
 
-    if len(kept) * (1 + max((p for t in some for p in t), default=0)) > MOST_CELLS:
-        given = (_ridge() if several else NearestCentroid()).fit(x, y).predict(z)
+    if (y.size if several else len(y) * len(set(y.tolist()))) > MOST_CELLS:
+        given = (_ridge() if several else _nearest()).fit(x, y).predict(z)
         return _places(given) if several else [[int(i)] for i in given]
 
     order = np.random.default_rng(seed).permutation(len(kept))

@@ -237,13 +237,19 @@ def macro_f1_interval(
     return float(difference[0]), float(low), float(high)
 
 
+def _sets(
+    answers: Sequence[str], wanted: Sequence[str], several: bool
+) -> list[tuple[set[str], set[str]]]:
+    return [
+        (set(labels_of(a, several)), set(labels_of(w, several)))
+        for a, w in zip(answers, wanted, strict=True)
+    ]
+
+
 def micro_f1(answers: Sequence[str], wanted: Sequence[str]) -> float:
     """Of rows that may have several labels: the harmonic mean of precision and recall over all
     labels of all rows; 1 where there are none."""
-    pairs = [
-        (set(labels_of(a, True)), set(labels_of(w, True)))
-        for a, w in zip(answers, wanted, strict=True)
-    ]
+    pairs = _sets(answers, wanted, True)
     seen = sum(len(a) + len(w) for a, w in pairs)
     return 2 * sum(len(a & w) for a, w in pairs) / seen if seen else 1.0
 
@@ -251,10 +257,7 @@ def micro_f1(answers: Sequence[str], wanted: Sequence[str]) -> float:
 def macro_f1(answers: Sequence[str], wanted: Sequence[str], several: bool) -> float:
     """The mean over labels of the harmonic mean of precision and recall; labels that neither stand
     in a row nor are answered are left out."""
-    pairs = [
-        (set(labels_of(a, several)), set(labels_of(w, several)))
-        for a, w in zip(answers, wanted, strict=True)
-    ]
+    pairs = _sets(answers, wanted, several)
     hit: dict[str, int] = {}
     seen: dict[str, int] = {}
     for a, w in pairs:

@@ -74,9 +74,10 @@ class Probed:
 
 @dataclass(frozen=True)
 class Suspected:
-    """Training rows, by number, whose answers look wrong by what the base makes of them."""
+    """Training rows, by number, whose answers look wrong by what the base makes of them; None where
+    that cannot be told."""
 
-    rows: Sequence[int]
+    rows: Sequence[int] | None
 
 
 @dataclass(frozen=True)

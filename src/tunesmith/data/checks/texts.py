@@ -7,7 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 
 from tunesmith.data import baseline
-from tunesmith.data.checks.measures import FOLDS, LEAST_SUSPECTED, quantiles, suspect_labels
+from tunesmith.data.checks.measures import (
+    LEAST_SUSPECTED,
+    can_be_suspected,
+    quantiles,
+    suspect_labels,
+)
 from tunesmith.data.checks.rows import TEXTS, RowChecks
 from tunesmith.data.dataset import NORMAL
 from tunesmith.data.gate import literal
@@ -260,13 +265,16 @@ class TextChecks(RowChecks):
             "ORDER BY md5(prompt) LIMIT ?",
             SUSPECT_ROWS,
         )
-        counts = Counter(c for *_, c in rows)
-        rows = [r for r in rows if counts[r[2]] >= FOLDS]
-        if len(rows) < LEAST_SUSPECTED or len({c for *_, c in rows}) < 2:
+        rows = [rows[i] for i in can_be_suspected([c for *_, c in rows])]
+        if not rows:
             self._not_measured.append(
                 f"suspect labels: fewer than {LEAST_SUSPECTED} rows in classes of three or more"
             )
             return
+        usable = self._one("SELECT count(*) FROM usable WHERE source = 'training'")
+        if usable > SUSPECT_ROWS:
+            left = usable - SUSPECT_ROWS
+            self._not_measured.append(f"suspect labels of {left:,} rows: {SUSPECT_ROWS:,} at most")
         if self._suspects is None:
             suspects = suspect_labels([p for _, p, _ in rows], [c for *_, c in rows])
             found, read = sorted(rows[i][0] for i in suspects), "words"

@@ -1,12 +1,11 @@
 """The verdict rows as classifiers are asked them, beside what the base's own features tell without
 any tuning."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunesmith.data import baseline
-from tunesmith.data.checks.measures import FOLDS, LEAST_SUSPECTED, suspect_labels
+from tunesmith.data.checks.measures import can_be_suspected, suspect_labels
 from tunesmith.data.labels import macro_f1, macro_f1_interval, micro_f1
 from tunesmith.data.text_classification import Example, words
 from tunesmith.inference.engine import Completion, Sampling
@@ -16,7 +15,7 @@ from tunesmith.tasks.text_classification.calibration import calibration_error, w
 from tunesmith.tasks.text_classification.engine import Classifier
 
 MOST_PROBED = 20_000  # training rows of the linear probe
-MOST_SUSPECTED = 10_000  # of those whose labels are looked at: it takes a second for each hundred
+MOST_SUSPECTED = 20_000  # of more rows a model on words says which labels look wrong
 
 
 class LabelExam(Exam[Example]):
@@ -47,16 +46,15 @@ class LabelExam(Exam[Example]):
         )
         return {"linear": linear, "probe": [known_labels.text(places) for places in answers]}
 
-    def suspects(self, engine: Classifier) -> list[int]:
+    def suspects(self, engine: Classifier) -> list[int] | None:
         """By a linear model that was fitted on other rows."""
-        if engine.encoder.labels.several or not baseline.is_installed():
-            return []
-        counts = Counter(e.row.completion for e in self.train)
-        rows = [e for e in self.train if counts[e.row.completion] >= FOLDS][:MOST_SUSPECTED]
+        if engine.encoder.labels.several or len(self.train) > MOST_SUSPECTED:
+            return None
+        given = [e.row.completion for e in self.train]
+        rows = [self.train[i] for i in can_be_suspected(given)]
         names = [e.row.completion for e in rows]
-        is_closed = baseline.is_closed_set(set(names), len(names))
-        if len(rows) < LEAST_SUSPECTED or len(set(names)) < 2 or not is_closed:
-            return []
+        if not rows or not baseline.is_closed_set(set(names), len(names)):
+            return None
         found = suspect_labels(engine.over(rows, classifier.pooled).numpy(), names)
         return sorted(rows[i].row.row for i in found)
 
