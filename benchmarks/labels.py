@@ -21,6 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -116,23 +117,38 @@ def table_md(known: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def fill(
+    results: Path, run: Callable[..., dict[str, Any]], wanted: Sequence[tuple[Any, ...]], args: Any
+) -> dict[str, Any]:
+    """What is known of runs, by their names joined; those that are `wanted` and not there yet are
+    run first, and kept one by one."""
+    known: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
+    if args.only_docs:
+        return known
+    missing = {"|".join(map(str, w)): w for w in wanted}
+    with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(run, args.data, *w): k for k, w in missing.items() if k not in known}
+        for done in as_completed(waiting):
+            known[waiting[done]] = found = done.result()
+            results.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+            arms = ", ".join(f"{a} {v:.1%}" for a, v in found["arms"].items())
+            print(f"{waiting[done]}: {arms}, {found['seconds']:.0f} s", flush=True)
+    return known
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
     parser.add_argument("--data", default=str(ROOT.parent / "shared" / "data"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only-docs", action="store_true")
+    return parser
+
+
+def main() -> None:
+    parser = arguments()
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     args = parser.parse_args()
-    known: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    wanted = [(m, s) for s in args.seeds for m in METHODS if f"{m}|{s}" not in known]
-    if not args.only_docs:
-        with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
-            waiting = {pool.submit(run, args.data, m, s): f"{m}|{s}" for m, s in wanted}
-            for done in as_completed(waiting):
-                known[waiting[done]] = found = done.result()
-                RESULTS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
-                arms = ", ".join(f"{a} {v:.1%}" for a, v in found["arms"].items())
-                print(f"{waiting[done]}: {arms}, {found['seconds']:.0f} s", flush=True)
+    known = fill(RESULTS, run, [(m, n) for n in args.seeds for m in METHODS], args)
     marked.write("labels.md", {"banking77": table_md(known)})
 
 

@@ -19,7 +19,6 @@ predictions, written before the first run:
 - HateCheck after Davidson: under 60 % right, with more than ten points between groups.
 """
 
-import argparse
 import json
 import os
 import random
@@ -27,8 +26,6 @@ import statistics
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +35,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import duckdb
 import labels as banking
 import marked
-from base import ROOT
 
 BASE, COLUMNS = "all-minilm-l6-v2", ("text", "label")
 RESULTS = Path(__file__).parent / "results" / "labels_evidence.json"
@@ -134,9 +130,7 @@ def scores_md(known: dict[str, Any]) -> str:
     ]
     for table, options in RUNS:
         found = [r for k, r in known.items() if k.startswith(f"{table}|{options}|")]
-        if table == "banking77":
-            continue
-        if not found:
+        if table == "banking77" or not found:
             continue
         arms = {a: statistics.median(r["arms"][a] for r in found) for a in found[0]["arms"]}
         each = "; ".join(f"{r['against']} {points(r['low'], r['high'])}" for r in found)
@@ -194,21 +188,9 @@ def groups_md(known: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", default=str(ROOT.parent / "shared" / "data"))
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--only-docs", action="store_true")
-    args = parser.parse_args()
-    known: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    wanted = [(t, o, s) for t, o in RUNS for s in range(SEEDS[t]) if f"{t}|{o}|{s}" not in known]
-    if not args.only_docs:
-        with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
-            waiting = {pool.submit(run, args.data, *w): "|".join(map(str, w)) for w in wanted}
-            for done in as_completed(waiting):
-                known[waiting[done]] = found = done.result()
-                RESULTS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
-                arms = ", ".join(f"{a} {v:.1%}" for a, v in found["arms"].items())
-                print(f"{waiting[done]}: {arms}, {found['seconds']:.0f} s", flush=True)
+    args = banking.arguments().parse_args()
+    wanted = [(t, o, s) for t, o in RUNS for s in range(SEEDS[t])]
+    known = banking.fill(RESULTS, run, wanted, args)
     marked.write(
         "evidence.md",
         {"labels": scores_md(known), "rates": rates_md(known), "hatecheck": groups_md(known)},
