@@ -38,9 +38,11 @@ from tunesmith.errors import (
 from tunesmith.jobs import Job
 from tunesmith.models import classifier, head, methods
 from tunesmith.tasks import text_classification
+from tunesmith.tasks.task import Agreement
 from tunesmith.tasks.text_classification import calibration
-from tunesmith.tasks.text_classification.engine import Classifier
+from tunesmith.tasks.text_classification.engine import Classifier, Text
 from tunesmith.tasks.text_classification.losses import label_losses
+from tunesmith.tasks.text_classification.probes import Probes
 
 FAST = {"learning_rate": 3e-3, "head_rate": 1, "max_epochs": 10, "batch_size": 4}
 
@@ -597,6 +599,20 @@ def test_probes_tell_another_model_apart_and_know_their_own(tiny_encoder: Path) 
     other = probes.replay(model)
     assert other.equal < probes.count and other.kl > 0
     assert probes.differing(own, own) == 0
+
+
+@pytest.mark.parametrize(
+    ("n", "moved", "seen"), [(2, 5e-4, 0), (2, 2e-3, 1), (100, 5e-4, 0), (5000, 5e-4, 1)]
+)
+def test_what_counts_as_tuned_is_seen_among_few_labels_and_among_thousands(
+    n: int, moved: float, seen: int
+) -> None:
+    even = torch.full((1, n), 1 / n)
+    other = even.clone()
+    other[0, 0] += moved
+    probes = Probes([Text([2, 5, 3], None)], even)
+    a, b = (Agreement(1, 0, 1.0, 0.0, p) for p in (even, other))
+    assert probes.differing(a, b) == seen and probes.differing(a, a) == 0
 
 
 def test_an_adapter_brings_its_head_and_no_other_part(tiny_encoder: Path, tmp_path: Path) -> None:

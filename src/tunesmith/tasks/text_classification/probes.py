@@ -24,6 +24,7 @@ from tunesmith.tasks.text_classification.engine import Classifier, Text, probabi
 PROBES = 48
 EQUAL = 1e-5  # largest difference of a probability in float32
 DIFFERENT = 1e-3  # a probability that moved by less has not been tuned
+OF_EVEN = 0.1  # likewise, as a share of what each of very many labels has where all are as likely
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class Probes:
         )
 
     def differing(self, a: Agreement, b: Agreement) -> int:
-        return int(((a.seen - b.seen).abs().amax(-1) > DIFFERENT).sum())
+        least = min(DIFFERENT, OF_EVEN / a.seen.shape[-1])
+        return int(((a.seen - b.seen).abs().amax(-1) > least).sum())
 
 
 @torch.no_grad()
